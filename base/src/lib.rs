@@ -1,0 +1,13 @@
+//! Words that every Coracle crate shares: identities, the run format, checksums, little-endian codecs, bounds.
+//!
+//! Invariants: no I/O, no policy, no state that lives longer than a call; nothing here is used by one crate only.
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod codec;
+pub mod ids;
+pub mod limits;
+pub mod run;
+
+pub use ids::{GroupId, Index, NodeId, ShardId, Term};
+pub use run::{EntryBatch, EntryHeader, EntryKind, EntryRef, RunError, RunHeader, RunRef};

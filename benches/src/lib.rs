@@ -1,0 +1,1 @@
+//! The package's own code is in benches/: one file per question asked.
