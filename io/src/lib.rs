@@ -11,7 +11,9 @@
 pub mod clock;
 pub mod disk;
 pub mod net;
+pub mod ring;
 
 pub use clock::Clock;
 pub use disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 pub use net::{ConnId, Net, NetError, NetEvent};
+pub use ring::Buffer;
