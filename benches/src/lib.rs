@@ -1,1 +1,2 @@
-//! The package's own code is in benches/: one file per question asked.
+//! The package has no code of its own: its benches are in benches/, one file per question asked.
+#![forbid(unsafe_code)]

@@ -1,1 +1,69 @@
-fn main() {}
+//! The one front door for development: the same commands on a laptop and in CI.
+//!
+//! Invariants: (1) every command is a list of steps that a person can also type, and prints each before it runs it;
+//! (2) the first step that fails ends the command with exit code 1.
+#![forbid(unsafe_code)]
+
+mod steps;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use steps::{Error, Step};
+
+/// Coracle's development commands. Before each commit: cargo xtask check
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, docs, tests, tidy: before each commit.
+    Check,
+    /// Format, tidy, lints and docs: `check` without running anything.
+    Lint,
+    /// All tests, or those whose name contains NAME.
+    Test {
+        /// Part of a test's name.
+        name: Option<String>,
+    },
+    /// House rules that no compiler checks: dependency direction, where unsafe code may be, file length and the like.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let root = workspace_root();
+    let outcome = match Cli::parse().command {
+        Command::Check => lint(&root).and_then(|()| steps::run(&root, &[Step::test(None)])),
+        Command::Lint => lint(&root),
+        Command::Test { name } => steps::run(&root, &[Step::test(name.as_deref())]),
+        Command::Tidy => tidy::run(&root),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The cheap steps first, so that a slip is told soon.
+fn lint(root: &Path) -> Result<(), Error> {
+    steps::run(root, &[Step::format()])?;
+    tidy::run(root)?;
+    steps::run(root, &[Step::lints(), Step::docs()])
+}
+
+/// The folder above this package's own.
+fn workspace_root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}

@@ -1,0 +1,135 @@
+//! Steps: other programs that a command runs, one after the other, each printed as a person would type it.
+
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// Why a command of xtask ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A step ran and was not content.
+    #[error("`{step}` failed ({status})")]
+    Failed {
+        /// As typed.
+        step: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A step could not even be started.
+    #[error("`{step}` cannot be started: {source}")]
+    NotStarted {
+        /// As typed.
+        step: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the workspace cannot be read.
+    #[error("{path}: {source}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `cargo metadata` printed something else than expected.
+    #[error("cargo metadata: {what}")]
+    Metadata {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Tidy has told its findings already.
+    #[error("tidy: {findings} findings")]
+    Untidy {
+        /// How many.
+        findings: usize,
+    },
+}
+
+/// One program with its arguments and environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Step {
+    words: Vec<String>,
+    env: Vec<(&'static str, &'static str)>,
+}
+
+impl Step {
+    fn cargo(words: &[&str]) -> Self {
+        let words = std::iter::once("cargo").chain(words.iter().copied()).map(str::to_owned).collect();
+        Self { words, env: Vec::new() }
+    }
+
+    /// The format of every file.
+    pub(crate) fn format() -> Self {
+        Self::cargo(&["fmt", "--all", "--check"])
+    }
+
+    /// Clippy and rustc, on every target, warnings denied.
+    pub(crate) fn lints() -> Self {
+        Self::cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+    }
+
+    /// The documentation, warnings denied.
+    pub(crate) fn docs() -> Self {
+        let mut step =
+            Self::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
+        step.env.push(("RUSTDOCFLAGS", "-D warnings"));
+        step
+    }
+
+    /// README's test command, narrowed to tests whose name contains `name`.
+    pub(crate) fn test(name: Option<&str>) -> Self {
+        let mut step = Self::cargo(&["test", "--workspace", "--locked"]);
+        step.words.extend(name.map(str::to_owned));
+        step
+    }
+
+    fn typed(&self) -> String {
+        let env = self.env.iter().map(|(name, value)| format!("{name}='{value}'"));
+        env.chain(self.words.iter().cloned()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "tells a person how long a step took")]
+    fn run(&self, root: &Path) -> Result<(), Error> {
+        eprintln!("== {}", self.typed());
+        let started = std::time::Instant::now();
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).envs(self.env.iter().copied()).current_dir(root);
+        let status = command.status().map_err(|source| Error::NotStarted { step: self.typed(), source })?;
+        if !status.success() {
+            return Err(Error::Failed { step: self.typed(), status });
+        }
+        eprintln!("== done in {} s", started.elapsed().as_secs());
+        Ok(())
+    }
+}
+
+/// Runs `steps` in order, up to the first that fails.
+pub(crate) fn run(root: &Path, steps: &[Step]) -> Result<(), Error> {
+    steps.iter().try_for_each(|step| step.run(root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readme_ci_and_xtask_use_one_test_command() {
+        let typed = Step::test(None).typed();
+        assert!(
+            include_str!("../../README.md").lines().any(|line| line == typed),
+            "README.md does not say {typed}"
+        );
+        assert!(
+            include_str!("../../.ci/run").contains(&format!("step {typed}\n")),
+            ".ci/run does not run {typed}"
+        );
+    }
+
+    #[test]
+    fn a_failing_step_ends_the_command() {
+        let step = |word: &str| Step { words: vec![word.to_owned()], env: Vec::new() };
+        let root = Path::new(".");
+        run(root, &[step("true")]).unwrap();
+        assert!(matches!(run(root, &[step("false"), step("true")]), Err(Error::Failed { .. })));
+        assert!(matches!(run(root, &[step("no-such-program")]), Err(Error::NotStarted { .. })));
+    }
+}
