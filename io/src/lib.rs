@@ -11,9 +11,11 @@
 pub mod clock;
 pub mod disk;
 pub mod net;
+pub mod park;
 pub mod ring;
 
 pub use clock::Clock;
 pub use disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 pub use net::{ConnId, Net, NetError, NetEvent};
+pub use park::{Park, Waker};
 pub use ring::Buffer;
