@@ -8,7 +8,7 @@ use super::tree::Source;
 use super::{Finding, find};
 
 /// Documents whose tables are claims.
-const DOCUMENTS: [&str; 2] = ["docs/FEATURES.md", "docs/TESTING.md"];
+const DOCUMENTS: [&str; 3] = ["docs/FEATURES.md", "docs/FORMAT.md", "docs/TESTING.md"];
 
 /// A test function and the package folder it is in.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +115,7 @@ mod tests {
         let source = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
         let sources = [
             source("docs/FEATURES.md", features),
+            source("docs/FORMAT.md", "nothing claimed\n"),
             source("docs/TESTING.md", "nothing claimed\n"),
             source(
                 "engine/raft/src/log.rs",
