@@ -1,0 +1,9 @@
+//! What the bench programs share: how sizes are written, what latencies were, what a process has used.
+//!
+//! Invariants: (1) load and measurement only, the code under test is reached through the crates' public faces; (2) a
+//! number is taken from a clock, a counter of the kernel or the code under test, and never estimated.
+#![forbid(unsafe_code)]
+
+pub mod latency;
+pub mod size;
+pub mod usage;
