@@ -10,6 +10,8 @@
 
 pub mod clock;
 pub mod disk;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod net;
 pub mod park;
 pub mod ring;

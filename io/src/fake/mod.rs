@@ -1,0 +1,18 @@
+//! The simulated edge of the world: a disk, a network and a clock that obey a seed, with every fault we know of.
+//!
+//! Invariants: (1) same seed and same calls, same behaviour, on any machine: no floating point, no unordered map, no
+//! address and no real clock takes part; (2) a fault happens only when asked for, by name or by a rate, and is counted.
+
+mod clock;
+mod crash;
+mod device;
+mod disk;
+mod faults;
+mod image;
+mod pending;
+
+pub use clock::FakeClock;
+pub use crash::{CrashImages, CrashLimits, CrashPolicy};
+pub use disk::{Completing, FakeDisk, InFlight, Latency};
+pub use faults::{Damage, DiskRates, OpKind};
+pub use image::DiskImage;
