@@ -57,9 +57,7 @@ pub struct Buffer {
     len: usize,
     capacity: usize,
     /// Keeps the memory alive.
-    _arena: Arc<Arena>,
-    /// Its number in the ring's registered pool, if it is of that pool.
-    registered: Option<u16>,
+    arena: Arc<Arena>,
 }
 
 // SAFETY: a Buffer is the only access to its part of the arena, like a Vec to its heap block.
@@ -69,21 +67,21 @@ impl Buffer {
     /// An empty buffer with room for at least `bytes`, rounded up to whole blocks.
     pub fn with_capacity(bytes: usize) -> Self {
         let arena = Arc::new(Arena::new(bytes));
-        Self { start: arena.start, len: 0, capacity: arena.bytes(), _arena: arena, registered: None }
+        Self { start: arena.start, len: 0, capacity: arena.bytes(), arena }
     }
 
-    /// Cuts `arena` into buffers of `bytes` each, numbered from 0 for registration with a ring.
-    pub(crate) fn pool(arena: Arena, bytes: usize) -> Vec<Self> {
-        assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES), "pool buffers are whole blocks");
-        let arena = Arc::new(arena);
-        (0..arena.bytes() / bytes)
-            .map(|i| Self {
-                // SAFETY: (i + 1) * bytes is at most the arena's size, and the parts do not overlap.
-                start: unsafe { arena.start.add(i * bytes) },
-                len: 0,
-                capacity: bytes,
-                _arena: arena.clone(),
-                registered: Some(i as u16),
+    /// Cuts a fresh `arena` into buffers of these sizes, from its start.
+    pub(crate) fn cut(arena: &Arc<Arena>, sizes: impl Iterator<Item = usize>) -> Vec<Self> {
+        assert_eq!(Arc::strong_count(arena), 1, "nobody else may cut it");
+        let mut at = 0;
+        sizes
+            .map(|bytes| {
+                assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES), "pool buffers are whole blocks");
+                assert!(bytes <= arena.bytes() - at, "the arena is too small for these buffers");
+                // SAFETY: [at, at + bytes) lies in the arena, as just checked, and no other buffer has a part of it.
+                let start = unsafe { arena.start.add(at) };
+                at += bytes;
+                Self { start, len: 0, capacity: bytes, arena: arena.clone() }
             })
             .collect()
     }
@@ -115,12 +113,9 @@ impl Buffer {
         }
     }
 
-    pub(crate) fn registered(&self) -> Option<u16> {
-        self.registered
-    }
-
-    pub(crate) fn address(&self) -> *mut u8 {
-        self.start.as_ptr()
+    /// Whether its memory is a part of `arena`.
+    pub(crate) fn is_of(&self, arena: &Arc<Arena>) -> bool {
+        Arc::ptr_eq(&self.arena, arena)
     }
 }
 
@@ -158,7 +153,7 @@ mod tests {
     #[test]
     fn grows_shrinks_and_clears_what_was_there() {
         let mut buf = Buffer::with_capacity(10);
-        assert_eq!((buf.capacity(), buf.address() as usize % BLOCK_BYTES), (BLOCK_BYTES, 0));
+        assert_eq!((buf.capacity(), buf.as_ptr() as usize % BLOCK_BYTES), (BLOCK_BYTES, 0));
         buf.put(b"abc");
         buf.resize(1);
         buf.resize(4);
@@ -167,14 +162,14 @@ mod tests {
 
     #[test]
     fn pooled_buffers_do_not_overlap_and_outlive_the_pool() {
-        let mut pool = Buffer::pool(Arena::new(4 * BLOCK_BYTES), BLOCK_BYTES);
-        assert_eq!(pool.len(), 4);
+        let arena = Arc::new(Arena::new(4 * BLOCK_BYTES));
+        let mut pool = Buffer::cut(&arena, [BLOCK_BYTES; 4].into_iter());
         for (i, buf) in pool.iter_mut().enumerate() {
             buf.resize(BLOCK_BYTES);
             buf.fill(i as u8);
         }
         let last = pool.pop().unwrap();
-        drop(pool);
+        drop((pool, arena));
         assert!(last.iter().all(|b| *b == 3));
     }
 }

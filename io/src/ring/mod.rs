@@ -6,14 +6,24 @@
 
 mod buffer;
 mod clock;
+mod core;
+mod disk;
+mod ops;
+mod park;
+mod pool;
+mod probe;
 mod sys;
+mod task;
 mod threads;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use self::core::{Ring, RingOptions, SharedRing};
 pub use buffer::Buffer;
 pub use clock::RealClock;
+pub use disk::{DiskOptions, RingDisk, Strategy};
+pub use park::RingPark;
 pub use threads::{allowed_cores, pin_to_core};
 
 use crate::DiskError;

@@ -1,0 +1,468 @@
+//! The real [`Disk`]: a locked directory on a ring. Starting an operation queues its first ring operation; each
+//! completion queues the next (task.rs) or becomes a [`DiskDone`].
+//!
+//! Invariants: (1) each operation has one ring operation in flight, which owns its buffer and its file; (2) file
+//! numbers are never used again, so a stale one is an error and never another file; (3) the lock outlives every
+//! operation: a disk that is dropped first waits for the kernel.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::mem::{self, ManuallyDrop};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coracle_base::limits::BLOCK_BYTES;
+use slab::Slab;
+
+use super::core::{ClientId, Completion, SharedRing};
+use super::ops::{RingOp, Transfer, WriteThrough};
+use super::probe::{self, FileSystem};
+use super::task::{FILL_PIECE_BYTES, Next, Step, Task};
+use super::{Buffer, disk_error, path_error};
+use crate::disk::DirEntry;
+use crate::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+
+/// The file whose lock says that the directory is in use. Not part of the listing.
+const LOCK_FILE: &str = "LOCK";
+
+/// How a write to a file opened as [`FileMode::Durable`] gets to the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// O_DIRECT, each write with O_DSYNC: the fastest that is durable.
+    #[default]
+    Direct,
+    /// O_DIRECT, then fdatasync.
+    DirectFsync,
+    /// Through the page cache, then fdatasync.
+    Buffered,
+    /// Through the page cache, each write with O_SYNC.
+    Sync,
+    /// Not at all: **a power loss loses acknowledged data**. For tests and benches.
+    None,
+}
+
+impl Strategy {
+    fn wants_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::DirectFsync | Self::None)
+    }
+
+    /// How to write to a durable file, and whether a sync must follow.
+    fn write(self) -> (WriteThrough, bool) {
+        match self {
+            Self::Direct => (WriteThrough::Data, false),
+            Self::Sync => (WriteThrough::All, false),
+            Self::DirectFsync | Self::Buffered => (WriteThrough::No, true),
+            Self::None => (WriteThrough::No, false),
+        }
+    }
+
+    fn is_durable(self) -> bool {
+        self != Self::None
+    }
+}
+
+/// How a directory is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskOptions {
+    /// Refuse the directory if anybody else has it open, and keep others out. Tools that only look do without.
+    pub lock: bool,
+    /// What durable means.
+    pub strategy: Strategy,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        Self { lock: true, strategy: Strategy::Direct }
+    }
+}
+
+struct OpenFile {
+    file: Arc<File>,
+    path: Rc<Path>,
+    mode: FileMode,
+}
+
+struct Pending {
+    token: u64,
+    path: Rc<Path>,
+    task: Task,
+}
+
+/// How a disk operation begins: with a ring operation, or it is over at once.
+enum Begin {
+    Task(Rc<Path>, Step, RingOp),
+    Done(DiskOk, Option<Buffer>),
+}
+
+/// A directory on a ring.
+pub struct RingDisk {
+    ring: SharedRing,
+    client: ClientId,
+    root: PathBuf,
+    dir: Arc<File>,
+    lock: Option<File>,
+    file_system: FileSystem,
+    strategy: Strategy,
+    files: BTreeMap<FileId, OpenFile>,
+    next_file: u32,
+    pending: Slab<Pending>,
+    ready: Vec<DiskDone>,
+}
+
+impl RingDisk {
+    /// Opens a directory, and creates it if it is missing. Blocks: for start-up.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`] if somebody else has it; [`DiskError::Denied`] and the like.
+    pub fn open(ring: &SharedRing, root: &Path, options: DiskOptions) -> Result<Self, DiskError> {
+        create_dir_durably(root)?;
+        let root = root.canonicalize().map_err(|error| path_error(root, "open", &error))?;
+        let dir = File::open(&root).map_err(|error| path_error(&root, "open", &error))?;
+        let lock = if options.lock { Some(lock_dir(&root)?) } else { None };
+        let file_system = probe::file_system(&dir, &root)?;
+        if !options.strategy.is_durable() {
+            tracing::warn!(dir = %root.display(), "strategy `none`: a power loss loses acknowledged data");
+        } else if !file_system.direct {
+            tracing::warn!(dir = %root.display(), file_system = file_system.name, "no O_DIRECT here");
+        }
+        let client = ring.borrow_mut().add_client();
+        Ok(Self {
+            ring: ring.clone(),
+            client,
+            root,
+            dir: Arc::new(dir),
+            lock,
+            file_system,
+            strategy: options.strategy,
+            files: BTreeMap::new(),
+            next_file: 0,
+            pending: Slab::new(),
+            ready: Vec::new(),
+        })
+    }
+
+    fn begin(&mut self, op: DiskOp) -> Result<Begin, (DiskError, Option<Buffer>)> {
+        let begun = match op {
+            DiskOp::Read { file, offset, buf } => {
+                match self.check_transfer("read", file, offset, buf.len()) {
+                    Ok(open) => return Ok(begin_read(open, offset, buf)),
+                    Err(error) => return Err((error, Some(buf))),
+                }
+            }
+            DiskOp::Write { file, offset, buf } => {
+                match self.check_transfer("write", file, offset, buf.len()) {
+                    Ok(open) => return Ok(self.begin_write(open, offset, buf)),
+                    Err(error) => return Err((error, Some(buf))),
+                }
+            }
+            DiskOp::Open { path, mode } => self.begin_open(&path, mode),
+            DiskOp::Fill { file, offset, bytes } => self.begin_fill(file, offset, bytes),
+            DiskOp::Sync { file } => self.begin_sync(file),
+            DiskOp::SyncDir { path } => self.begin_sync_dir(&path),
+            DiskOp::Rename { from, to } => self.begin_rename(&from, &to),
+            DiskOp::Unlink { path } => self.begin_unlink(&path),
+            DiskOp::Close { file } => self.begin_close(file),
+        };
+        begun.map_err(|error| (error, None))
+    }
+
+    fn begin_open(&mut self, path: &Path, mode: FileMode) -> Result<Begin, DiskError> {
+        if mode == FileMode::Durable {
+            self.check_durable()?;
+        }
+        let direct = self.file_system.direct && self.strategy.wants_direct();
+        let access = if mode == FileMode::Read { libc::O_RDONLY } else { libc::O_RDWR | libc::O_CREAT };
+        let flags = access | if direct { libc::O_DIRECT } else { 0 };
+        let name = self.name("open", path)?;
+        Ok(Begin::Task(path.into(), Step::Open { mode }, RingOp::Open { dir: self.dir.clone(), name, flags }))
+    }
+
+    /// Whether this file system can keep what the strategy promises.
+    fn check_durable(&self) -> Result<(), DiskError> {
+        let FileSystem { name, direct, volatile } = &self.file_system;
+        let dir = self.root.display();
+        let (what, hint) = match self.strategy {
+            Strategy::None => return Ok(()),
+            _ if *volatile => (
+                format!("{dir} is on {name}, which keeps nothing over a power loss"),
+                "use another directory, or the strategy `none` for tests",
+            ),
+            Strategy::Direct | Strategy::DirectFsync if !direct => (
+                format!("{dir} is on {name}, which cannot do O_DIRECT in blocks of {BLOCK_BYTES} bytes"),
+                "use the strategy `buffered` or `sync`",
+            ),
+            _ => return Ok(()),
+        };
+        Err(DiskError::Unsupported { what, hint: hint.into() })
+    }
+
+    fn begin_write(&self, open: &OpenFile, offset: u64, buf: Buffer) -> Begin {
+        if buf.is_empty() {
+            return Begin::Done(DiskOk::Done, Some(buf));
+        }
+        let (through, sync_after) = match open.mode {
+            FileMode::Durable => self.strategy.write(),
+            FileMode::Read | FileMode::Write => (WriteThrough::No, false),
+        };
+        let transfer = Transfer { file: open.file.clone(), offset, buf, at: 0 };
+        Begin::Task(open.path.clone(), Step::Write { sync_after }, RingOp::Write(transfer, through))
+    }
+
+    fn begin_fill(&mut self, file: FileId, offset: u64, bytes: u64) -> Result<Begin, DiskError> {
+        let open = self.check_transfer("fill", file, offset, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        if bytes == 0 {
+            return Ok(Begin::Done(DiskOk::Done, None));
+        }
+        let reserve = RingOp::Allocate { file: open.file.clone(), offset, bytes };
+        let path = open.path.clone();
+        let zeros = self.buffer(FILL_PIECE_BYTES.min(bytes as usize));
+        Ok(Begin::Task(path, Step::Reserve { zeros }, reserve))
+    }
+
+    fn begin_sync(&self, file: FileId) -> Result<Begin, DiskError> {
+        let open = self.file("sync", file)?;
+        if self.strategy == Strategy::None {
+            return Ok(Begin::Done(DiskOk::Done, None));
+        }
+        let sync = RingOp::Sync { file: open.file.clone(), data_only: true };
+        Ok(Begin::Task(open.path.clone(), Step::Sync, sync))
+    }
+
+    fn begin_sync_dir(&self, path: &Path) -> Result<Begin, DiskError> {
+        if path.as_os_str().is_empty() {
+            let sync = RingOp::Sync { file: self.dir.clone(), data_only: false };
+            return Ok(Begin::Task(path.into(), Step::Sync, sync));
+        }
+        let name = self.name("sync", path)?;
+        let open = RingOp::Open { dir: self.dir.clone(), name, flags: libc::O_RDONLY | libc::O_DIRECTORY };
+        Ok(Begin::Task(path.into(), Step::OpenDir, open))
+    }
+
+    fn begin_rename(&self, from: &Path, to: &Path) -> Result<Begin, DiskError> {
+        let names = (self.name("rename", from)?, self.name("rename", to)?);
+        let rename = RingOp::Rename { dir: self.dir.clone(), from: names.0, to: names.1 };
+        Ok(Begin::Task(from.into(), Step::Rename, rename))
+    }
+
+    fn begin_unlink(&self, path: &Path) -> Result<Begin, DiskError> {
+        let unlink = RingOp::Unlink { dir: self.dir.clone(), name: self.name("unlink", path)? };
+        Ok(Begin::Task(path.into(), Step::Unlink, unlink))
+    }
+
+    fn begin_close(&mut self, file: FileId) -> Result<Begin, DiskError> {
+        self.file("close", file)?;
+        let Some(open) = self.files.remove(&file) else { return Ok(Begin::Done(DiskOk::Done, None)) };
+        Ok(match Arc::try_unwrap(open.file) {
+            Ok(file) => {
+                let file = ManuallyDrop::new(file);
+                Begin::Task(open.path, Step::Close, RingOp::Close { file })
+            }
+            // Something is still in flight on it, against the rules: that operation's end closes it.
+            Err(_) => Begin::Done(DiskOk::Done, None),
+        })
+    }
+
+    fn file(&self, op: &'static str, file: FileId) -> Result<&OpenFile, DiskError> {
+        let unknown = || disk_error(&self.root.join(format!("file number {}", file.0)), op, libc::EBADF);
+        self.files.get(&file).ok_or_else(unknown)
+    }
+
+    /// Refuses what O_DIRECT would refuse, on every file system alike.
+    fn check_transfer(
+        &self,
+        op: &'static str,
+        file: FileId,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<&OpenFile, DiskError> {
+        let open = self.file(op, file)?;
+        let aligned = offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.is_multiple_of(BLOCK_BYTES);
+        let end = offset.checked_add(bytes as u64).filter(|end| *end <= i64::MAX as u64);
+        if aligned && end.is_some() {
+            return Ok(open);
+        }
+        let reason =
+            format!("{bytes} bytes at offset {offset} are not whole blocks of {BLOCK_BYTES} in a file");
+        Err(DiskError::Failed { path: self.root.join(&open.path), op, code: libc::EINVAL, reason })
+    }
+
+    /// A path for the kernel: it must stay within the disk's directory.
+    fn name(&self, op: &'static str, path: &Path) -> Result<CString, DiskError> {
+        let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+        let name = CString::new(path.as_os_str().as_bytes()).ok().filter(|name| inside && !name.is_empty());
+        name.ok_or_else(|| disk_error(&self.root.join(path), op, libc::EINVAL))
+    }
+
+    fn push(&mut self, pending: Pending, op: RingOp) {
+        let key = self.pending.insert(pending);
+        self.ring.borrow_mut().push(self.client, key as u64, op);
+    }
+
+    /// Takes our completions off the ring, each to its operation's next step or end.
+    fn advance(&mut self) {
+        loop {
+            // A statement of its own: the ring must not stay borrowed while the operation goes on.
+            let completion = self.ring.borrow_mut().take(self.client);
+            let Some(completion) = completion else { break };
+            self.on_completion(completion);
+        }
+        self.ring.borrow_mut().set_ready(self.client, !self.ready.is_empty());
+    }
+
+    fn on_completion(&mut self, Completion { token: key, result, op }: Completion) {
+        let Some(op) = op else { return }; // more to come: no operation of ours is of that kind
+        let Pending { token, path, task } = self.pending.remove(key as usize);
+        let (name, is_fill) = (task.name(), task.is_fill());
+        let (result, buf) = match task.on_completion(result, op) {
+            Next::Push(task, op) => return self.push(Pending { token, path, task }, op),
+            Next::Opened(file, mode) => (self.on_opened(file, mode, &path), None),
+            Next::Done(ok, buf) => (Ok(ok), buf),
+            Next::Failed(code, buf) => (Err(disk_error(&self.root.join(&path), name, code)), buf),
+        };
+        let buf = match buf {
+            Some(zeros) if is_fill => {
+                self.recycle(zeros);
+                None
+            }
+            buf => buf,
+        };
+        self.ready.push(DiskDone { token, result, buf });
+    }
+
+    fn on_opened(&mut self, file: File, mode: FileMode, path: &Rc<Path>) -> Result<DiskOk, DiskError> {
+        // A plain call: the inode is in memory, we have just opened it.
+        let metadata = file.metadata().map_err(|error| path_error(&self.root.join(path), "open", &error))?;
+        if metadata.is_dir() {
+            return Err(disk_error(&self.root.join(path), "open", libc::EISDIR));
+        }
+        let id = FileId(self.next_file);
+        self.next_file += 1;
+        self.files.insert(id, OpenFile { file: Arc::new(file), path: path.clone(), mode });
+        Ok(DiskOk::Opened { file: id, bytes: metadata.len() })
+    }
+}
+
+fn begin_read(open: &OpenFile, offset: u64, buf: Buffer) -> Begin {
+    if buf.is_empty() {
+        return Begin::Done(DiskOk::Read { bytes: 0 }, Some(buf));
+    }
+    let transfer = Transfer { file: open.file.clone(), offset, buf, at: 0 };
+    Begin::Task(open.path.clone(), Step::Read, RingOp::Read(transfer))
+}
+
+impl Disk for RingDisk {
+    fn buffer(&mut self, bytes: usize) -> Buffer {
+        self.ring.borrow_mut().buffer(bytes)
+    }
+
+    fn recycle(&mut self, buf: Buffer) {
+        self.ring.borrow_mut().recycle(buf);
+    }
+
+    fn start(&mut self, token: u64, op: DiskOp) {
+        let (result, buf) = match self.begin(op) {
+            Ok(Begin::Task(path, step, op)) => {
+                return self.push(Pending { token, path, task: Task::new(step) }, op);
+            }
+            Ok(Begin::Done(ok, buf)) => (Ok(ok), buf),
+            Err((error, buf)) => (Err(error), buf),
+        };
+        self.ready.push(DiskDone { token, result, buf });
+        self.ring.borrow_mut().set_ready(self.client, true);
+    }
+
+    fn submit(&mut self) -> Result<(), DiskError> {
+        self.ring.borrow_mut().submit()
+    }
+
+    fn completions(&mut self, done: &mut Vec<DiskDone>) {
+        self.advance();
+        done.append(&mut self.ready);
+        self.ring.borrow_mut().set_ready(self.client, false);
+    }
+
+    fn wait(&mut self) -> Result<(), DiskError> {
+        loop {
+            self.advance();
+            if !self.ready.is_empty() || self.pending.is_empty() {
+                return self.submit();
+            }
+            self.ring.borrow_mut().wait(None)?;
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len() + self.ready.len()
+    }
+
+    fn list(&mut self, dir: &Path) -> Result<Vec<DirEntry>, DiskError> {
+        let path = self.root.join(dir);
+        let failed = |error| path_error(&path, "list", &error);
+        let is_root = dir.as_os_str().is_empty();
+        if !is_root {
+            self.name("list", dir)?;
+        }
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let metadata = entry.metadata().map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if metadata.is_file() && !(is_root && name == LOCK_FILE) {
+                entries.push(DirEntry { name, bytes: metadata.len() });
+            }
+        }
+        entries.sort_unstable();
+        Ok(entries)
+    }
+
+    fn make_dir(&mut self, dir: &Path) -> Result<(), DiskError> {
+        self.name("create", dir)?;
+        create_dir_durably(&self.root.join(dir))
+    }
+}
+
+impl Drop for RingDisk {
+    fn drop(&mut self) {
+        if let Err(error) = self.ring.borrow_mut().drain_client(self.client) {
+            tracing::error!(%error, dir = %self.root.display(), "operations still in flight: it stays locked");
+            mem::forget(self.lock.take());
+        }
+    }
+}
+
+/// Creates a directory and what is missing above it, and makes the new names durable.
+fn create_dir_durably(path: &Path) -> Result<(), DiskError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    create_dir_durably(parent)?;
+    match fs::DirBuilder::new().mode(0o750).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(path_error(path, "create", &error));
+        }
+        _ => {}
+    }
+    let synced = File::open(parent).and_then(|parent| parent.sync_all());
+    synced.map_err(|error| path_error(parent, "sync", &error))
+}
+
+/// The lock is the kernel's (flock): it ends with the process, however that ends.
+fn lock_dir(root: &Path) -> Result<File, DiskError> {
+    let path = root.join(LOCK_FILE);
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
+    let file = opened.map_err(|error| path_error(&path, "open", &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: root.into() }),
+        Err(TryLockError::Error(error)) => Err(path_error(&path, "lock", &error)),
+    }
+}
