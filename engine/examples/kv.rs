@@ -1,0 +1,154 @@
+//! A replicated key-value server that speaks RESP2: `redis-cli`, `redis-benchmark` and Redis client libraries drive
+//! the engine from outside. Every node serves every key; each command is linearizable.
+//!
+//!     kv --id 1 --listen 127.0.0.1:6001 --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 --data-dir DIR
+//!
+//! Prints `ready HOST:PORT` once clients are served. SIGTERM and ctrl-c stop it in good order.
+
+#[path = "kv/resp.rs"]
+mod resp;
+#[path = "kv/server.rs"]
+mod server;
+#[path = "kv/service.rs"]
+mod service;
+#[path = "kv/store.rs"]
+mod store;
+
+use std::cell::Cell;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use clap::Parser;
+use coracle::{Config, GroupId, Node, NodeId, Peer, Strategy};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+use server::Server;
+use service::Service;
+use store::Store;
+
+/// A replicated key-value server: GET, SET, SETNX, DEL, INCR, INCRBY, CAS, PING and INFO over RESP2.
+#[derive(Parser)]
+#[command(
+    name = "kv",
+    version,
+    after_help = "Example, one of three nodes:\n  \
+        kv --id 1 --listen 127.0.0.1:6001 --data-dir ./kv-1 \\\n     \
+        --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003"
+)]
+struct Args {
+    /// This node's id, among the peers.
+    #[arg(long, value_name = "N")]
+    id: u64,
+    /// Where clients are served.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    listen: SocketAddr,
+    /// Where the nodes listen for each other, this one among them.
+    #[arg(long, value_name = "N=HOST:PORT,...", value_delimiter = ',', value_parser = peer, required = true)]
+    peers: Vec<Peer>,
+    /// This node's own directory; created if it is missing.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Groups over which the keys are spread; the same on every node, for life.
+    #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    groups: u64,
+    /// How writes become durable: direct, or none (a crash of the machine loses acknowledged commands).
+    #[arg(long, value_name = "S", default_value_t = Strategy::Direct)]
+    strategy: Strategy,
+    /// Not built yet: the admin address comes with consensus.
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .init();
+    if args.admin.is_some() {
+        eprintln!("kv: --admin is not built yet, it comes with consensus; start without it");
+        return ExitCode::from(2);
+    }
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(error)) => {
+            eprintln!("kv: {error}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Running(error)) => {
+            eprintln!("kv: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why the server did not start, or stopped.
+enum Failure {
+    /// Nothing was started or changed: exit code 2.
+    Configuration(coracle::Error),
+    /// Exit code 1.
+    Running(String),
+}
+
+impl From<coracle::Error> for Failure {
+    fn from(error: coracle::Error) -> Self {
+        match error {
+            coracle::Error::Config { .. } | coracle::Error::Directory { .. } => Failure::Configuration(error),
+            other => Failure::Running(other.to_string()),
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let io = |what: &str, error: std::io::Error| Failure::Running(format!("{what}: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| io("cannot start the runtime", error))?;
+    let listen = format!("cannot serve clients on {}", args.listen);
+    let listener = runtime.block_on(TcpListener::bind(args.listen)).map_err(|error| io(&listen, error))?;
+    let address = listener.local_addr().map_err(|error| io(&listen, error))?;
+
+    let mut config = Config::new(args.id, args.peers, args.data_dir);
+    config.wal_write_strategy = args.strategy;
+    let info =
+        format!("# Coracle\r\nnode:{}\r\nstrategy:{}\r\ngroups:{}\r\n", args.id, args.strategy, args.groups);
+    let node = Node::start(config)?;
+    let groups = (1..=args.groups).map(|uid| node.start_group(GroupId(uid), Store::default()));
+    let service = Service::new(groups.collect::<Result<_, _>>()?, node.client());
+    let server = Rc::new(Server { service, info, connections: Cell::new(0) });
+
+    let stop = async {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::warn!("no signal handlers: only SIGKILL stops this server");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    println!("ready {address}");
+    LocalSet::new().block_on(&runtime, server::serve(listener, server, stop));
+    node.stop()?;
+    Ok(())
+}
+
+fn peer(text: &str) -> Result<Peer, String> {
+    let (id, host) = text.split_once('=').ok_or("expected N=HOST:PORT")?;
+    let id = id.parse().map_err(|error| format!("{id}: {error}"))?;
+    Ok(Peer { id: NodeId(id), address: address(host)? })
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let mut found = text.to_socket_addrs().map_err(|error| format!("{text}: {error}"))?;
+    found.next().ok_or_else(|| format!("{text} has no address"))
+}

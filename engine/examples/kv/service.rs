@@ -1,0 +1,142 @@
+//! From requests to the engine and back: commands that arrive together leave as one batch, whatever connection they
+//! came from.
+//!
+//! Invariants: (1) every request gets exactly one reply; (2) the changes of one connection enter the log in the order
+//! in which it sent them, as far as they share a group; (3) what waits to be sent is bounded: [`GATHERED_BYTES_MAX`].
+
+use std::cell::RefCell;
+
+use coracle::{Client, Group, NotDone, Outcome, Reason};
+use slab::Slab;
+use tokio::sync::{Notify, oneshot};
+
+use crate::resp;
+use crate::store::Change;
+
+/// Commands that wait for the end of the runtime's turn are sent before it, if they are more than this.
+const GATHERED_BYTES_MAX: usize = 512 * 1024;
+
+/// A reply that will come, in RESP2.
+pub type Reply = oneshot::Receiver<Vec<u8>>;
+
+/// All connections' way into the engine.
+pub struct Service {
+    groups: Vec<Group>,
+    client: Client,
+    state: RefCell<State>,
+    gathered: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Who waits; a command's tag is its place here.
+    waiting: Slab<oneshot::Sender<Vec<u8>>>,
+    /// Commands not sent yet, by group.
+    commands: Vec<Vec<(u64, Vec<u8>)>>,
+    bytes: usize,
+}
+
+impl Service {
+    /// A service over `groups`, at least one, among which the keys are spread.
+    pub fn new(groups: Vec<Group>, client: Client) -> Self {
+        let commands = vec![Vec::new(); groups.len()];
+        let state = RefCell::new(State { commands, ..State::default() });
+        Self { groups, client, state, gathered: Notify::new() }
+    }
+
+    /// Takes a change on its way.
+    pub fn change(&self, change: Change<'_>) -> Reply {
+        let (sender, reply) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let tag = state.waiting.insert(sender) as u64;
+        let command = change.encode();
+        state.bytes += command.len();
+        state.commands[self.place(change.key())].push((tag, command));
+        if state.bytes > GATHERED_BYTES_MAX {
+            self.send(&mut state);
+        } else {
+            self.gathered.notify_one();
+        }
+        reply
+    }
+
+    /// Asks for a key's value, as of now.
+    pub fn get(&self, key: &[u8]) -> Reply {
+        let (sender, reply) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let tag = state.waiting.insert(sender) as u64;
+        if let Err(why) = self.client.query(&self.groups[self.place(key)], tag, key) {
+            state.answer(tag, &Outcome::NotDone(why));
+        }
+        reply
+    }
+
+    /// The group of a key: the same on every node, for life.
+    fn place(&self, key: &[u8]) -> usize {
+        let fnv1a = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        (key.iter().fold(0xcbf2_9ce4_8422_2325, fnv1a) % self.groups.len() as u64) as usize
+    }
+
+    /// Sends what was gathered while the runtime served the sockets that were ready.
+    pub async fn dispatch(&self) {
+        loop {
+            self.gathered.notified().await;
+            self.send(&mut self.state.borrow_mut());
+        }
+    }
+
+    fn send(&self, state: &mut State) {
+        state.bytes = 0;
+        for (place, group) in self.groups.iter().enumerate() {
+            let mut commands = std::mem::take(&mut state.commands[place]);
+            let mut rest = commands.as_slice();
+            while !rest.is_empty() {
+                let refused =
+                    match self.client.propose(group, rest.iter().map(|(tag, command)| (*tag, command))) {
+                        Ok(taken) => {
+                            rest = &rest[taken..];
+                            continue;
+                        }
+                        Err(why) => Outcome::NotDone(why),
+                    };
+                state.answer(rest[0].0, &refused);
+                rest = &rest[1..];
+            }
+            commands.clear();
+            state.commands[place] = commands; // keeps its room for the next ones
+        }
+    }
+
+    /// Hands out answers as they come.
+    pub async fn complete(&self) {
+        loop {
+            let completions = self.client.next().await;
+            let mut state = self.state.borrow_mut();
+            for (tag, outcome) in completions.iter() {
+                state.answer(tag, &outcome);
+            }
+        }
+    }
+}
+
+impl State {
+    fn answer(&mut self, tag: u64, outcome: &Outcome<&[u8]>) {
+        if let Some(waiting) = self.waiting.try_remove(tag as usize) {
+            // A connection that has gone does not care.
+            let _ = waiting.send(reply(outcome));
+        }
+    }
+}
+
+fn reply(outcome: &Outcome<&[u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    match outcome {
+        Outcome::Done(done) => return done.reply.to_vec(),
+        Outcome::NotDone(NotDone { reason: Reason::TooLarge, .. }) => {
+            resp::error(&mut out, "ERR the command is too large (keys and values of a command: 512 KiB)");
+        }
+        Outcome::NotDone(why) => resp::error(&mut out, &format!("TRYAGAIN {why}")),
+        Outcome::Unknown(why) => resp::error(&mut out, &format!("UNKNOWN {why}")),
+    }
+    out
+}
