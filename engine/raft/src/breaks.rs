@@ -1,0 +1,48 @@
+//! Known bugs, switched on one by one under the feature `breaks`, to prove that the tests would notice them.
+//!
+//! Invariant: without the feature the switches do not exist, and every question below is the constant `false`.
+
+macro_rules! breaks {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Which known bugs are planted. Without the feature `breaks` there is nothing to switch on.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Breaks {
+            $($(#[$doc])* #[cfg(feature = "breaks")] pub $name: bool,)*
+        }
+
+        impl Breaks {
+            $(pub(crate) fn $name(self) -> bool {
+                #[cfg(feature = "breaks")]
+                {
+                    self.$name
+                }
+                #[cfg(not(feature = "breaks"))]
+                {
+                    false
+                }
+            })*
+
+            /// The planted bug of this name, in the spelling of `sim --break` (`vote-not-persisted`).
+            #[cfg(feature = "breaks")]
+            pub fn named(name: &str) -> Option<Self> {
+                let mut breaks = Self::default();
+                $(if name.bytes().eq(stringify!($name).bytes().map(|b| if b == b'_' { b'-' } else { b })) {
+                    breaks.$name = true;
+                    return Some(breaks);
+                })*
+                None
+            }
+        }
+    };
+}
+
+breaks! {
+    /// A vote leaves before it is durable.
+    vote_not_persisted,
+    /// An entry of an older term is committed by counting copies alone (Raft paper, figure 8).
+    old_term_commit_by_count,
+    /// A completed write confirms the index it was for, although the entry there was overwritten meanwhile.
+    stale_completion,
+    /// Reads are answered before the leader has committed an entry of its own term.
+    read_without_noop,
+}

@@ -1,0 +1,295 @@
+//! Who leads: pre-votes, votes, the deadlines that start them, stepping down.
+//!
+//! A pre-vote asks a majority whether a campaign would succeed and changes nothing anywhere, so a node that was cut off
+//! cannot raise terms. A voter whose leader is live (heard in this session of a link that is up) refuses both pre-votes
+//! and votes, so one bad link cannot unseat a leader. A follower of a live leader has no deadline at all; the link
+//! vouches for the leader, and its loss, or the leader's `LeaderGone`, starts the clock.
+//!
+//! Invariants: (1) term and vote change only here and only together; the vote is forgotten only when the term rises
+//! (etcd 2461); (2) every answer shows term and vote as they are on the disk; (3) a request for a vote leaves after our
+//! own vote is durable.
+
+use alloc::vec::Vec;
+
+use coracle_base::{Index, NodeId, Term};
+
+use crate::group::{Group, Output, Role};
+use crate::hard_state::Ballot;
+use crate::message::{AppendReply, Message, NUMBER_MAX};
+use crate::persist::Durable;
+use crate::quorum::Tally;
+
+/// An answer that leaves as soon as the ballot in force is durable.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owed {
+    to: NodeId,
+    answer: Answer,
+}
+
+/// The answer is built from the proof of durability when it leaves, so it is true whatever happened in between.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answer {
+    /// To a request for a vote: the ballot.
+    Ballot,
+    PreVote {
+        asked: Term,
+        granted: bool,
+    },
+    Read {
+        term: Term,
+        round: u64,
+    },
+    /// To a leader of the past: our term.
+    Term,
+}
+
+impl Group {
+    /// Starts the wait for an election, if one can be won from here: with links to a majority, and a log to trust.
+    pub(crate) fn arm_election(&mut self, now_us: u64) {
+        self.election_at = None;
+        if self.position.is_none() || self.suspect || !self.reaches_majority() {
+            return;
+        }
+        let spread = self.config.election_us_max.saturating_sub(self.config.election_us_min);
+        // Alone there is nobody to wait for or to collide with.
+        let wait = match self.peers.is_empty() {
+            true => 0,
+            false => self.config.election_us_min + self.random_below(spread + 1),
+        };
+        self.election_at = Some(now_us + wait);
+    }
+
+    /// Whether we can vouch for a leader, and so refuse to help replace it.
+    pub(crate) fn leader_is_live(&self) -> bool {
+        match self.role {
+            Role::Leader => self.reaches_majority(),
+            _ => self.leader_live,
+        }
+    }
+
+    /// Asks whether an election would be won.
+    pub(crate) fn campaign(&mut self, now_us: u64) {
+        (self.leader, self.leader_live) = (None, false);
+        self.arm_election(now_us);
+        if self.election_at.is_none() || self.state.term.0 >= NUMBER_MAX {
+            self.role = Role::Follower;
+            return;
+        }
+        self.role = Role::PreCandidate;
+        self.ask_all();
+        self.count_pre_vote(now_us, self.position);
+    }
+
+    /// Asks for votes, once our own is durable.
+    fn run(&mut self, now_us: u64) {
+        self.enter_term(self.state.term.next(), self.config.id);
+        self.role = Role::Candidate;
+        self.arm_election(now_us);
+        self.ask_all();
+    }
+
+    /// Starts a round of asking; answers to earlier rounds do not count in it.
+    fn ask_all(&mut self) {
+        self.votes = Tally::default();
+        self.peers.iter_mut().for_each(|peer| peer.ask = true);
+    }
+
+    fn enter_term(&mut self, term: Term, vote: NodeId) {
+        assert!(term > self.state.term, "a vote is forgotten only when the term rises");
+        (self.state.term, self.state.vote) = (term, vote);
+        (self.leader, self.leader_live, self.leader_gone) = (None, false, false);
+        (self.matched, self.acked) = (Index::ZERO, Index::ZERO);
+        (self.answer_due, self.rejected) = (false, None);
+    }
+
+    /// Follows in `term`, ours or a later one, without a leader yet.
+    pub(crate) fn become_follower(&mut self, now_us: u64, term: Term, out: &mut Vec<Output>) {
+        if self.role == Role::Leader {
+            self.resigned = Some(self.state.term);
+            self.leader = None;
+            self.leader_gone = true;
+            self.fail_reads(out);
+            (self.quorum_at, self.retry_at) = (None, None);
+            self.peers.iter_mut().for_each(|peer| peer.probe_from(peer.match_index.next()));
+        }
+        self.role = Role::Follower;
+        if term > self.state.term {
+            self.enter_term(term, NodeId::NONE);
+        }
+        self.arm_election(now_us);
+    }
+
+    fn become_leader(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        self.role = Role::Leader;
+        self.leader = Some(self.config.id);
+        self.election_at = None;
+        let last = self.log.last();
+        self.peers.iter_mut().for_each(|peer| peer.lead(last));
+        // Entries of older terms are committed through this one only (Raft paper 5.4.2), and reads wait for it.
+        self.log.append(self.state.term, 1);
+        self.term_start = last.next();
+        out.push(Output::AppendNoop { index: self.term_start, term: self.state.term });
+        self.tally_due = true;
+        if !self.reaches_majority() {
+            self.quorum_at = Some(now_us + self.config.election_us_min);
+        }
+    }
+
+    pub(crate) fn on_pre_vote(&mut self, now_us: u64, at: usize, term: Term, last: (Term, Index)) {
+        let from = self.peers[at].id;
+        if self.leader == Some(from) && term > self.state.term {
+            // It asks about a later term than ours, so it does not lead ours any more.
+            self.forget_leader(now_us);
+        }
+        let live = self.leader_is_live();
+        if live && self.role == Role::Leader {
+            // It does not know that we lead: tell it.
+            self.peers[at].confirm = true;
+        }
+        let granted = term > self.state.term && !live && !self.suspect && self.up_to_date(last);
+        self.owe(from, Answer::PreVote { asked: term, granted });
+    }
+
+    pub(crate) fn on_pre_vote_reply(
+        &mut self,
+        now_us: u64,
+        at: usize,
+        asked: Term,
+        granted: bool,
+        term: Term,
+        out: &mut Vec<Output>,
+    ) {
+        if term > self.state.term {
+            // Even a refusal teaches the term, or a node that is behind could ask in vain for ever (etcd 8243).
+            self.become_follower(now_us, term, out);
+        } else if granted && self.role == Role::PreCandidate && asked == self.state.term.next() {
+            self.count_pre_vote(now_us, Some(self.peers[at].position));
+        }
+    }
+
+    pub(crate) fn on_vote(
+        &mut self,
+        now_us: u64,
+        at: usize,
+        term: Term,
+        last: (Term, Index),
+        out: &mut Vec<Output>,
+    ) {
+        let from = self.peers[at].id;
+        if term > self.state.term {
+            if self.leader_is_live() {
+                self.peers[at].confirm = self.role == Role::Leader;
+                return self.owe(from, Answer::Ballot);
+            }
+            self.become_follower(now_us, term, out);
+        }
+        let free = self.state.vote == NodeId::NONE && self.leader.is_none() && !self.suspect;
+        if term == self.state.term && free && self.up_to_date(last) {
+            self.state.vote = from;
+            self.role = Role::Follower;
+            self.arm_election(now_us);
+        }
+        self.owe(from, Answer::Ballot);
+    }
+
+    pub(crate) fn on_vote_reply(&mut self, now_us: u64, at: usize, ballot: Ballot, out: &mut Vec<Output>) {
+        if ballot.term > self.state.term {
+            self.become_follower(now_us, ballot.term, out);
+        } else if self.role == Role::Candidate && ballot == self.ballot() {
+            self.count_vote(now_us, Some(self.peers[at].position), out);
+        }
+    }
+
+    fn count_pre_vote(&mut self, now_us: u64, position: Option<usize>) {
+        position.into_iter().for_each(|position| self.votes.grant(position));
+        if self.votes.won(self.state.voters.len()) {
+            self.run(now_us);
+        }
+    }
+
+    pub(crate) fn count_vote(&mut self, now_us: u64, position: Option<usize>, out: &mut Vec<Output>) {
+        position.into_iter().for_each(|position| self.votes.grant(position));
+        if self.votes.won(self.state.voters.len()) {
+            self.become_leader(now_us, out);
+        }
+    }
+
+    /// A log is at least as good as ours if its last term is greater, or equal and it is as long (Raft paper 5.4.1).
+    fn up_to_date(&self, last: (Term, Index)) -> bool {
+        last >= (self.log.last_term(), self.log.last())
+    }
+
+    pub(crate) fn on_leader_gone(&mut self, now_us: u64, from: NodeId, term: Term) {
+        if term == self.state.term
+            && self.role == Role::Follower
+            && self.leader.is_none_or(|leader| leader == from)
+        {
+            self.leader_gone = true;
+            self.forget_leader(now_us);
+        }
+    }
+
+    fn forget_leader(&mut self, now_us: u64) {
+        (self.leader, self.leader_live) = (None, false);
+        self.arm_election(now_us);
+    }
+
+    pub(crate) fn owe(&mut self, to: NodeId, answer: Answer) {
+        let same = |owed: &Owed| {
+            owed.to == to && core::mem::discriminant(&owed.answer) == core::mem::discriminant(&answer)
+        };
+        self.owed.retain(|owed| !same(owed));
+        self.owed.push(Owed { to, answer });
+    }
+
+    /// Everything that claims something about our term, vote or log leaves here, built from the proof that it is
+    /// durable; without the proof it waits for the next drain.
+    pub(crate) fn speak(&mut self, out: &mut Vec<Output>) {
+        if let Some(term) = self.resigned.take() {
+            for peer in self.peers.iter().filter(|peer| peer.link_up) {
+                out.push(Output::Send { to: peer.id, message: Message::LeaderGone { term } });
+            }
+        }
+        let Some(ballot) = self.ring.ballot(self.ballot()) else { return };
+        for owed in core::mem::take(&mut self.owed) {
+            out.push(Output::Send { to: owed.to, message: self.answer(owed.answer, ballot) });
+        }
+        if matches!(self.role, Role::PreCandidate | Role::Candidate) {
+            self.ask(ballot, out);
+        }
+        if self.role == Role::Follower {
+            self.acknowledge(ballot.term(), out);
+        }
+    }
+
+    fn answer(&self, answer: Answer, ballot: Durable<Ballot>) -> Message {
+        let term = ballot.term();
+        match answer {
+            Answer::Ballot => Message::VoteReply { ballot },
+            Answer::PreVote { asked, granted } => Message::PreVoteReply { asked, granted, term },
+            Answer::Read { term: asked, round } if asked == term.get() => Message::ReadAck { term, round },
+            Answer::Read { .. } | Answer::Term => Message::AppendReply(AppendReply {
+                term,
+                durable: self.ring.durable().at_most(Index::ZERO),
+                matched: Index::ZERO,
+                commit: Index::ZERO,
+                suspect: self.suspect,
+                rejected: None,
+            }),
+        }
+    }
+
+    fn ask(&mut self, ballot: Durable<Ballot>, out: &mut Vec<Output>) {
+        let (last_index, last_term) = (self.log.last(), self.log.last_term());
+        let message = match self.role {
+            Role::PreCandidate => {
+                Message::PreVote { term: ballot.term().get().next(), last_index, last_term }
+            }
+            _ => Message::Vote { term: ballot.term(), last_index, last_term },
+        };
+        for peer in self.peers.iter_mut().filter(|peer| peer.link_up && peer.ask) {
+            peer.ask = false;
+            out.push(Output::Send { to: peer.id, message: message.clone() });
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The follower's half: joining a leader's entries to our log, and saying how far the two agree.
+//!
+//! Invariants: (1) an append that is held already changes nothing, so that late, doubled and reordered messages neither
+//! truncate nor regress (openraft 9540c904, redpanda 17895): terms are compared entry by entry, and only the first that
+//! differs cuts the log; (2) nothing at or below the commit index is compared, written or cut; (3) an acknowledgement
+//! says at most the lesser of what is durable and what agrees with this leader in this term (Ra 637): a durable entry of
+//! an earlier leader may still conflict; (4) the commit index never passes what agrees.
+
+use alloc::vec::Vec;
+
+use coracle_base::{Index, NodeId, Term};
+
+use crate::election::Answer;
+use crate::group::{Group, Output, Role};
+use crate::log::Spans;
+use crate::message::{AppendReply, Message, Rejected};
+use crate::persist::Durable;
+
+/// An append of the current term's leader.
+pub(crate) struct Received {
+    pub(crate) prev_index: Index,
+    pub(crate) prev_term: Term,
+    pub(crate) spans: Spans,
+    pub(crate) commit: Index,
+    pub(crate) answer: bool,
+    pub(crate) trusted: bool,
+}
+
+impl Group {
+    /// A message that only a leader sends: whether it comes from the leader of our term, as far as we can tell.
+    pub(crate) fn accept_leader(
+        &mut self,
+        now_us: u64,
+        from: NodeId,
+        term: Term,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        if term < self.state.term {
+            self.owe(from, Answer::Term);
+            return false;
+        }
+        if term > self.state.term {
+            self.become_follower(now_us, term, out);
+        }
+        // A second leader in one term cannot be; who claims it is not believed.
+        if self.role == Role::Leader || self.leader.is_some_and(|leader| leader != from) {
+            return false;
+        }
+        self.role = Role::Follower;
+        if self.leader_gone {
+            // It resigned; this message was on the way already. Its entries are good, but it leads no more.
+            return true;
+        }
+        self.leader = Some(from);
+        self.leader_live = self.peer_at(from).is_some_and(|at| self.peers[at].link_up);
+        match self.leader_live {
+            true => self.election_at = None,
+            false => self.arm_election(now_us),
+        }
+        true
+    }
+
+    pub(crate) fn on_append(&mut self, append: Received, out: &mut Vec<Output>) {
+        let count: u64 = append.spans.iter().map(|&(_, count)| u64::from(count)).sum();
+        let end = append.prev_index.plus(count);
+        let (prev, spans) = if append.prev_index >= self.commit {
+            if !self.log.matches(append.prev_index, append.prev_term) {
+                return self.reject(append.prev_index, append.prev_term);
+            }
+            (append.prev_index, append.spans)
+        } else if end <= self.commit {
+            (self.commit, Spans::new())
+        } else {
+            // It begins with entries that are committed here, some of them perhaps released: the leader has them too.
+            let from_commit = skip(append.spans, self.commit.since(append.prev_index) - 1);
+            if self.log.term_at(self.commit) != Some(from_commit[0].0) {
+                return out.push(Output::Diverged { index: self.commit });
+            }
+            (self.commit, skip(from_commit, 1))
+        };
+        match self.log.first_difference(prev, &spans) {
+            Some(first) => self.store(first, skip(spans, first.since(prev) - 1), out),
+            None => self.answer_due |= count > 0,
+        }
+        self.answer_due |= append.answer;
+        self.agree(end.max(prev), append.commit);
+        if append.trusted && self.suspect {
+            self.suspect = false;
+            out.push(Output::CaughtUp);
+        }
+    }
+
+    /// The log goes on with these entries from `first` on, whatever it held there.
+    fn store(&mut self, first: Index, spans: Spans, out: &mut Vec<Output>) {
+        if first <= self.log.last() {
+            assert!(first > self.commit, "committed entries are never truncated");
+            self.log.truncate(first);
+            self.ring.lower(first.prev());
+            self.matched = self.matched.min(first.prev());
+        }
+        for (term, count) in spans {
+            self.log.append(term, count);
+        }
+        out.push(Output::Store { first });
+    }
+
+    /// The log agrees with the leader's up to `matched`, so its commit index holds here up to there.
+    fn agree(&mut self, matched: Index, leader_commit: Index) {
+        self.matched = self.matched.max(matched);
+        self.commit = self.commit.max(leader_commit.min(self.matched));
+    }
+
+    /// An append that does not join. Of several, the lowest is answered: the others are consequences.
+    fn reject(&mut self, prev_index: Index, prev_term: Term) {
+        let rejected = (prev_index, prev_term);
+        self.rejected = Some(self.rejected.map_or(rejected, |earlier| earlier.min(rejected)));
+    }
+
+    pub(crate) fn on_snapshot(&mut self, index: Index, snap_term: Term, out: &mut Vec<Output>) {
+        self.answer_due = true;
+        if index <= self.commit {
+            if self.log.term_at(index).is_some_and(|term| term != snap_term) {
+                return out.push(Output::Diverged { index });
+            }
+            return self.agree(self.commit, self.commit);
+        }
+        if self.log.matches(index, snap_term) {
+            // We hold what it covers: knowing that it is committed is all we lack.
+            return self.agree(index, index);
+        }
+        if snap_term < self.log.term_at(self.commit).unwrap_or_default() || snap_term > self.state.term {
+            return out.push(Output::Diverged { index: self.commit });
+        }
+        self.ring.reset(self.commit, index);
+        self.log.reset(index, snap_term);
+        self.agree(index, index);
+        self.commit_reported = self.commit;
+        self.installing = true;
+        out.push(Output::Install { index, term: snap_term });
+    }
+
+    pub(crate) fn on_read_probe(&mut self, from: NodeId, term: Term, round: u64) {
+        if !self.suspect && !self.leader_gone {
+            self.owe(from, Answer::Read { term, round });
+        }
+    }
+
+    /// One answer for all that the leader sent since the last one.
+    pub(crate) fn acknowledge(&mut self, term: Durable<Term>, out: &mut Vec<Output>) {
+        let Some(leader) = self.leader else { return };
+        let durable = self.ring.durable().at_most(self.matched);
+        let rejected = self.rejected.take().map(|(prev_index, prev_term)| {
+            let (hint_index, hint_term) = self.log.latest_at_most(prev_index, prev_term);
+            Rejected { prev_index, hint_index, hint_term }
+        });
+        if !self.answer_due && rejected.is_none() && durable.get() <= self.acked {
+            return;
+        }
+        self.answer_due = false;
+        self.acked = durable.get();
+        let (matched, commit, suspect) = (self.matched, self.commit, self.suspect);
+        let reply = AppendReply { term, durable, matched, commit, suspect, rejected };
+        out.push(Output::Send { to: leader, message: Message::AppendReply(reply) });
+    }
+}
+
+/// The spans without their first `entries` entries.
+fn skip(mut spans: Spans, mut entries: u64) -> Spans {
+    if entries == 0 {
+        return spans;
+    }
+    spans.retain(|span| {
+        let skipped = entries.min(u64::from(span.1));
+        entries -= skipped;
+        span.1 -= skipped as u32;
+        span.1 > 0
+    });
+    spans
+}

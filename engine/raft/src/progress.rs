@@ -1,0 +1,180 @@
+//! What a leader knows of one other member: how far its log agrees, what is on the way to it, and what it owes.
+//!
+//! ```text
+//!            link up                    reply                      behind the released log
+//!   (down) ----------> Probe --------------------------> Stream -----------------------------> Snapshot
+//!                        ^     rejection, link down,       |                                      |
+//!                        +---- no answer for retry_us -----+<------- reply past the snapshot -----+
+//! ```
+//!
+//! Invariants: (1) `match_index < next_index`; (2) one unanswered message in `Probe`, a window of them in `Stream`;
+//! (3) a read from disk that was asked for is remembered until the driver answers, though its purpose may be gone: bytes
+//! read for an earlier leadership must not travel under a later one.
+
+use alloc::collections::VecDeque;
+
+use coracle_base::{Index, NodeId};
+
+/// How entries are sent to a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Where the logs agree is not known: one message at a time.
+    Probe { sent: bool },
+    /// Entries flow, within the window.
+    Stream,
+    /// It needs a snapshot first; `sent` is the index of the one that is on the way.
+    Snapshot { sent: Option<Index> },
+}
+
+/// A read of entries from disk that the driver has not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Fetch {
+    first: Index,
+    wanted: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    /// Its place among the voters.
+    pub(crate) position: usize,
+    pub(crate) link_up: bool,
+    /// A vote or pre-vote is to be asked of it.
+    pub(crate) ask: bool,
+
+    pub(crate) mode: Mode,
+    /// Durable there, and agreed with this leader in this term.
+    pub(crate) match_index: Index,
+    pub(crate) next_index: Index,
+    pub(crate) commit_sent: Index,
+    pub(crate) commit_acked: Index,
+    /// An empty append that wants an answer is due.
+    pub(crate) confirm: bool,
+    /// It said that it may have lost entries: it counts for nothing until it holds everything up to here.
+    pub(crate) doubt: Option<Index>,
+    /// The open read round's probe was sent.
+    pub(crate) read_asked: bool,
+    /// Since when an answer is owed; moves on with every answer.
+    pub(crate) waiting_since: Option<u64>,
+    fetch: Option<Fetch>,
+    inflight: VecDeque<(Index, u32)>,
+    inflight_bytes: u32,
+}
+
+impl Peer {
+    pub(crate) fn new(id: NodeId, position: usize) -> Self {
+        Self {
+            id,
+            position,
+            link_up: false,
+            ask: false,
+            mode: Mode::Probe { sent: false },
+            match_index: Index::ZERO,
+            next_index: Index(1),
+            commit_sent: Index::ZERO,
+            commit_acked: Index::ZERO,
+            confirm: false,
+            doubt: None,
+            read_asked: false,
+            waiting_since: None,
+            fetch: None,
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+        }
+    }
+
+    /// A new leader starts with this member: nothing is known but that `last` is worth a try.
+    pub(crate) fn lead(&mut self, last: Index) {
+        self.match_index = Index::ZERO;
+        self.commit_sent = Index::ZERO;
+        self.commit_acked = Index::ZERO;
+        self.doubt = None;
+        self.read_asked = false;
+        self.probe_from(last.next());
+    }
+
+    /// Its link is gone, or new: what was on the way is lost, what is durable there is not.
+    pub(crate) fn restart_link(&mut self, last: Index) {
+        if self.doubt.take().is_some() {
+            self.match_index = Index::ZERO;
+        }
+        self.commit_acked = Index::ZERO;
+        self.read_asked = false;
+        let known = self.match_index > Index::ZERO;
+        self.probe_from(if known { self.match_index.next() } else { last.next() });
+    }
+
+    /// Back to one message at a time, the next one starting at `next`.
+    pub(crate) fn probe_from(&mut self, next: Index) {
+        self.mode = Mode::Probe { sent: false };
+        self.next_index = next;
+        self.confirm = false;
+        self.waiting_since = None;
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        if let Some(fetch) = &mut self.fetch {
+            fetch.wanted = false;
+        }
+    }
+
+    /// The logs agree up to `matched`, so entries may flow from there.
+    pub(crate) fn stream_from(&mut self, matched: Index) {
+        self.mode = Mode::Stream;
+        self.next_index = matched.max(self.match_index).next();
+    }
+
+    /// Whether another append may be on the way. The last one may exceed the window: an entry of any size must pass.
+    pub(crate) fn window_open(&self, window_bytes: u32, window_messages: u32) -> bool {
+        self.inflight_bytes < window_bytes && (self.inflight.len() as u32) < window_messages
+    }
+
+    pub(crate) fn sent(&mut self, last: Index, bytes: u32) {
+        self.inflight.push_back((last, bytes));
+        self.inflight_bytes = self.inflight_bytes.saturating_add(bytes);
+        self.next_index = last.next();
+    }
+
+    /// Entries up to `durable` are off the window.
+    pub(crate) fn arrived(&mut self, durable: Index) {
+        while let Some((_, bytes)) = self.inflight.pop_front_if(|(last, _)| *last <= durable) {
+            self.inflight_bytes = self.inflight_bytes.saturating_sub(bytes);
+        }
+        if self.inflight.is_empty() {
+            self.inflight_bytes = 0;
+        }
+    }
+
+    pub(crate) fn fetching(&self) -> bool {
+        self.fetch.is_some()
+    }
+
+    pub(crate) fn fetch(&mut self, first: Index) {
+        self.fetch = Some(Fetch { first, wanted: true });
+    }
+
+    /// The driver has answered: whether the entries from `first` are still what this member needs next.
+    pub(crate) fn fetched(&mut self, first: Index) -> bool {
+        self.fetch.take().is_some_and(|fetch| fetch.wanted && fetch.first == first)
+            && self.mode == Mode::Stream
+            && self.next_index == first
+    }
+
+    /// What it said to hold is verified again: it may be counted and may vote.
+    pub(crate) fn trusted(&self) -> bool {
+        self.doubt.is_some_and(|goal| self.match_index >= goal)
+    }
+
+    /// Whether something was said to it that an answer is missing to.
+    pub(crate) fn owes_answer(&self) -> bool {
+        self.link_up
+            && (!matches!(self.mode, Mode::Stream)
+                || !self.inflight.is_empty()
+                || self.commit_acked < self.commit_sent
+                || self.doubt.is_some()
+                || self.read_asked)
+    }
+
+    pub(crate) fn inflight(&self) -> (u32, u32) {
+        (self.inflight.len() as u32, self.inflight_bytes)
+    }
+}
