@@ -1,0 +1,317 @@
+//! A shard's life from an empty directory on: forming the cluster, then running. Both stages are driven by
+//! [`Server::turn`], in a thread or in the simulator.
+//!
+//! Forming needs no messages of its own: hellos say who is empty and show the cluster to those who are. The rule is
+//! `identity.rs`'s; the cluster is durable at the lowest node before anybody else hears of it, and durable at each node
+//! before that node takes up a group.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_base::{NodeId, ShardId};
+use coracle_io::{Clock, Disk, Net, NetEvent};
+use coracle_wal::Wal;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::Error;
+use crate::config::{Config, Strategy};
+use crate::identity::{Cluster, Identity};
+use crate::shard::inbox::{Command, Inbox};
+use crate::shard::{Settings, Shard, ShardError, Turn};
+use crate::transport::hello::Hello;
+use crate::transport::{LinkEvent, Transport};
+
+/// The parts of the world that a shard is given.
+pub(crate) struct Parts<D, N: Net, C> {
+    pub(crate) disk: D,
+    pub(crate) net: N,
+    pub(crate) clock: C,
+    pub(crate) inbox: Arc<Inbox<N::Socket>>,
+    pub(crate) siblings: Vec<Arc<Inbox<N::Socket>>>,
+    /// For file identities, incarnations, the cluster id and jitter: fresh at every start.
+    pub(crate) seed: u64,
+    #[cfg(feature = "breaks")]
+    pub(crate) breaks: crate::breaks::Breaks,
+}
+
+/// An empty node that waits for its cluster.
+struct Forming<D, N: Net, C> {
+    config: Config,
+    identity: Identity,
+    transport: Transport,
+    parts: Parts<D, N, C>,
+    rng: SmallRng,
+    waiting_starts: Vec<Command<N::Socket>>,
+    events: Vec<NetEvent>,
+    link_events: Vec<LinkEvent>,
+    /// Why a peer would not have us, said once.
+    refused: Option<(NodeId, String)>,
+}
+
+enum Stage<D: Disk, N: Net, C: Clock> {
+    Forming(Box<Forming<D, N, C>>),
+    Running(Box<Shard<D, N, C>>),
+    Stopped(Error),
+}
+
+/// One shard of one node, in whatever stage it is.
+pub struct Server<D: Disk, N: Net, C: Clock> {
+    stage: Stage<D, N, C>,
+    /// Who the directory is, once the cluster is formed.
+    identity: Option<Identity>,
+}
+
+impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
+    /// The first shard: knows or makes the directory's identity, listens at `listen`, and runs at once if the cluster is
+    /// formed.
+    ///
+    /// # Errors
+    /// The directory is not this node's, is damaged, or cannot be written; the address cannot be bound.
+    pub(crate) fn open(config: &Config, listen: SocketAddr, mut parts: Parts<D, N, C>) -> Result<Self, Error> {
+        let mut rng = SmallRng::seed_from_u64(parts.seed);
+        let shards = config.shards_in_force();
+        let identity = Identity::open(&mut parts.disk, config.id, shards, rng.random())?;
+        check_members(config, &identity)?;
+        parts.net.listen(listen)?;
+        let now_us = parts.clock.now_us();
+        let hello = Hello::of(&identity, ShardId(0), 0);
+        let transport = Transport::new(hello, &config.peers, config.beat_us, now_us, rng.random());
+        if identity.cluster.is_some() {
+            return Self::run(config, &identity, ShardId(0), transport, parts);
+        }
+        tracing::info!(node = %config.id, "no cluster yet: waiting for all {} nodes", config.peers.len());
+        let forming = Forming {
+            config: config.clone(),
+            identity,
+            transport,
+            parts,
+            rng,
+            waiting_starts: Vec::new(),
+            events: Vec::new(),
+            link_events: Vec::new(),
+            refused: None,
+        };
+        Ok(Self { stage: Stage::Forming(Box::new(forming)), identity: None })
+    }
+
+    /// A further shard of a node whose cluster is formed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_further(
+        config: &Config,
+        identity: &Identity,
+        shard: ShardId,
+        parts: Parts<D, N, C>,
+    ) -> Result<Self, Error> {
+        let hello = Hello::of(identity, shard, 0);
+        let transport = Transport::new(hello, &config.peers, config.beat_us, parts.clock.now_us(), parts.seed);
+        Self::run(config, identity, shard, transport, parts)
+    }
+
+    /// Recovers the WAL and begins to run.
+    fn run(
+        config: &Config,
+        identity: &Identity,
+        shard: ShardId,
+        mut transport: Transport,
+        mut parts: Parts<D, N, C>,
+    ) -> Result<Self, Error> {
+        let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
+        let wal_config = coracle_wal::Config {
+            dir: PathBuf::from(format!("shard-{shard}")),
+            file_bytes: config.wal_max_size_bytes,
+            strategy: match config.wal_write_strategy {
+                Strategy::Direct => coracle_wal::Strategy::Direct,
+                Strategy::None => coracle_wal::Strategy::None,
+            },
+            seed: parts.seed,
+            ..Default::default()
+        };
+        let wal_identity = coracle_wal::Identity {
+            cluster: cluster.id,
+            node: identity.node,
+            incarnation: identity.incarnation,
+            shard,
+            shards: identity.shards,
+        };
+        let (wal, recovery) = Wal::open(&mut parts.disk, wal_config, wal_identity)?;
+        let now_us = parts.clock.now_us();
+        transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);
+        let settings = Settings {
+            node: identity.node,
+            voters: cluster.members.iter().map(|(node, _)| *node).collect(),
+            election_us: config.election_us,
+            command_timeout_us: config.command_timeout_us,
+            seed: parts.seed,
+            #[cfg(feature = "breaks")]
+            breaks: parts.breaks,
+        };
+        let Parts { disk, net, clock, inbox, siblings, .. } = parts;
+        let shard = Shard::new(settings, disk, net, clock, wal, recovery, transport, inbox, siblings);
+        Ok(Self { stage: Stage::Running(Box::new(shard)), identity: Some(identity.clone()) })
+    }
+
+    /// Whether the cluster is formed and the shard runs.
+    pub fn is_running(&self) -> bool {
+        matches!(self.stage, Stage::Running(_))
+    }
+
+    /// Who the directory is, once the cluster is formed.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The running shard.
+    pub(crate) fn shard(&self) -> Option<&Shard<D, N, C>> {
+        match &self.stage {
+            Stage::Running(shard) => Some(shard),
+            _ => None,
+        }
+    }
+
+    /// One turn of whatever stage it is.
+    ///
+    /// # Errors
+    /// The shard has stopped; every further call returns the same error.
+    pub fn turn(&mut self) -> Result<Turn, Error> {
+        let result = match &mut self.stage {
+            Stage::Running(shard) => shard.turn().map_err(stop_error),
+            Stage::Forming(forming) => match forming.turn() {
+                Ok(None) => Ok(Turn { busy: false, deadline_us: forming.transport.deadline_us() }),
+                Ok(Some(())) => self.form(),
+                Err(error) => Err(error),
+            },
+            Stage::Stopped(error) => return Err(error.clone()),
+        };
+        if let Err(error) = &result {
+            self.stop_with(error.clone());
+        }
+        result
+    }
+
+    fn stop_with(&mut self, error: Error) {
+        let asked = matches!(error, Error::Stopped(None));
+        match std::mem::replace(&mut self.stage, Stage::Stopped(error)) {
+            // Asked to stop, it leaves its files in good order; after an error nothing more is written.
+            Stage::Running(shard) if asked => {
+                if let Err(error) = shard.stop() {
+                    tracing::warn!(%error, "stopping: the last writes failed; nothing acknowledged depends on them");
+                }
+            }
+            Stage::Running(mut shard) => shard.answer_everybody(),
+            Stage::Forming(forming) => forming.parts.inbox.close(),
+            Stage::Stopped(_) => {}
+        }
+    }
+
+    /// The identity is durable: from forming to running.
+    fn form(&mut self) -> Result<Turn, Error> {
+        let stage = std::mem::replace(&mut self.stage, Stage::Stopped(Error::Stopped(None)));
+        let Stage::Forming(forming) = stage else { return Err(Error::Stopped(None)) };
+        let Forming { config, identity, transport, parts, waiting_starts, .. } = *forming;
+        tracing::info!(node = %identity.node, "cluster formed");
+        let inbox = parts.inbox.clone();
+        *self = Self::run(&config, &identity, ShardId(0), transport, parts)?;
+        for command in waiting_starts {
+            // An inbox that is full of other things refuses: the caller sees that its channel is gone.
+            let _ = inbox.push(command);
+        }
+        Ok(Turn { busy: true, deadline_us: 0 })
+    }
+}
+
+/// The peers of the configuration must be the ones that the cluster was formed with.
+fn check_members(config: &Config, identity: &Identity) -> Result<(), Error> {
+    let Some(cluster) = &identity.cluster else { return Ok(()) };
+    let mut configured: Vec<NodeId> = config.peers.iter().map(|peer| peer.id).collect();
+    configured.sort();
+    let formed: Vec<NodeId> = cluster.members.iter().map(|(node, _)| *node).collect();
+    if configured == formed {
+        return Ok(());
+    }
+    let reason = format!("the cluster was formed of nodes {formed:?}, the configuration names {configured:?}");
+    Err(Error::Config { key: "peers", reason })
+}
+
+fn stop_error(error: ShardError) -> Error {
+    match error {
+        ShardError::Stopped => Error::Stopped(None),
+        ShardError::Wal(error) => Error::Wal(error),
+        ShardError::Disk(error) => Error::Disk(error),
+        ShardError::Net(error) => Error::Net(error),
+    }
+}
+
+impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
+    /// `Some` when the cluster is formed and durable here.
+    fn turn(&mut self) -> Result<Option<()>, Error> {
+        let now_us = self.parts.clock.now_us();
+        while let Some(command) = self.parts.inbox.pop() {
+            self.on_command(command)?;
+        }
+        let mut events = std::mem::take(&mut self.events);
+        self.parts.net.events(&mut events);
+        for event in events.drain(..) {
+            self.transport.on_event(&mut self.parts.net, event, now_us, &mut self.link_events);
+        }
+        self.events = events;
+        self.transport.tick(&mut self.parts.net, now_us, &mut self.link_events);
+        let cluster = self.on_link_events();
+        self.parts.net.submit()?;
+        self.parts.disk.submit()?;
+        let Some(cluster) = cluster.or_else(|| self.found()) else { return Ok(None) };
+        self.identity.cluster = Some(cluster);
+        self.identity.save(&mut self.parts.disk)?;
+        Ok(Some(()))
+    }
+
+    fn on_link_events(&mut self) -> Option<Cluster> {
+        let mut adopted = None;
+        for event in std::mem::take(&mut self.link_events) {
+            match event {
+                LinkEvent::Adopt(cluster) => adopted = Some(cluster),
+                LinkEvent::Refused { node, reason } => {
+                    if self.refused.as_ref().is_none_or(|(known, why)| *known != node || *why != reason) {
+                        tracing::warn!(%node, reason, "this node and the cluster do not belong together");
+                        self.refused = Some((node, reason));
+                    }
+                }
+                LinkEvent::HandOver { conn, .. } => self.parts.net.close(conn),
+                LinkEvent::Envelopes { .. } | LinkEvent::Up { .. } | LinkEvent::Down { .. } | LinkEvent::BothEmpty => {}
+            }
+        }
+        adopted
+    }
+
+    /// The lowest node founds the cluster, once everybody has said that he is empty.
+    fn found(&mut self) -> Option<Cluster> {
+        let lowest = self.config.peers.iter().map(|peer| peer.id).min()?;
+        if self.identity.node != lowest {
+            return None;
+        }
+        let mut members = self.transport.all_empty()?;
+        members.push((self.identity.node, self.identity.incarnation));
+        members.sort_unstable();
+        // Zero means "none" in the identity file.
+        let id = u128::from(self.rng.random::<u64>()) << 64 | u128::from(self.rng.random::<u64>().max(1));
+        Some(Cluster { id, members })
+    }
+
+    fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), Error> {
+        match command {
+            Command::Stop => return Err(Error::Stopped(None)),
+            command @ Command::StartGroup { .. } => self.waiting_starts.push(command),
+            Command::GroupStatus { reply, .. } => {
+                let _ = reply.send(None);
+            }
+            Command::Status { reply } => {
+                let _ = reply.send(Default::default());
+            }
+            command => command.refuse(crate::Reason::NoLeader),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! A node's settings: names, units, defaults, bounds and reasons. Checked at [`crate::Node::start`].
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use coracle_base::NodeId;
+use coracle_base::limits::MEMBERS_MAX;
+
+use crate::Error;
+
+/// How WAL writes become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// `O_DIRECT | O_DSYNC`: every completed write is durable.
+    #[default]
+    Direct,
+    /// No durability: a crash of the machine loses acknowledged commands. For tests and benches.
+    None,
+}
+
+impl std::str::FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "direct" => Ok(Strategy::Direct),
+            "none" => Ok(Strategy::None),
+            "direct_fsync" | "buffered" | "sync" => {
+                Err(format!("strategy {name} is not built yet; use direct (durable) or none (not durable)"))
+            }
+            _ => Err(format!("no strategy is called {name}; there are direct and none")),
+        }
+    }
+}
+
+impl std::fmt::Display for Strategy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Strategy::Direct => "direct",
+            Strategy::None => "none",
+        })
+    }
+}
+
+/// Another node, or this one, as the cluster is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id, from 1.
+    pub id: NodeId,
+    /// Where it listens for the other nodes.
+    pub address: SocketAddr,
+}
+
+/// Settings of one node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's id, among `peers`.
+    pub id: NodeId,
+    /// All nodes of the cluster, this one among them; fixed once the cluster is formed.
+    pub peers: Vec<Peer>,
+    /// The node's own directory; created if missing, locked while in use.
+    pub data_dir: PathBuf,
+    /// Shards of the cluster, fixed once it is formed. 0: one a core, one in all on two cores or fewer (every further
+    /// WAL adds flushes to the same disk).
+    pub shards: u16,
+    /// Size of a WAL file in bytes. 64 KiB at least; default 128 MiB. Larger files mean fewer rolls and more space held
+    /// by the youngest survivor.
+    pub wal_max_size_bytes: u64,
+    /// How WAL writes become durable.
+    pub wal_write_strategy: Strategy,
+    /// Period of the beats between nodes, microseconds; three missed ones take a link down. Default 100,000.
+    pub beat_us: u64,
+    /// Shortest election timeout, microseconds; the longest is twice that. At least three beats; default 300,000.
+    pub election_us: u64,
+    /// How long a command may take before it is answered `Unknown` (or `NotDone`, if it never reached a log),
+    /// microseconds. Default 5,000,000.
+    pub command_timeout_us: u64,
+    /// Pin each shard's thread to a core.
+    pub pin_threads: bool,
+}
+
+impl Config {
+    /// The default settings for node `id` of `peers`, with its data under `data_dir`.
+    pub fn new(id: u64, peers: Vec<Peer>, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            id: NodeId(id),
+            peers,
+            data_dir: data_dir.into(),
+            shards: 0,
+            wal_max_size_bytes: 128 * 1024 * 1024,
+            wal_write_strategy: Strategy::Direct,
+            beat_us: 100_000,
+            election_us: 300_000,
+            command_timeout_us: 5_000_000,
+            pin_threads: false,
+        }
+    }
+
+    /// Shards in force for this machine if the cluster is formed now.
+    pub fn shards_in_force(&self) -> u16 {
+        if self.shards > 0 {
+            return self.shards;
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if cores <= 2 { 1 } else { cores.min(64) as u16 }
+    }
+
+    /// Where this node listens.
+    pub(crate) fn listen(&self) -> Option<SocketAddr> {
+        self.peers.iter().find(|peer| peer.id == self.id).map(|peer| peer.address)
+    }
+
+    /// Refuses settings that cannot work, naming the key.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let bad = |key: &'static str, reason: String| Err(Error::Config { key, reason });
+        let ids: BTreeSet<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
+        if self.id == NodeId::NONE || ids.contains(&NodeId::NONE) {
+            return bad("id", "node ids start from 1".into());
+        }
+        if !ids.contains(&self.id) {
+            return bad("peers", format!("node {} itself is not among them", self.id));
+        }
+        if ids.len() != self.peers.len() {
+            return bad("peers", "a node is listed twice".into());
+        }
+        if self.peers.len() > MEMBERS_MAX {
+            return bad("peers", format!("{} nodes; at most {MEMBERS_MAX} are possible", self.peers.len()));
+        }
+        if self.wal_max_size_bytes < 64 * 1024 || self.wal_max_size_bytes > 4 << 30 {
+            return bad("wal_max_size_bytes", format!("{} is not between 64 KiB and 4 GiB", self.wal_max_size_bytes));
+        }
+        if self.shards > 1024 {
+            return bad("shards", format!("{}; at most 1024 are possible", self.shards));
+        }
+        if self.beat_us < 1000 || self.election_us < 3 * self.beat_us {
+            return bad("election_us", format!("{} is less than three beats of {} us", self.election_us, self.beat_us));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! Who a data directory is: its node, its incarnation and its cluster. Pure codec and rules, and the file's reading
+//! and writing through the disk's operations.
+//!
+//! ```text
+//!   file "identity", little-endian
+//!   0    8   magic          "CORACLEI"
+//!   8    2   version        1
+//!   10   2   min_reader     1: a reader of a lower version refuses
+//!   12   8   node
+//!   20   8   incarnation    drawn with the directory; a lost directory never comes back as the same member
+//!   28   2   shards
+//!   30   16  cluster        0: not formed yet
+//!   46   2   members        each: node u64, incarnation u64
+//!   ..   4   crc32c         of everything before; then zeros up to the block
+//! ```
+//!
+//! Formation: a node that is empty (no cluster) becomes part of one in only two ways. The lowest listed id, once every
+//! listed peer has said that it is empty, draws the cluster's id and notes everybody's incarnation. Any other empty
+//! node takes over the cluster that a peer shows it, if it finds its own incarnation there. So two clusters cannot be
+//! formed, and a directory that was lost after the formation is refused: its node would be a voter that forgot.
+
+use std::path::{Path, PathBuf};
+
+use coracle_base::checksum::crc32c;
+use coracle_base::codec::{Reader, Sink, Truncated};
+use coracle_base::limits::{BLOCK_BYTES, MEMBERS_MAX};
+use coracle_base::NodeId;
+use coracle_io::disk::run;
+use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
+
+use crate::Error;
+
+const MAGIC: &[u8; 8] = b"CORACLEI";
+const VERSION: u16 = 1;
+const FILE: &str = "identity";
+const NEW_FILE: &str = "identity.new";
+
+/// A formed cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its id, drawn at random when it was formed.
+    pub id: u128,
+    /// Its nodes with their incarnations, by id.
+    pub members: Vec<(NodeId, u64)>,
+}
+
+impl Cluster {
+    /// The incarnation of a member.
+    pub fn incarnation(&self, node: NodeId) -> Option<u64> {
+        self.members.iter().find(|(id, _)| *id == node).map(|(_, incarnation)| *incarnation)
+    }
+}
+
+/// Who a data directory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its node.
+    pub node: NodeId,
+    /// Drawn when the directory was made.
+    pub incarnation: u64,
+    /// Shards of the cluster.
+    pub shards: u16,
+    /// The cluster, once there is one.
+    pub cluster: Option<Cluster>,
+}
+
+/// Appends a cluster, or none.
+pub(crate) fn encode_cluster(cluster: Option<&Cluster>, out: &mut Vec<u8>) {
+    out.put_u128(cluster.map_or(0, |cluster| cluster.id));
+    let members = cluster.map_or(&[][..], |cluster| &cluster.members);
+    out.put_u16(members.len() as u16);
+    for (node, incarnation) in members {
+        out.put_u64(node.0);
+        out.put_u64(*incarnation);
+    }
+}
+
+/// Reads what [`encode_cluster`] wrote.
+pub(crate) fn decode_cluster(reader: &mut Reader<'_>) -> Result<Option<Cluster>, Truncated> {
+    let id = reader.u128()?;
+    let count = usize::from(reader.u16()?);
+    if count > MEMBERS_MAX {
+        return Err(Truncated { missing: count });
+    }
+    let mut members = Vec::with_capacity(count);
+    for _ in 0..count {
+        members.push((NodeId(reader.u64()?), reader.u64()?));
+    }
+    Ok((id != 0).then_some(Cluster { id, members }))
+}
+
+impl Identity {
+    /// Reads the directory's identity, or begins a new one for `node` and makes it durable.
+    ///
+    /// # Errors
+    /// [`Error::Directory`]: it is another node's, of another number of shards, damaged, or of a newer version;
+    /// [`Error::Disk`].
+    pub fn open<D: Disk>(disk: &mut D, node: NodeId, shards: u16, incarnation: u64) -> Result<Self, Error> {
+        let Some(bytes) = read_file(disk)? else {
+            if let Some(entry) = disk.list(Path::new("shard-0")).unwrap_or_default().first() {
+                return Err(wrong(format!(
+                    "the file is missing, and yet there is shard-0/{}; restore it, or empty the directory",
+                    entry.name
+                )));
+            }
+            let identity = Identity { node, incarnation, shards, cluster: None };
+            identity.save(disk)?;
+            return Ok(identity);
+        };
+        let identity = Self::decode(&bytes)?;
+        if identity.node != node {
+            let reason = format!("belongs to node {}, not to node {node}; use that node's own directory", identity.node);
+            return Err(wrong(reason));
+        }
+        if identity.shards != shards && identity.cluster.is_some() {
+            return Err(Error::Config {
+                key: "shards",
+                reason: format!("the cluster was formed with {}, which is fixed; not {shards}", identity.shards),
+            });
+        }
+        Ok(Identity { shards, ..identity })
+    }
+
+    /// Makes this identity the directory's, durably and atomically.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn save<D: Disk>(&self, disk: &mut D) -> Result<(), Error> {
+        let mut buf = disk.buffer(BLOCK_BYTES);
+        buf.put(&self.encode());
+        buf.resize(BLOCK_BYTES);
+        let opened = run(disk, DiskOp::Open { path: NEW_FILE.into(), mode: FileMode::Write })?;
+        let (DiskOk::Opened { file, .. }, _) = opened else { return Err(unexpected("open")) };
+        run(disk, DiskOp::Write { file, offset: 0, buf })?;
+        run(disk, DiskOp::Sync { file })?;
+        run(disk, DiskOp::Close { file })?;
+        run(disk, DiskOp::Rename { from: NEW_FILE.into(), to: FILE.into() })?;
+        run(disk, DiskOp::SyncDir { path: PathBuf::new() })?;
+        Ok(())
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        out.put(MAGIC);
+        out.put_u16(VERSION);
+        out.put_u16(VERSION);
+        out.put_u64(self.node.0);
+        out.put_u64(self.incarnation);
+        out.put_u16(self.shards);
+        encode_cluster(self.cluster.as_ref(), &mut out);
+        let crc = crc32c(&out);
+        out.put_u32(crc);
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let damaged = |_| wrong("is damaged (too short); restore it from a copy, or replace this node".into());
+        let mut reader = Reader::new(bytes);
+        let magic = reader.bytes(8).map_err(damaged)?;
+        if magic != MAGIC {
+            return Err(wrong("is not a Coracle identity; use an empty directory".into()));
+        }
+        let version = reader.u16().map_err(damaged)?;
+        let min_reader = reader.u16().map_err(damaged)?;
+        if min_reader > VERSION {
+            return Err(wrong(format!(
+                "was written by a newer version (format {version}, readable from {min_reader}; this one reads {VERSION})"
+            )));
+        }
+        let node = NodeId(reader.u64().map_err(damaged)?);
+        let incarnation = reader.u64().map_err(damaged)?;
+        let shards = reader.u16().map_err(damaged)?;
+        let cluster = decode_cluster(&mut reader).map_err(damaged)?;
+        let covered = bytes.len() - reader.rest().len();
+        if reader.u32().map_err(damaged)? != crc32c(&bytes[..covered]) {
+            return Err(wrong("is damaged (checksum); restore it from a copy, or replace this node".into()));
+        }
+        Ok(Identity { node, incarnation, shards, cluster })
+    }
+}
+
+fn wrong(reason: String) -> Error {
+    Error::Directory { path: FILE.into(), reason }
+}
+
+fn unexpected(op: &'static str) -> Error {
+    Error::Disk(DiskError::Failed { path: FILE.into(), op, code: 0, reason: "unexpected completion".into() })
+}
+
+fn read_file<D: Disk>(disk: &mut D) -> Result<Option<Vec<u8>>, Error> {
+    let file = match run(disk, DiskOp::Open { path: FILE.into(), mode: FileMode::Read }) {
+        Ok((DiskOk::Opened { file, .. }, _)) => file,
+        Ok(_) => return Err(unexpected("open")),
+        Err(DiskError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut buf = disk.buffer(BLOCK_BYTES);
+    buf.resize(BLOCK_BYTES);
+    let (ok, buf) = run(disk, DiskOp::Read { file, offset: 0, buf })?;
+    run(disk, DiskOp::Close { file })?;
+    match (ok, buf) {
+        (DiskOk::Read { bytes }, Some(buf)) => Ok(Some(buf[..bytes.min(buf.len())].to_vec())),
+        _ => Err(unexpected("read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Identity {
+        let members = vec![(NodeId(1), 11), (NodeId(2), 22), (NodeId(3), 33)];
+        Identity { node: NodeId(2), incarnation: 22, shards: 1, cluster: Some(Cluster { id: 99, members }) }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let hex: String = sample().encode().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, include_str!("../testdata/identity-v1.hex").trim());
+    }
+
+    #[test]
+    fn every_flip_and_truncation_is_noticed() {
+        let bytes = sample().encode();
+        assert_eq!(Identity::decode(&bytes).unwrap(), sample());
+        for at in 0..bytes.len() {
+            assert!(Identity::decode(&bytes[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut bad = bytes.clone();
+                bad[at] ^= 1 << bit;
+                assert!(Identity::decode(&bad).is_err(), "flip of bit {bit} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_name() {
+        let mut bytes = sample().encode();
+        bytes[10] = 9;
+        assert!(Identity::decode(&bytes).unwrap_err().to_string().contains("newer version"));
+    }
+}

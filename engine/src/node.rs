@@ -1,0 +1,244 @@
+//! A running node: one thread a shard, each with its own ring for disk and sockets, and the handles into them.
+//!
+//! Who may block on what: a shard's thread sleeps only in [`Park::park`], and otherwise only while it opens or recovers
+//! its files. Nothing is shared between threads but inboxes and completion queues.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use coracle_base::ShardId;
+use coracle_io::ring::{self, DiskOptions, RealClock, Ring, RingDisk, RingNet, RingOptions, RingPark};
+use coracle_io::{Clock, Net, Park, Waker};
+
+use crate::Error;
+use crate::api::Handles;
+use crate::boot::{Parts, Server};
+use crate::config::{Config, Strategy};
+use crate::identity::Identity;
+use crate::shard::inbox::{Command, Inbox};
+
+/// The network driver's socket.
+pub(crate) type Socket = <RingNet as Net>::Socket;
+
+type Inboxes = Vec<Arc<Inbox<Socket>>>;
+
+/// A node of a cluster, running in this process. Clones share it; it stops when [`stop`](Node::stop) is called or the
+/// last clone is dropped.
+#[derive(Clone)]
+pub struct Node {
+    running: Arc<Running>,
+}
+
+struct Running {
+    handles: Handles,
+    inboxes: Inboxes,
+    threads: Mutex<Vec<JoinHandle<Result<(), Error>>>>,
+}
+
+impl Node {
+    /// Opens (or makes) the data directory, recovers it and joins the other nodes. Returns when this node's own part is
+    /// done; the first start of a cluster then waits, in the background, until every listed node is there.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the configuration, the directory or the address: nothing was started.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let shards = config.shards_in_force();
+        let wakers: Vec<Arc<OnceLock<Waker>>> = (0..shards).map(|_| Arc::default()).collect();
+        let inboxes: Inboxes = wakers.iter().cloned().map(|waker| Arc::new(Inbox::new(wake_through(waker)))).collect();
+        let mut running = Running {
+            handles: Handles::new(config.id, inboxes.clone()),
+            inboxes: inboxes.clone(),
+            threads: Mutex::default(),
+        };
+        let (tell_identity, identities): (Vec<_>, Vec<_>) = (1..shards).map(|_| sync_channel(1)).unzip();
+        let mut lives = vec![Life::First { tell_identity }];
+        lives.extend(identities.into_iter().map(|identity| Life::Further { identity }));
+        let (started, starts) = sync_channel(usize::from(shards));
+        for (shard, (life, waker)) in lives.into_iter().zip(wakers).enumerate() {
+            let shard = ShardId(shard as u16);
+            let thread = ShardThread { shard, life, waker, config: config.clone(), inboxes: inboxes.clone() };
+            let started = started.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("coracle-{}-{shard}", config.id))
+                .spawn(move || thread.run(&started))
+                .map_err(|error| Error::Thread(error.to_string()))?;
+            running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(handle);
+        }
+        drop(started);
+        // Further shards of a node without a cluster report only when there is one; the first one's word is enough.
+        starts.recv().map_err(|_gone| Error::Stopped(None))??;
+        Ok(Self { running: Arc::new(running) })
+    }
+
+    pub(crate) fn handles(&self) -> &Handles {
+        &self.running.handles
+    }
+
+    /// Stops the node in good order: every command is answered, what is under way becomes durable, files are closed.
+    ///
+    /// # Errors
+    /// Why a shard had stopped before, if one had.
+    pub fn stop(&self) -> Result<(), Error> {
+        self.running.stop()
+    }
+
+    /// Whether all shards still run.
+    pub fn is_running(&self) -> bool {
+        self.running.inboxes.iter().all(|inbox| !inbox.is_closed())
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("shards", &self.running.inboxes.len()).finish_non_exhaustive()
+    }
+}
+
+fn wake_through(waker: Arc<OnceLock<Waker>>) -> Box<dyn Fn() + Send + Sync> {
+    // Before the thread has a waker it does not sleep.
+    Box::new(move || {
+        if let Some(waker) = waker.get() {
+            waker.wake();
+        }
+    })
+}
+
+impl Running {
+    fn stop(&self) -> Result<(), Error> {
+        for inbox in &self.inboxes {
+            inbox.push_stop();
+        }
+        let mut result = Ok(());
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            match thread.join() {
+                Ok(Ok(()) | Err(Error::Stopped(None))) => {}
+                Ok(Err(error)) => result = Err(error),
+                Err(_panic) => result = Err(Error::Stopped(Some("a shard's thread panicked".into()))),
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "the node had failed");
+        }
+    }
+}
+
+/// How a shard gets to know who its directory is.
+enum Life {
+    /// Reads the identity, forms the cluster, and tells the others.
+    First { tell_identity: Vec<SyncSender<Identity>> },
+    /// Is told.
+    Further { identity: Receiver<Identity> },
+}
+
+struct ShardThread {
+    shard: ShardId,
+    life: Life,
+    waker: Arc<OnceLock<Waker>>,
+    config: Config,
+    inboxes: Inboxes,
+}
+
+type RealServer = Server<RingDisk, RingNet, RealClock>;
+
+impl ShardThread {
+    fn run(self, started: &SyncSender<Result<(), Error>>) -> Result<(), Error> {
+        let inbox = self.inboxes[usize::from(self.shard.0)].clone();
+        let result = self.open_and_loop(started);
+        // Whatever ended it: no command may wait for ever.
+        inbox.close();
+        if let Err(error) = &result {
+            if !matches!(error, Error::Stopped(None)) {
+                tracing::error!(%error, "shard stopped");
+            }
+            let _ = started.try_send(Err(error.clone()));
+        }
+        result
+    }
+
+    fn open_and_loop(self, started: &SyncSender<Result<(), Error>>) -> Result<(), Error> {
+        if self.config.pin_threads {
+            let cores = ring::allowed_cores()?;
+            if let Some(core) = cores.get(usize::from(self.shard.0) % cores.len().max(1)) {
+                ring::pin_to_core(*core)?;
+            }
+        }
+        let ring = Ring::new(&RingOptions::default())?;
+        let mut park = RingPark::new(&ring)?;
+        let strategy = match self.config.wal_write_strategy {
+            Strategy::Direct => ring::Strategy::Direct,
+            Strategy::None => ring::Strategy::None,
+        };
+        let is_first = matches!(self.life, Life::First { .. });
+        let disk = RingDisk::open(&ring, &self.config.data_dir, DiskOptions { lock: is_first, strategy })?;
+        let inbox = self.inboxes[usize::from(self.shard.0)].clone();
+        let parts = Parts {
+            disk,
+            net: RingNet::new(&ring),
+            clock: RealClock,
+            inbox: inbox.clone(),
+            siblings: self.inboxes,
+            seed: rand::random(),
+            #[cfg(feature = "breaks")]
+            breaks: Default::default(),
+        };
+        let _ = self.waker.set(park.waker());
+        let (server, mut tell) = match self.life {
+            Life::First { tell_identity } => {
+                let listen = self.config.listen().expect("checked: this node is among its peers");
+                (Server::open(&self.config, listen, parts)?, tell_identity)
+            }
+            Life::Further { identity } => {
+                let Ok(identity) = identity.recv() else { return Err(Error::Stopped(None)) };
+                (Server::open_further(&self.config, &identity, self.shard, parts)?, Vec::new())
+            }
+        };
+        let _ = started.try_send(Ok(()));
+        run_loop(server, &mut park, &inbox, &mut tell)
+    }
+}
+
+/// Turn after turn; sleeps when there is nothing to do.
+fn run_loop(
+    mut server: RealServer,
+    park: &mut RingPark,
+    inbox: &Inbox<Socket>,
+    tell: &mut Vec<SyncSender<Identity>>,
+) -> Result<(), Error> {
+    let clock = RealClock;
+    loop {
+        let turn = server.turn()?;
+        if let Some(identity) = server.identity() {
+            for further in tell.drain(..) {
+                let _ = further.try_send(identity.clone());
+            }
+        }
+        if !turn.busy {
+            let timeout_us = (turn.deadline_us != u64::MAX).then(|| turn.deadline_us.saturating_sub(clock.now_us()));
+            park.park(timeout_us, &|| inbox.is_empty())?;
+        }
+    }
+}
+
+impl<S> Inbox<S> {
+    /// Asks the shard to stop, also when the inbox is full: then as soon as there is room.
+    fn push_stop(&self) {
+        let mut command = Command::Stop;
+        while let Err(back) = self.push(command) {
+            if self.is_closed() {
+                return;
+            }
+            command = back;
+            std::thread::yield_now();
+        }
+    }
+}

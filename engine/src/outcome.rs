@@ -1,0 +1,133 @@
+//! How a command ends: exactly one of Done, NotDone and Unknown, as types from the core to the client.
+
+use std::fmt;
+use std::time::Duration;
+
+use coracle_base::{Index, NodeId};
+
+/// How a command (or a query) ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome<R = Vec<u8>> {
+    /// It was applied on a majority's durable log, and this is the machine's reply.
+    Done(Done<R>),
+    /// It certainly did not happen and never will: safe to try again.
+    NotDone(NotDone),
+    /// It may have happened, may happen yet, or never: only the application can tell.
+    Unknown(Unknown),
+}
+
+/// An applied command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done<R = Vec<u8>> {
+    /// What the machine answered.
+    pub reply: R,
+    /// Its place in the group's log; for a query, the index that was applied when it was answered.
+    pub index: Index,
+    /// The node that led the group and answered.
+    pub leader: NodeId,
+}
+
+/// A command that did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not done: {reason}; try again in {} ms", retry_after.as_millis())]
+pub struct NotDone {
+    /// Why.
+    pub reason: Reason,
+    /// When trying again may help.
+    pub retry_after: Duration,
+    /// Who leads the group now, if that is known.
+    pub leader: Option<NodeId>,
+}
+
+/// Why a command did not happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// No leader could be reached in time.
+    NoLeader = 1,
+    /// A buffer on the way is full: the caller is faster than the disk.
+    Busy = 2,
+    /// The disk is full; commands are taken again when there is room.
+    DiskFull = 3,
+    /// The command is larger than the engine takes.
+    TooLarge = 4,
+    /// This node does not have the group.
+    NoGroup = 5,
+    /// The node is stopping or has stopped.
+    Stopping = 6,
+    /// A later leader's entry took its place in the log.
+    Overwritten = 7,
+    /// The group's machine has failed on this node and does not apply any more.
+    Poisoned = 8,
+}
+
+impl Reason {
+    pub(crate) fn from_u8(byte: u8) -> Option<Self> {
+        use Reason::*;
+        [NoLeader, Busy, DiskFull, TooLarge, NoGroup, Stopping, Overwritten, Poisoned]
+            .into_iter()
+            .find(|reason| *reason as u8 == byte)
+    }
+
+    /// When it makes sense to try again.
+    pub(crate) fn retry_after(self) -> Duration {
+        Duration::from_millis(match self {
+            Reason::Busy | Reason::Overwritten => 10,
+            Reason::NoLeader | Reason::NoGroup => 100,
+            Reason::DiskFull | Reason::Stopping | Reason::TooLarge | Reason::Poisoned => 1000,
+        })
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::NoLeader => "no leader could be reached",
+            Reason::Busy => "the shard is busy",
+            Reason::DiskFull => "the disk is full",
+            Reason::TooLarge => "the command is too large",
+            Reason::NoGroup => "the group is not on this node",
+            Reason::Stopping => "the node is stopping",
+            Reason::Overwritten => "a later leader's entry took its place",
+            Reason::Poisoned => "the group's machine has failed",
+        })
+    }
+}
+
+/// A command whose fate nobody here knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// It was in a leader's log, and no majority answered in time.
+    #[error("unknown: no majority answered in time")]
+    TimedOut,
+    /// It was sent to the leader, and the link broke before the answer.
+    #[error("unknown: the link to the leader broke before it answered")]
+    LinkBroke,
+    /// The node stopped before the answer.
+    #[error("unknown: the node stopped before the command was applied")]
+    Stopped,
+    /// A snapshot took the place of the log in which the answer would have been.
+    #[error("unknown: the log that holds the answer was replaced by a snapshot")]
+    Skipped,
+    /// The leader's machine answered something that is not this machine's reply: their versions differ.
+    #[error("unknown: the reply is not one of this machine's; the nodes run different versions of it")]
+    Unreadable,
+}
+
+impl<R> Outcome<R> {
+    /// Changes the reply's type; the other outcomes stay as they are.
+    pub fn map<S>(self, change: impl FnOnce(R) -> S) -> Outcome<S> {
+        match self {
+            Outcome::Done(Done { reply, index, leader }) => {
+                Outcome::Done(Done { reply: change(reply), index, leader })
+            }
+            Outcome::NotDone(why) => Outcome::NotDone(why),
+            Outcome::Unknown(why) => Outcome::Unknown(why),
+        }
+    }
+
+    /// A refusal for `reason`.
+    pub(crate) fn not_done(reason: Reason, leader: Option<NodeId>) -> Self {
+        Outcome::NotDone(NotDone { reason, retry_after: reason.retry_after(), leader })
+    }
+}

@@ -1,0 +1,223 @@
+//! Steps 6 and 7: committed entries run on the machines, in index order, bounded a turn; then the clients hear.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use coracle_base::limits::INLINE_SNAPSHOT_BYTES_MAX;
+use coracle_base::run::Entries;
+use coracle_base::{EntryKind, EntryRef, Index, NodeId};
+use coracle_io::{Clock, Disk, Net};
+use coracle_wal::{ReadError, ReadOut};
+
+use super::groups::Slot;
+use super::step::{READ_BYTES, poison};
+use super::{Answers, OnDurable, ReadFor, Shard, replies};
+use crate::machine::{Effects, Entry};
+use crate::outcome::{Outcome, Reason};
+
+/// Entries of one group applied in one turn: a busy group does not hold up the others.
+const APPLY_PER_TURN: u64 = 8192;
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    pub(super) fn apply(&mut self) {
+        let mut applying = std::mem::take(&mut self.applying);
+        applying.retain(|slot| {
+            let more = self.apply_group(*slot);
+            self.slots[*slot as usize].applying = more;
+            more
+        });
+        debug_assert!(self.applying.is_empty(), "applying does not commit");
+        self.applying = applying;
+    }
+
+    /// Applies what is committed and in memory. Whether there is more to do in the next turn.
+    fn apply_group(&mut self, slot: u32) -> bool {
+        let one = &mut self.slots[slot as usize];
+        let commit = one.raft.commit();
+        if one.poisoned.is_some() || one.applied >= commit || one.apply_read {
+            return false;
+        }
+        let next = one.applied.next();
+        if next < one.log.first() {
+            one.apply_read = true;
+            let (group, last) = (one.id, commit.min(one.log.first().prev()));
+            let token = self.token();
+            self.reads.insert(token, ReadFor::Apply { slot });
+            self.wal.read(&mut self.disk, token, group, next, last, READ_BYTES);
+            self.again = true;
+            return false;
+        }
+        let last = commit.min(one.applied.plus(APPLY_PER_TURN));
+        // The log is lent to the loop below and put back after it: applying never touches it.
+        let log = std::mem::replace(&mut one.log, crate::log::MemLog::new(Index::ZERO));
+        for (first, _, bytes) in log.pieces(next, last) {
+            self.apply_entries(slot, first, bytes);
+        }
+        self.slots[slot as usize].log = log;
+        self.after_apply(slot);
+        self.slots[slot as usize].applied < commit
+    }
+
+    /// Entries that were read back from WAL files, to be applied.
+    pub(super) fn on_apply_read(&mut self, slot: u32, result: Result<ReadOut, ReadError>) {
+        let one = &mut self.slots[slot as usize];
+        one.apply_read = false;
+        match result {
+            Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() => {
+                self.apply_entries(slot, read.first, &read.body);
+                self.after_apply(slot);
+            }
+            // A snapshot was installed meanwhile.
+            Ok(_) | Err(ReadError::Released) => {}
+            Err(error) => poison(one, format!("its log cannot be read back: {error}")),
+        }
+        let one = &mut self.slots[slot as usize];
+        if !one.applying && one.applied < one.raft.commit() && one.poisoned.is_none() {
+            one.applying = true;
+            self.applying.push(slot);
+        }
+    }
+
+    /// Runs consecutive committed entries on the machine and answers who waits for them. The loop allocates nothing.
+    fn apply_entries(&mut self, slot: u32, first: Index, bytes: &[u8]) {
+        let node = self.settings.node;
+        let one = &mut self.slots[slot as usize];
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        for entry in Entries::new(first, bytes) {
+            if one.poisoned.is_some() {
+                return;
+            }
+            assert_eq!(entry.index, one.applied.next(), "entries are applied in order, each once");
+            self.reply_scratch.clear();
+            if entry.header.kind == EntryKind::Command {
+                run_machine(one, &entry, &mut self.reply_scratch);
+                if one.poisoned.is_some() {
+                    return;
+                }
+                self.status.applied += 1;
+            }
+            one.digest_entry(entry.index, &entry.header);
+            one.applied = entry.index;
+            self.waiting_bytes -= answer(one, &entry, node, &self.reply_scratch, &mut answers);
+        }
+    }
+
+    fn after_apply(&mut self, slot: u32) {
+        self.answer_reads(slot);
+        if self.slots[slot as usize].want_release {
+            self.take_snapshot(slot);
+        }
+        self.evict(slot);
+    }
+
+    /// The machine said that its log may go: its state goes into the WAL, and the log when that is durable.
+    fn take_snapshot(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        if one.snapshot_in_flight || one.poisoned.is_some() {
+            return;
+        }
+        one.want_release = false;
+        let Some(term) = one.raft.term_at(one.applied) else { return };
+        let snapshot = one.take_snapshot(term);
+        if snapshot.bytes.len() > INLINE_SNAPSHOT_BYTES_MAX {
+            if !one.snapshot_too_large {
+                tracing::warn!(
+                    group = %one.id,
+                    bytes = snapshot.bytes.len(),
+                    "the machine's snapshot is over {INLINE_SNAPSHOT_BYTES_MAX} bytes: its log is kept"
+                );
+            }
+            one.snapshot_too_large = true;
+            return;
+        }
+        // Behind the entries that it covers in log order, so it is never durable before them.
+        let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &snapshot.bytes);
+        one.snapshot = Some(snapshot);
+        one.snapshot_in_flight = true;
+        self.on_durable.push_back((batch, OnDurable::Released { slot }));
+        self.again = true;
+    }
+
+    /// Answers the queries whose read index is applied.
+    pub(super) fn answer_reads(&mut self, slot: u32) {
+        let node = self.settings.node;
+        let one = &mut self.slots[slot as usize];
+        if one.reads.is_empty() {
+            return;
+        }
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        let (applied, poisoned) = (one.applied, one.poisoned.is_some());
+        let ready = one.reads.extract_if(.., |_, read| read.index.is_some_and(|index| index <= applied) || poisoned);
+        for (_, read) in ready {
+            if poisoned {
+                answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)));
+                continue;
+            }
+            self.reply_scratch.clear();
+            let machine = &one.machine;
+            let scratch = &mut self.reply_scratch;
+            match catch_unwind(AssertUnwindSafe(|| machine.query(&read.query, scratch))) {
+                Ok(()) => answers.give(&read.origin, read.tag, &replies::done(&self.reply_scratch, applied, node)),
+                Err(_) => answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node))),
+            }
+        }
+        self.again = true;
+    }
+
+    /// The leader could not make sure that it still leads: ask again, of whoever does.
+    pub(super) fn fail_read(&mut self, slot: u32, token: u64) {
+        let one = &mut self.slots[slot as usize];
+        let Some(read) = one.reads.remove(&token) else { return };
+        let outcome = Outcome::not_done(Reason::NoLeader, one.raft.leader());
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        answers.give(&read.origin, read.tag, &outcome);
+    }
+
+    /// One wake-up a client.
+    pub(super) fn reply(&mut self) {
+        for (queue, completions) in self.completions.drain(..) {
+            queue.push(completions);
+        }
+    }
+}
+
+/// Runs one command. A panic poisons the machine: its group goes on without it.
+fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
+    // The log's time never goes back, whatever the leaders' clocks did; the same on every member.
+    slot.time_ms = slot.time_ms.max(entry.header.time_ms);
+    let mut release = false;
+    let one = Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
+    let machine = &mut slot.machine;
+    let ran = catch_unwind(AssertUnwindSafe(|| machine.apply(one, &mut Effects::new(reply, &mut release))));
+    slot.want_release |= release;
+    if let Err(panic) = ran {
+        let what = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into());
+        poison(slot, format!("applying entry {} panicked: {what}", entry.index));
+    }
+}
+
+/// Answers who waits for this entry, or waited for another one in its place. Returns the bytes that wait no more.
+fn answer(slot: &mut Slot, entry: &EntryRef<'_>, node: NodeId, reply: &[u8], answers: &mut Answers<'_>) -> usize {
+    let mut freed = 0;
+    while let Some(front) = slot.waiting.front_mut() {
+        if entry.index < front.first {
+            break;
+        }
+        if front.term != entry.header.term {
+            // Another leader's entry is committed here: what was proposed for this place never will be.
+            let outcome = Outcome::not_done(Reason::Overwritten, slot.raft.leader());
+            for tag in front.open_tags() {
+                answers.give(&front.origin, *tag, &outcome);
+            }
+        } else {
+            answers.give(&front.origin, entry.header.tag, &replies::done(reply, entry.index, node));
+            front.first = entry.index.next();
+            if front.first <= front.last {
+                break;
+            }
+        }
+        freed += front.bytes;
+        slot.waiting.pop_front();
+    }
+    freed
+}

@@ -1,0 +1,188 @@
+//! Commands on their way to a leader on another node, and its answers on their way back.
+//!
+//! Invariant: a forwarded command is answered exactly once: by the leader's reply, or with `Unknown` when the session in
+//! which it was sent ends or its time is up. (A query changes nothing, so it ends as `NotDone`.)
+
+use std::collections::BTreeMap;
+
+use coracle_base::codec::{Reader, Sink, Truncated};
+use coracle_base::run::Entries;
+use coracle_base::{EntryBatch, GroupId, Index, NodeId};
+
+use super::Answers;
+use super::inbox::{Consistency, Origin};
+use crate::outcome::{Done, NotDone, Outcome, Reason, Unknown};
+use crate::transport::envelope::{Builder, Kind};
+
+/// What one request asked.
+#[derive(Debug)]
+struct Forwarded {
+    session: u64,
+    tags: Vec<u64>,
+    /// How many of the tags are answered: a leader applies, and so answers, in order.
+    answered: usize,
+    origin: Origin,
+    is_query: bool,
+    deadline_us: u64,
+}
+
+/// Requests that wait for another node's answers.
+#[derive(Debug, Default)]
+pub(crate) struct Forwards {
+    requests: BTreeMap<u64, Forwarded>,
+    next: u64,
+}
+
+/// An answer off the wire.
+struct Record<'a> {
+    request: u64,
+    tag: u64,
+    outcome: Outcome<&'a [u8]>,
+}
+
+impl Forwards {
+    /// Sends entries to the leader.
+    pub(crate) fn propose(
+        &mut self,
+        envelope: &mut Builder,
+        session: u64,
+        group: GroupId,
+        entries: &EntryBatch,
+        origin: Origin,
+        deadline_us: u64,
+    ) {
+        self.next += 1;
+        let request = self.next;
+        let fields = |out: &mut Vec<u8>| {
+            out.put_u64(request);
+            out.put_u32(entries.count());
+        };
+        envelope.push(Kind::Forward, group, false, fields, |out| out.put(entries.bytes()));
+        let tags = Entries::new(Index(1), entries.bytes()).map(|entry| entry.header.tag).collect();
+        let forwarded = Forwarded { session, tags, answered: 0, origin, is_query: false, deadline_us };
+        self.requests.insert(request, forwarded);
+    }
+
+    /// Sends a question to the leader.
+    #[allow(clippy::too_many_arguments)] // the parts of one question and where it goes
+    pub(crate) fn query(
+        &mut self,
+        envelope: &mut Builder,
+        session: u64,
+        group: GroupId,
+        consistency: Consistency,
+        query: &[u8],
+        tag: u64,
+        origin: Origin,
+        deadline_us: u64,
+    ) {
+        self.next += 1;
+        let request = self.next;
+        let fields = |out: &mut Vec<u8>| {
+            out.put_u64(request);
+            out.put_u8((consistency == Consistency::Linearizable).into());
+            out.put_u64(tag);
+        };
+        envelope.push(Kind::Query, group, false, fields, |out| out.put(query));
+        let forwarded = Forwarded { session, tags: vec![tag], answered: 0, origin, is_query: true, deadline_us };
+        self.requests.insert(request, forwarded);
+    }
+
+    /// The leader's answers.
+    ///
+    /// # Errors
+    /// They are not understood; those before were given.
+    pub(crate) fn on_replies(&mut self, session: u64, payload: &[u8], answers: &mut Answers<'_>) -> Result<(), Truncated> {
+        let mut reader = Reader::new(payload);
+        while !reader.is_empty() {
+            let record = decode_record(&mut reader)?;
+            let Some(one) = self.requests.get_mut(&record.request).filter(|one| one.session == session) else { continue };
+            // Only the tag that is due is believed; anything else was answered already.
+            if one.tags.get(one.answered) != Some(&record.tag) {
+                continue;
+            }
+            answers.give(&one.origin, record.tag, &record.outcome);
+            one.answered += 1;
+            if one.answered == one.tags.len() {
+                self.requests.remove(&record.request);
+            }
+        }
+        Ok(())
+    }
+
+    /// A session ended: its answers will not come.
+    pub(crate) fn on_session_end(&mut self, session: u64, answers: &mut Answers<'_>) {
+        self.give_up(|one| one.session == session, Unknown::LinkBroke, answers);
+    }
+
+    /// Time passed.
+    pub(crate) fn on_tick(&mut self, now_us: u64, answers: &mut Answers<'_>) {
+        if self.deadline_us() <= now_us {
+            self.give_up(|one| one.deadline_us <= now_us, Unknown::TimedOut, answers);
+        }
+    }
+
+    /// The shard stops.
+    pub(crate) fn stop(&mut self, answers: &mut Answers<'_>) {
+        self.give_up(|_| true, Unknown::Stopped, answers);
+    }
+
+    fn give_up(&mut self, which: impl Fn(&Forwarded) -> bool, why: Unknown, answers: &mut Answers<'_>) {
+        let lost: Vec<u64> = self.requests.iter().filter(|(_, one)| which(one)).map(|(request, _)| *request).collect();
+        for request in lost {
+            let Some(one) = self.requests.remove(&request) else { continue };
+            let outcome =
+                if one.is_query { Outcome::not_done(Reason::NoLeader, None) } else { Outcome::Unknown(why) };
+            for tag in &one.tags[one.answered..] {
+                answers.give(&one.origin, *tag, &outcome);
+            }
+        }
+    }
+
+    /// When the oldest request's time is up. Requests are made in order of time, so it is the first.
+    pub(crate) fn deadline_us(&self) -> u64 {
+        self.requests.first_key_value().map_or(u64::MAX, |(_, one)| one.deadline_us)
+    }
+}
+
+/// Adds one answer to the envelope for the node that forwarded the command.
+pub(crate) fn push_reply(envelope: &mut Builder, request: u64, tag: u64, outcome: &Outcome<&[u8]>) {
+    let (status, index, leader, reply): (u8, Index, NodeId, &[u8]) = match outcome {
+        Outcome::Done(done) => (0, done.index, done.leader, done.reply),
+        Outcome::NotDone(why) => (why.reason as u8, Index::ZERO, why.leader.unwrap_or(NodeId::NONE), &[]),
+        Outcome::Unknown(why) => (unknown_status(*why), Index::ZERO, NodeId::NONE, &[]),
+    };
+    let out = envelope.replies();
+    out.put_u64(request);
+    out.put_u64(tag);
+    out.put_u8(status);
+    out.put_u64(index.0);
+    out.put_u64(leader.0);
+    out.put_u32(reply.len() as u32);
+    out.put(reply);
+}
+
+const UNKNOWN: [Unknown; 4] = [Unknown::TimedOut, Unknown::LinkBroke, Unknown::Stopped, Unknown::Skipped];
+
+fn unknown_status(why: Unknown) -> u8 {
+    100 + UNKNOWN.iter().position(|one| *one == why).unwrap_or(0) as u8
+}
+
+fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, Truncated> {
+    let (request, tag, status) = (reader.u64()?, reader.u64()?, reader.u8()?);
+    let (index, leader) = (Index(reader.u64()?), NodeId(reader.u64()?));
+    let bytes = reader.u32()? as usize;
+    let reply = reader.bytes(bytes)?;
+    let outcome = match (status, Reason::from_u8(status)) {
+        (0, _) => Outcome::Done(Done { reply, index, leader }),
+        (_, Some(reason)) => {
+            let leader = (leader != NodeId::NONE).then_some(leader);
+            Outcome::NotDone(NotDone { reason, retry_after: reason.retry_after(), leader })
+        }
+        // An unknown word for "unknown" still means that nobody can tell.
+        (other, None) => {
+            Outcome::Unknown(UNKNOWN.get(usize::from(other.saturating_sub(100))).copied().unwrap_or(Unknown::TimedOut))
+        }
+    };
+    Ok(Record { request, tag, outcome })
+}

@@ -1,0 +1,177 @@
+//! The way into a shard from other threads: a bounded queue of commands and a wake-up.
+//!
+//! Invariants: (1) the queue is bounded in commands and in bytes of payload; a full one refuses at once, so a client
+//! that floods gets `Busy` and the shard's memory stays bounded; (2) every command that was taken is answered exactly
+//! once through its [`Origin`], also when the shard stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use coracle_base::limits::INBOX_BYTES;
+use coracle_base::run::Entries;
+use coracle_base::{EntryBatch, GroupId, Index, NodeId};
+use crossbeam_queue::ArrayQueue;
+
+use super::replies::{ClientQueue, Completions, Slot};
+use crate::machine::Machine;
+use crate::outcome::{Outcome, Reason};
+use crate::shard::status::{GroupStatus, ShardStatus};
+
+/// Commands waiting in one inbox.
+const INBOX_COMMANDS: usize = 8192;
+
+/// Who waits for the answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    /// A client's completion ring: answers carry the entries' tags.
+    Client(Arc<ClientQueue>),
+    /// One command's future.
+    Slot(Arc<Slot>),
+    /// Another node that forwarded the command, by its request number in that link's session.
+    Peer { node: NodeId, session: u64, request: u64 },
+}
+
+/// What a query must be consistent with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consistency {
+    /// The leader's machine as it is: not linearizable while an old leader does not know that it is one.
+    Leader,
+    /// Everything acknowledged before the query was asked is seen (Raft thesis 6.4).
+    Linearizable,
+}
+
+/// What other threads ask of a shard.
+pub(crate) enum Command<S> {
+    /// Entries for a group.
+    Propose { group: GroupId, entries: EntryBatch, origin: Origin },
+    /// A question to a group's machine; a client's completion ring gets the answer under `tag`.
+    Query { group: GroupId, consistency: Consistency, tag: u64, query: Vec<u8>, origin: Origin },
+    /// Take up a group: recover it, or begin it empty.
+    StartGroup { group: GroupId, machine: Box<dyn Machine>, started: Reply<Result<(), crate::Error>> },
+    /// Tell about a group.
+    GroupStatus { group: GroupId, reply: Reply<Option<GroupStatus>> },
+    /// Tell about the shard.
+    Status { reply: Reply<ShardStatus> },
+    /// A connection whose handshake named this shard.
+    Adopt { socket: S, hello: Vec<u8> },
+    /// Stop: make everything durable that is under way, answer everybody, and return.
+    Stop,
+}
+
+/// Where a single answer goes.
+pub(crate) type Reply<T> = std::sync::mpsc::SyncSender<T>;
+
+/// A shard's inbox, shared with every handle. `S` is the network driver's socket.
+pub(crate) struct Inbox<S> {
+    queue: ArrayQueue<Command<S>>,
+    bytes: AtomicUsize,
+    closed: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl<S> Inbox<S> {
+    /// An empty inbox; `wake` is called after each command put in.
+    pub(crate) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            queue: ArrayQueue::new(INBOX_COMMANDS),
+            bytes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            wake,
+        }
+    }
+
+    /// Puts a command in and wakes the shard.
+    ///
+    /// # Errors
+    /// The command, back: the inbox is full, or the shard has stopped ([`is_closed`](Self::is_closed)).
+    pub(crate) fn push(&self, command: Command<S>) -> Result<(), Command<S>> {
+        let bytes = command.payload_bytes();
+        if self.is_closed() {
+            return Err(command);
+        }
+        if bytes > 0 && self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > INBOX_BYTES {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(command);
+        }
+        if let Err(command) = self.queue.push(command) {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(command);
+        }
+        (self.wake)();
+        if self.is_closed() {
+            // The shard may have looked for the last time before this command was in.
+            self.refuse_rest();
+        }
+        Ok(())
+    }
+
+    /// The next command, in the shard's thread.
+    pub(crate) fn pop(&self) -> Option<Command<S>> {
+        let command = self.queue.pop()?;
+        self.bytes.fetch_sub(command.payload_bytes(), Ordering::Relaxed);
+        Some(command)
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Answers everything that waits with `Stopping`: no shard has seen it, and none will. For a closed inbox.
+    pub(crate) fn refuse_rest(&self) {
+        while let Some(command) = self.pop() {
+            command.refuse(Reason::Stopping);
+        }
+    }
+
+    /// Refuses everything from now on. What is queued must still be popped and answered
+    /// ([`refuse_rest`](Self::refuse_rest)); a push that raced with this does so itself.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the shard has stopped.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+}
+
+impl Origin {
+    /// Answers one command from outside the shard's turn.
+    pub(crate) fn answer(&self, tag: u64, outcome: &Outcome<&[u8]>) {
+        match self {
+            Origin::Client(queue) => {
+                let mut completions = Completions::default();
+                completions.push(tag, outcome);
+                queue.push(completions);
+            }
+            Origin::Slot(slot) => slot.fill(outcome.to_owned()),
+            // The other node finds its link down and answers its client itself.
+            Origin::Peer { .. } => {}
+        }
+    }
+}
+
+impl<S> Command<S> {
+    /// Answers without doing anything.
+    pub(crate) fn refuse(self, reason: Reason) {
+        match self {
+            Command::Propose { entries, origin, .. } => {
+                for entry in Entries::new(Index(1), entries.bytes()) {
+                    origin.answer(entry.header.tag, &Outcome::not_done(reason, None));
+                }
+            }
+            Command::Query { tag, origin, .. } => origin.answer(tag, &Outcome::not_done(reason, None)),
+            // The callers of these see that their channel is gone.
+            _ => {}
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Command::Propose { entries, .. } => entries.bytes().len(),
+            Command::Query { query, .. } => query.len(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Step 1: commands, frames and completions become inputs of their groups.
+
+use coracle_base::codec::Reader;
+use coracle_base::limits::{GROUP_UNCOMMITTED_BYTES, SHARD_UNCOMMITTED_BYTES};
+use coracle_base::run::Entries;
+use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
+use coracle_io::{Clock, Disk, Net};
+use coracle_raft::{Input, Message, Role};
+
+use super::groups::{Parked, Reading, Waiting};
+use super::inbox::{Command, Consistency, Origin};
+use super::{Answers, OnDurable, ReadFor, Shard, ShardError};
+use crate::outcome::{Outcome, Reason, Unknown};
+use crate::transport::LinkEvent;
+use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
+
+/// Commands taken from the inbox in one turn, so that a flood does not starve the peers.
+const COMMANDS_PER_TURN: usize = 1024;
+/// What may wait for a leader, per group.
+const PARKED_MAX: usize = 4096;
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    pub(super) fn receive(&mut self) -> Result<(), ShardError> {
+        self.receive_frames();
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.inbox.pop() else { break };
+            self.on_command(command)?;
+        }
+        self.complete()?;
+        self.tick();
+        Ok(())
+    }
+
+    // ---- the network ----------------------------------------------------------------------------------------------
+
+    fn receive_frames(&mut self) {
+        let mut events = std::mem::take(&mut self.net_events);
+        self.net.events(&mut events);
+        for event in events.drain(..) {
+            self.transport.on_event(&mut self.net, event, self.now_us, &mut self.link_events);
+            self.on_link_events();
+        }
+        self.net_events = events;
+        self.transport.tick(&mut self.net, self.now_us, &mut self.link_events);
+        self.on_link_events();
+    }
+
+    pub(super) fn on_link_events(&mut self) {
+        while !self.link_events.is_empty() {
+            let mut events = std::mem::take(&mut self.link_events);
+            for event in events.drain(..) {
+                self.on_link_event(event);
+            }
+            if self.link_events.is_empty() {
+                self.link_events = events;
+            }
+        }
+    }
+
+    fn on_link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { node } => self.on_link(node, true),
+            LinkEvent::Down { node, session } => {
+                let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+                self.forwards.on_session_end(session, &mut answers);
+                self.on_link(node, false);
+            }
+            LinkEvent::Envelopes { node, session, inbound } => {
+                for (head, tail, end) in &inbound.envelopes {
+                    let (head, tail) = (&inbound.buf[*head..*tail], &inbound.buf[*tail..*end]);
+                    if let Err(error) = self.on_envelope(node, session, head, tail) {
+                        let reason = error.to_string();
+                        self.transport.fail(&mut self.net, node, &reason, self.now_us, &mut self.link_events);
+                        break;
+                    }
+                }
+                self.transport.consumed(&mut self.net, node, session, inbound);
+            }
+            LinkEvent::HandOver { conn, shard, hello } => {
+                if let (Some(sibling), Some(socket)) =
+                    (self.siblings.get(usize::from(shard.0)), self.net.detach(conn))
+                {
+                    // A full inbox drops the connection: the other side dials again.
+                    let _ = sibling.push(Command::Adopt { socket, hello });
+                }
+            }
+            // Not while a cluster is there: a peer that is still empty will come again as a member.
+            LinkEvent::Adopt(_) | LinkEvent::BothEmpty | LinkEvent::Refused { .. } => {}
+        }
+    }
+
+    /// A link's session began or ended: its groups hear of it.
+    fn on_link(&mut self, node: NodeId, up: bool) {
+        for slot in 0..self.slots.len() as u32 {
+            self.input(slot, if up { Input::LinkUp(node) } else { Input::LinkDown(node) });
+            self.release_parked(slot);
+        }
+    }
+
+    fn on_envelope(&mut self, node: NodeId, session: u64, head: &[u8], tail: &[u8]) -> Result<(), EnvelopeError> {
+        let mut pieces = Pieces::new(head, tail)?;
+        while let Some(piece) = pieces.next()? {
+            match piece.kind {
+                Kind::Raft => self.on_raft(node, piece)?,
+                Kind::Forward => self.on_forward(node, session, piece)?,
+                Kind::Query => self.on_forwarded_query(node, session, piece)?,
+                Kind::Replies => {
+                    let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+                    self.forwards.on_replies(session, piece.payload, &mut answers)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_raft(&mut self, node: NodeId, piece: Piece<'_>) -> Result<(), EnvelopeError> {
+        let message = Message::decode(piece.fields).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        let Some(slot) = self.by_group.get(&piece.group).copied() else {
+            tracing::debug!(group = %piece.group, %node, "message for a group that is not started here");
+            return Ok(());
+        };
+        let run = check_payload(&message, piece)?;
+        self.step(slot, Input::Receive { from: node, message }, run, piece.payload);
+        Ok(())
+    }
+
+    fn on_forward(&mut self, node: NodeId, session: u64, piece: Piece<'_>) -> Result<(), EnvelopeError> {
+        let mut fields = Reader::new(piece.fields);
+        let (request, count) = (fields.u64()?, fields.u32()?);
+        let entries = EntryBatch::decode(count, piece.payload.to_vec())
+            .map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        self.on_propose(piece.group, entries, Origin::Peer { node, session, request });
+        Ok(())
+    }
+
+    fn on_forwarded_query(&mut self, node: NodeId, session: u64, piece: Piece<'_>) -> Result<(), EnvelopeError> {
+        let mut fields = Reader::new(piece.fields);
+        let (request, linearizable) = (fields.u64()?, fields.u8()? != 0);
+        let consistency = if linearizable { Consistency::Linearizable } else { Consistency::Leader };
+        // A query's tag goes round with the request: the other side knows it.
+        let tag = fields.u64()?;
+        self.on_query(piece.group, consistency, piece.payload.to_vec(), tag, Origin::Peer { node, session, request });
+        Ok(())
+    }
+
+    // ---- commands -------------------------------------------------------------------------------------------------
+
+    fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), ShardError> {
+        match command {
+            Command::Propose { group, entries, origin } => self.on_propose(group, entries, origin),
+            Command::Query { group, consistency, query, tag, origin } => {
+                self.on_query(group, consistency, query, tag, origin);
+            }
+            Command::StartGroup { group, machine, started } => {
+                let result = self.start_group(group, machine);
+                let _ = started.send(result);
+            }
+            Command::GroupStatus { group, reply } => {
+                let _ = reply.send(self.group_status(group));
+            }
+            Command::Status { reply } => {
+                let _ = reply.send(self.status());
+            }
+            Command::Adopt { socket, hello } => {
+                let conn = self.net.adopt(socket);
+                self.transport.adopt(&mut self.net, conn, &hello, self.now_us, &mut self.link_events);
+                self.on_link_events();
+            }
+            Command::Stop => return Err(ShardError::Stopped),
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, entries: &EntryBatch, origin: &Origin, reason: Reason, leader: Option<NodeId>) {
+        let outcome = Outcome::not_done(reason, leader);
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        for entry in Entries::new(Index(1), entries.bytes()) {
+            answers.give(origin, entry.header.tag, &outcome);
+        }
+    }
+
+    /// Entries for a group: into its log if it is led here, on to the leader, or into the waiting room.
+    pub(super) fn on_propose(&mut self, group: GroupId, entries: EntryBatch, origin: Origin) {
+        self.status.proposed += u64::from(entries.count());
+        let Some(slot) = self.by_group.get(&group).copied() else {
+            return self.refuse(&entries, &origin, Reason::NoGroup, None);
+        };
+        if entries.is_empty() {
+            return;
+        }
+        let one = &self.slots[slot as usize];
+        if one.raft.role() == Role::Leader {
+            return self.propose_here(slot, entries, origin);
+        }
+        let leader = one.raft.leader();
+        if matches!(origin, Origin::Peer { .. }) {
+            return self.refuse(&entries, &origin, Reason::NoLeader, leader);
+        }
+        let deadline_us = self.now_us + self.settings.command_timeout_us;
+        let session = leader.and_then(|leader| self.transport.link(leader)).and_then(|link| link.session()).map(|s| s.id);
+        if let (Some(leader), Some(session)) = (leader, session)
+            && let Some(envelope) = self.transport.envelope(leader)
+        {
+            return self.forwards.propose(envelope, session, group, &entries, origin, deadline_us);
+        }
+        if one.parked.len() >= PARKED_MAX || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES {
+            return self.refuse(&entries, &origin, Reason::Busy, None);
+        }
+        self.waiting_bytes += entries.bytes().len();
+        self.slots[slot as usize].parked.push_back(Parked::Propose { entries, origin, deadline_us });
+        self.set_timer(slot);
+    }
+
+    /// Entries for a group that this node leads.
+    fn propose_here(&mut self, slot: u32, mut entries: EntryBatch, origin: Origin) {
+        let one = &mut self.slots[slot as usize];
+        let bytes = entries.bytes().len();
+        let group_bytes: usize = one.waiting.iter().map(|waiting| waiting.bytes).sum();
+        let refusal = if one.poisoned.is_some() {
+            Some(Reason::Poisoned)
+        } else if self.wal.is_low() {
+            Some(Reason::DiskFull)
+        } else if group_bytes + bytes > GROUP_UNCOMMITTED_BYTES || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES {
+            Some(Reason::Busy)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            let leader = Some(self.settings.node);
+            return self.refuse(&entries, &origin, reason, leader);
+        }
+        let Ok(proposed) = one.raft.propose(entries.count(), bytes as u32) else {
+            return self.refuse(&entries, &origin, Reason::NoLeader, None);
+        };
+        entries.stamp(proposed.term, self.clock.wall_ms());
+        let before = one.log.bytes();
+        one.log.store(proposed.first, entries.bytes(), entries.count());
+        self.arena_bytes += one.log.bytes() - before;
+        self.waiting_bytes += bytes;
+        one.waiting.push_back(Waiting {
+            first: proposed.first,
+            last: Index(proposed.first.0 + u64::from(entries.count()) - 1),
+            term: proposed.term,
+            bytes,
+            deadline_us: self.now_us + self.settings.command_timeout_us,
+            tags: Entries::new(Index(1), entries.bytes()).map(|entry| entry.header.tag).collect(),
+            origin,
+        });
+        self.touch(slot);
+    }
+
+    /// A question: answered here if the group is led here, or sent to the leader.
+    pub(super) fn on_query(&mut self, group: GroupId, consistency: Consistency, query: Vec<u8>, tag: u64, origin: Origin) {
+        let Some(slot) = self.by_group.get(&group).copied() else {
+            let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+            return answers.give(&origin, tag, &Outcome::not_done(Reason::NoGroup, None));
+        };
+        let deadline_us = self.now_us + self.settings.command_timeout_us;
+        let token = self.token();
+        let one = &mut self.slots[slot as usize];
+        if one.raft.role() == Role::Leader {
+            let index = (consistency == Consistency::Leader).then_some(Index::ZERO);
+            let accepted = index.is_some() || one.raft.read(self.now_us, token).is_ok();
+            if accepted {
+                one.reads.insert(token, Reading { query, tag, origin, deadline_us, index });
+                if index.is_some() {
+                    self.answer_reads(slot);
+                }
+                return self.touch(slot);
+            }
+        }
+        let leader = one.raft.leader();
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        if matches!(origin, Origin::Peer { .. }) {
+            return answers.give(&origin, tag, &Outcome::not_done(Reason::NoLeader, leader));
+        }
+        let session = leader.and_then(|leader| answers.transport.link(leader)).and_then(|link| link.session()).map(|s| s.id);
+        if let (Some(leader), Some(session)) = (leader, session)
+            && let Some(envelope) = answers.transport.envelope(leader)
+        {
+            return self.forwards.query(envelope, session, group, consistency, &query, tag, origin, deadline_us);
+        }
+        if one.parked.len() >= PARKED_MAX || self.waiting_bytes + query.len() > SHARD_UNCOMMITTED_BYTES {
+            return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, None));
+        }
+        self.waiting_bytes += query.len();
+        one.parked.push_back(Parked::Query { consistency, query, tag, origin, deadline_us });
+        self.set_timer(slot);
+    }
+
+    /// A leader may be known (and reachable) now: what waited for one goes its way.
+    pub(super) fn release_parked(&mut self, slot: u32) {
+        let one = &self.slots[slot as usize];
+        let reachable = one.raft.leader().is_some_and(|leader| leader == self.settings.node || self.transport.is_up(leader));
+        if one.parked.is_empty() || !reachable {
+            return;
+        }
+        let group = one.id;
+        for parked in std::mem::take(&mut self.slots[slot as usize].parked) {
+            match parked {
+                Parked::Propose { entries, origin, .. } => {
+                    self.waiting_bytes -= entries.bytes().len();
+                    self.status.proposed -= u64::from(entries.count());
+                    self.on_propose(group, entries, origin);
+                }
+                Parked::Query { consistency, query, tag, origin, .. } => {
+                    self.waiting_bytes -= query.len();
+                    self.on_query(group, consistency, query, tag, origin);
+                }
+            }
+        }
+    }
+
+    // ---- the disk -------------------------------------------------------------------------------------------------
+
+    /// The disk has answered: only now do groups vote, acknowledge, and count themselves.
+    fn complete(&mut self) -> Result<(), ShardError> {
+        let mut done = std::mem::take(&mut self.disk_done);
+        self.disk.completions(&mut done);
+        for one in done.drain(..) {
+            self.wal.on_done(&mut self.disk, one)?;
+        }
+        self.disk_done = done;
+        let durable = self.wal.durable();
+        while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
+            match then {
+                OnDurable::Persisted { slot, seq } => self.input(slot, Input::Persisted(seq)),
+                OnDurable::Released { slot } => self.on_snapshot_durable(slot),
+            }
+        }
+        while let Some((token, result)) = self.wal.poll_read() {
+            match self.reads.remove(&token) {
+                Some(ReadFor::Apply { slot }) => self.on_apply_read(slot, result),
+                Some(ReadFor::Follower { slot, to }) => self.on_follower_read(slot, to, result),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    // ---- time -----------------------------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        while let Some((at, slot)) = self.timers.first().copied() {
+            if at > self.now_us {
+                break;
+            }
+            self.timers.pop_first();
+            self.slots[slot as usize].timer_us = None;
+            if self.slots[slot as usize].raft.deadline_us().is_some_and(|at| at <= self.now_us) {
+                self.input(slot, Input::Tick);
+            }
+            self.give_up_late(slot);
+            self.touch(slot);
+        }
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        self.forwards.on_tick(self.now_us, &mut answers);
+    }
+
+    /// Answers what has waited too long.
+    fn give_up_late(&mut self, slot: u32) {
+        let now_us = self.now_us;
+        let one = &mut self.slots[slot as usize];
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        while let Some(late) = one.waiting.pop_front_if(|waiting| waiting.deadline_us <= now_us) {
+            self.waiting_bytes -= late.bytes;
+            for tag in late.open_tags() {
+                answers.give(&late.origin, *tag, &Outcome::Unknown(Unknown::TimedOut));
+            }
+        }
+        let is_late = |parked: &mut Parked| match parked {
+            Parked::Propose { deadline_us, .. } | Parked::Query { deadline_us, .. } => *deadline_us <= now_us,
+        };
+        let refusal = Outcome::not_done(Reason::NoLeader, None);
+        while let Some(late) = one.parked.pop_front_if(is_late) {
+            match late {
+                Parked::Propose { entries, origin, .. } => {
+                    self.waiting_bytes -= entries.bytes().len();
+                    for entry in Entries::new(Index(1), entries.bytes()) {
+                        answers.give(&origin, entry.header.tag, &refusal);
+                    }
+                }
+                Parked::Query { query, tag, origin, .. } => {
+                    self.waiting_bytes -= query.len();
+                    answers.give(&origin, tag, &refusal);
+                }
+            }
+        }
+        while let Some(first) = one.reads.first_entry().filter(|read| read.get().deadline_us <= now_us) {
+            let late = first.remove();
+            answers.give(&late.origin, late.tag, &refusal);
+        }
+    }
+}
+
+/// Checks what came with a message against what the message says. The run in it, if it is an append with entries.
+fn check_payload<'a>(message: &Message, piece: Piece<'a>) -> Result<Option<RunRef<'a>>, EnvelopeError> {
+    let wrong = |why: &str| Err(EnvelopeError::Message(why.to_owned()));
+    match message {
+        Message::Append { spans, .. } if spans.is_empty() => {
+            if piece.payload.is_empty() { Ok(None) } else { wrong("a probe with entries") }
+        }
+        Message::Append { term, prev_index, prev_term, spans, .. } => {
+            let run = RunRef::parse(piece.payload).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+            run.check_payloads().map_err(|error| EnvelopeError::Message(error.to_string()))?;
+            let header = run.header;
+            let same = header.group == piece.group
+                && header.accepted_term == *term
+                && header.prev_index == *prev_index
+                && header.prev_term == *prev_term
+                && header.encoded_bytes() == piece.payload.len()
+                && run.term_spans().eq(spans.iter().copied());
+            if same { Ok(Some(run)) } else { wrong("an append that disagrees with its run") }
+        }
+        Message::Snapshot { .. } => Ok(None),
+        _ if piece.payload.is_empty() => Ok(None),
+        _ => wrong("bytes that belong to no message"),
+    }
+}

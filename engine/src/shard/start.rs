@@ -1,0 +1,203 @@
+//! Opening a shard, taking up groups, and stopping.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use coracle_base::run::Entries;
+use coracle_base::{GroupId, Index};
+use coracle_io::{Clock, Disk, Net};
+use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
+use coracle_wal::{Recovery, Wal};
+
+use super::groups::{Parked, Slot, Snapshot};
+use super::inbox::Inbox;
+use super::{Answers, GroupStatus, Settings, Shard, ShardError, ShardStatus};
+use crate::Error;
+use crate::machine::Machine;
+use crate::outcome::{Outcome, Reason, Unknown};
+use crate::transport::Transport;
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    /// A shard over a WAL that is open and links that are being made.
+    #[allow(clippy::too_many_arguments)] // the parts that a shard is made of
+    pub(crate) fn new(
+        settings: Settings,
+        disk: D,
+        net: N,
+        clock: C,
+        wal: Wal,
+        recovery: Recovery,
+        transport: Transport,
+        inbox: Arc<Inbox<N::Socket>>,
+        siblings: Vec<Arc<Inbox<N::Socket>>>,
+    ) -> Self {
+        let now_us = clock.now_us();
+        Self {
+            settings,
+            disk,
+            net,
+            clock,
+            wal,
+            transport,
+            inbox,
+            siblings,
+            slots: Vec::new(),
+            by_group: BTreeMap::new(),
+            recovered: recovery.groups.into_iter().map(|group| (group.group, group)).collect(),
+            dirty: Vec::new(),
+            applying: Vec::new(),
+            timers: BTreeSet::new(),
+            on_durable: VecDeque::new(),
+            reads: BTreeMap::new(),
+            next_token: 0,
+            forwards: Default::default(),
+            completions: Vec::new(),
+            arena_bytes: 0,
+            waiting_bytes: 0,
+            now_us,
+            again: false,
+            status: ShardStatus::default(),
+            outputs: Vec::new(),
+            disk_done: Vec::new(),
+            net_events: Vec::new(),
+            link_events: Vec::new(),
+            reply_scratch: Vec::new(),
+        }
+    }
+
+    /// Takes up a group: as the disk has it, or empty.
+    pub(super) fn start_group(&mut self, group: GroupId, machine: Box<dyn Machine>) -> Result<(), Error> {
+        if self.by_group.contains_key(&group) {
+            return Err(Error::GroupRuns(group));
+        }
+        let found = self.recovered.remove(&group);
+        let hard_state = match found.as_ref().map(|one| &one.state) {
+            Some(bytes) if !bytes.is_empty() => Some(
+                HardState::decode(bytes).map_err(|error| Error::Machine { group, reason: format!("hard state: {error}") })?,
+            ),
+            _ => None,
+        };
+        let snapshot = found.as_ref().and_then(|one| one.snapshot.as_ref());
+        let last = found.as_ref().map_or(Index::ZERO, |one| one.last);
+        let restored = Restored {
+            hard_state,
+            snapshot: snapshot.map(|one| (one.index, one.term)),
+            last,
+            terms: found.as_ref().map_or(&[], |one| &one.terms),
+            accepted_term: found.as_ref().map_or(Default::default(), |one| one.accepted_term),
+            suspect: found.as_ref().is_some_and(|one| one.suspect),
+        };
+        let raft = Group::new(self.raft_config(group), restored, self.now_us);
+        let mut slot = Slot::new(group, raft, machine, last);
+        if let Some(found) = snapshot {
+            let snapshot = Snapshot { index: found.index, term: found.term, bytes: found.bytes.clone() };
+            slot.restore(snapshot).map_err(|error| Error::Machine { group, reason: error.to_string() })?;
+        }
+        let at = self.slots.len() as u32;
+        self.slots.push(slot);
+        self.by_group.insert(group, at);
+        self.status.groups += 1;
+        let up: Vec<_> = self.transport.links().iter().filter(|link| link.session().is_some()).map(|l| l.node).collect();
+        for node in up {
+            self.input(at, Input::LinkUp(node));
+        }
+        self.touch(at);
+        Ok(())
+    }
+
+    fn raft_config(&self, group: GroupId) -> RaftConfig {
+        let settings = &self.settings;
+        let seed = coracle_base::checksum::mix64(settings.seed, coracle_base::checksum::mix64(group.0, settings.node.0));
+        let mut config = RaftConfig::new(settings.node, settings.voters.iter().copied().collect(), seed);
+        config.election_us_min = settings.election_us;
+        config.election_us_max = 2 * settings.election_us;
+        #[cfg(feature = "breaks")]
+        {
+            config.breaks = settings.breaks.raft;
+        }
+        config
+    }
+
+    /// (index, term, payload checksum) of the entries in memory.
+    pub(crate) fn entries_in_memory(&self, group: GroupId) -> Vec<(u64, u64, u32)> {
+        let Some(slot) = self.by_group.get(&group) else { return Vec::new() };
+        let one = &self.slots[*slot as usize];
+        let (first, last) = (one.log.first(), one.raft.last());
+        if first > last {
+            return Vec::new();
+        }
+        let pieces = one.log.pieces(first, last);
+        pieces
+            .flat_map(|(at, _, bytes)| Entries::new(at, bytes))
+            .map(|entry| (entry.index.0, entry.header.term.0, entry.header.payload_crc))
+            .collect()
+    }
+
+    pub(crate) fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        let one = &self.slots[*self.by_group.get(&group)? as usize];
+        Some(GroupStatus {
+            group,
+            term: one.raft.term(),
+            leader: one.raft.leader(),
+            first: one.raft.first(),
+            last: one.raft.last(),
+            commit: one.raft.commit(),
+            applied: one.applied,
+            digest: one.digest,
+            poisoned: one.poisoned.clone(),
+        })
+    }
+
+    pub(crate) fn status(&self) -> ShardStatus {
+        let wal = self.wal.stats();
+        ShardStatus {
+            batches: wal.batches,
+            batch_bytes: wal.batch_bytes,
+            frames: self.transport.links().iter().map(|link| link.frames).sum(),
+            beats: self.transport.links().iter().map(|link| link.beats).sum(),
+            arena_bytes: self.arena_bytes as u64,
+            ..self.status
+        }
+    }
+
+    /// Ends the shard: everybody is answered, what is under way is made durable, the files are left in good order.
+    ///
+    /// # Errors
+    /// The last writes failed; nothing that was acknowledged depends on them.
+    pub fn stop(mut self) -> Result<(), ShardError> {
+        self.answer_everybody();
+        self.reply();
+        self.transport.flush(&mut self.net, self.now_us);
+        self.net.submit()?;
+        Ok(self.wal.shutdown(&mut self.disk)?)
+    }
+
+    /// No command is left without an answer. Called once, when the shard stops or has failed.
+    pub(crate) fn answer_everybody(&mut self) {
+        self.inbox.close();
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        let stopping = Outcome::not_done(Reason::Stopping, None);
+        for slot in &mut self.slots {
+            for waiting in slot.waiting.drain(..) {
+                for tag in waiting.open_tags() {
+                    answers.give(&waiting.origin, *tag, &Outcome::Unknown(Unknown::Stopped));
+                }
+            }
+            for parked in slot.parked.drain(..) {
+                match parked {
+                    Parked::Propose { entries, origin, .. } => {
+                        for entry in Entries::new(Index(1), entries.bytes()) {
+                            answers.give(&origin, entry.header.tag, &stopping);
+                        }
+                    }
+                    Parked::Query { tag, origin, .. } => answers.give(&origin, tag, &stopping),
+                }
+            }
+            for read in std::mem::take(&mut slot.reads).into_values() {
+                answers.give(&read.origin, read.tag, &stopping);
+            }
+        }
+        self.forwards.stop(&mut answers);
+        self.reply();
+    }
+}

@@ -1,0 +1,53 @@
+//! What a shard and its groups tell about themselves.
+
+use coracle_base::{GroupId, Index, NodeId, Term};
+
+/// A group as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group's uid.
+    pub group: GroupId,
+    /// Its current term here.
+    pub term: Term,
+    /// Who leads it, if this node knows.
+    pub leader: Option<NodeId>,
+    /// The first entry of the log that is not released.
+    pub first: Index,
+    /// The last entry of the log.
+    pub last: Index,
+    /// The last entry known to be committed.
+    pub commit: Index,
+    /// The last entry that the machine ran.
+    pub applied: Index,
+    /// A digest over the applied entries (index, term, payload checksum): equal on all members at equal `applied`.
+    pub digest: u64,
+    /// Why the machine does not apply any more, if it failed.
+    pub poisoned: Option<String>,
+}
+
+/// Counters of one shard since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Turns of its loop.
+    pub turns: u64,
+    /// System calls of its loop, and eventfd writes to wake clients not counted.
+    pub syscalls: u64,
+    /// Commands proposed by clients of this node or forwarded to it.
+    pub proposed: u64,
+    /// Commands applied.
+    pub applied: u64,
+    /// WAL batches written.
+    pub batches: u64,
+    /// Bytes of these.
+    pub batch_bytes: u64,
+    /// Frames sent to other nodes that carried a message.
+    pub frames: u64,
+    /// Beats sent: frames without one.
+    pub beats: u64,
+    /// Elections that groups of this shard won.
+    pub elections_won: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Bytes of entries in memory.
+    pub arena_bytes: u64,
+}

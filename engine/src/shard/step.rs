@@ -1,0 +1,277 @@
+//! Step 2: groups step, and what they ask for is staged: runs for the WAL, messages for the envelopes.
+
+use coracle_base::limits::RUN_BYTES_MAX;
+use coracle_base::run::RUN_HEADER_BYTES;
+use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunHeader, RunRef, Term};
+use coracle_io::{Clock, Disk, Net};
+use coracle_raft::{Fit, HardState, Input, Message, Output, PersistSeq, Role, Sizes};
+use coracle_wal::{BatchSeq, ReadError, ReadOut};
+
+use super::groups::{Slot, Snapshot};
+use super::{Answers, OnDurable, ReadFor, Shard};
+use crate::transport::envelope::Kind;
+
+/// Bytes read back from files at once, for a follower or for applying.
+pub(super) const READ_BYTES: usize = 256 * 1024;
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    /// An input that brings no bytes.
+    pub(super) fn input(&mut self, slot: u32, input: Input) {
+        self.step(slot, input, None, &[]);
+    }
+
+    /// Steps one group, and does at once what refers to the input's own bytes: a run's entries, or a snapshot.
+    pub(super) fn step(&mut self, slot: u32, input: Input, run: Option<RunRef<'_>>, payload: &[u8]) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.slots[slot as usize].raft.step(self.now_us, input, &mut outputs);
+        for output in outputs.drain(..) {
+            match (output, run) {
+                (Output::Store { first }, Some(run)) => self.store(slot, first, run),
+                (Output::Install { index, term }, _) => self.install(slot, index, term, payload),
+                (output, _) => self.on_output(slot, output),
+            }
+        }
+        self.outputs = outputs;
+        self.touch(slot);
+    }
+
+    /// Every touched group says what it wants; it is asked once a turn.
+    pub(super) fn step_groups(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for slot in dirty.drain(..) {
+            let one = &mut self.slots[slot as usize];
+            one.dirty = false;
+            one.raft.drain(self.now_us, &one.log, &mut outputs);
+            for output in outputs.drain(..) {
+                self.on_output(slot, output);
+            }
+            self.set_timer(slot);
+        }
+        // What outputs touched again is for the next turn; the vector's memory is kept.
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+        self.outputs = outputs;
+    }
+
+    fn on_output(&mut self, slot: u32, output: Output) {
+        match output {
+            Output::Persist { seq, hard_state, entries } => self.stage(slot, seq, hard_state, entries),
+            Output::AppendNoop { index, term } => self.append_noop(slot, index, term),
+            Output::Send { to, message } => self.send_message(slot, to, message),
+            Output::SendSnapshot { to } => self.send_snapshot(slot, to),
+            Output::Fetch { to, first, last } => {
+                let token = self.token();
+                self.reads.insert(token, ReadFor::Follower { slot, to });
+                let group = self.slots[slot as usize].id;
+                self.wal.read(&mut self.disk, token, group, first, last, READ_BYTES);
+            }
+            Output::Commit { upto } => {
+                let one = &mut self.slots[slot as usize];
+                if upto > one.applied && !one.applying {
+                    one.applying = true;
+                    self.applying.push(slot);
+                }
+            }
+            Output::ReadReady { token, index } => {
+                if let Some(read) = self.slots[slot as usize].reads.get_mut(&token) {
+                    read.index = Some(index);
+                }
+                self.answer_reads(slot);
+            }
+            Output::ReadFailed { token } => self.fail_read(slot, token),
+            Output::Role { role, leader, term } => self.on_role(slot, role, leader, term),
+            Output::Store { .. } | Output::Install { .. } => {
+                unreachable!("these refer to an input's bytes and come only out of step")
+            }
+        }
+    }
+
+    /// The received entries from `first` on take the place of the log's tail.
+    fn store(&mut self, slot: u32, first: Index, run: RunRef<'_>) {
+        let one = &mut self.slots[slot as usize];
+        let skip = first.since(run.header.first()) as usize;
+        let mut entries = run.entries();
+        if skip > 0 {
+            entries.nth(skip - 1);
+        }
+        let before = one.log.bytes();
+        one.log.store(first, entries.rest(), run.header.count - skip as u32);
+        self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
+    }
+
+    fn append_noop(&mut self, slot: u32, index: Index, term: Term) {
+        let mut noop = EntryBatch::new();
+        noop.push(0, EntryKind::Noop, &[]).expect("an empty entry is within every limit");
+        noop.stamp(term, self.clock.wall_ms());
+        let one = &mut self.slots[slot as usize];
+        let before = one.log.bytes();
+        one.log.store(index, noop.bytes(), 1);
+        self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
+    }
+
+    /// Puts a group's hard state and new entries into the WAL's open batch.
+    fn stage(&mut self, slot: u32, seq: PersistSeq, state: Option<HardState>, entries: Option<(Index, Index)>) {
+        let one = &self.slots[slot as usize];
+        let mut batch = BatchSeq(0);
+        if let Some(state) = state {
+            batch = self.wal.put_state(one.id, &state.encode());
+        }
+        if let Some((first, last)) = entries {
+            let mut from = first;
+            while from <= last {
+                let (header, upto) = run_header(one, from, last, one.raft.term());
+                let pieces: smallvec::SmallVec<[&[u8]; 8]> =
+                    one.log.pieces(from, upto).map(|(_, _, bytes)| bytes).collect();
+                batch = self.wal.append(&header, &pieces);
+                from = upto.next();
+            }
+        }
+        self.on_durable.push_back((batch, OnDurable::Persisted { slot, seq }));
+    }
+
+    fn send_message(&mut self, slot: u32, to: NodeId, message: Message) {
+        let Some(envelope) = self.transport.envelope(to) else { return };
+        let one = &mut self.slots[slot as usize];
+        let fields = |out: &mut Vec<u8>| message.encode(out);
+        let Message::Append { term, prev_index, prev_term, spans, .. } = &message else {
+            return envelope.push(Kind::Raft, one.id, false, fields, |_| {});
+        };
+        let count: u32 = spans.iter().map(|(_, count)| count).sum();
+        if count == 0 {
+            return envelope.push(Kind::Raft, one.id, true, fields, |_| {});
+        }
+        let (first, last) = (prev_index.next(), prev_index.plus(u64::from(count)));
+        let header = |body_bytes: usize| RunHeader {
+            group: one.id,
+            accepted_term: *term,
+            prev_index: *prev_index,
+            prev_term: *prev_term,
+            count,
+            body_bytes: body_bytes as u32,
+        };
+        if first < one.log.first() {
+            let Some(at) = one.fetched.iter().position(|(node, from, n, _)| (*node, *from, *n) == (to, first, count)) else {
+                return; // dropped meanwhile; the leader asks again
+            };
+            let (_, _, _, body) = one.fetched.swap_remove(at);
+            let header = header(body.len());
+            return envelope.push(Kind::Raft, one.id, true, fields, |out| header.encode_run(&[&body], out));
+        }
+        let pieces: smallvec::SmallVec<[&[u8]; 8]> = one.log.pieces(first, last).map(|(_, _, bytes)| bytes).collect();
+        let header = header(pieces.iter().map(|piece| piece.len()).sum());
+        envelope.push(Kind::Raft, one.id, true, fields, |out| header.encode_run(&pieces, out));
+    }
+
+    /// Sends the newest snapshot to a member that is behind the released log.
+    fn send_snapshot(&mut self, slot: u32, to: NodeId) {
+        let one = &self.slots[slot as usize];
+        let (Some(snapshot), Some(envelope)) = (&one.snapshot, self.transport.envelope(to)) else { return };
+        let message = Message::Snapshot { term: one.raft.term(), index: snapshot.index, snap_term: snapshot.term };
+        envelope.push(
+            Kind::Raft,
+            one.id,
+            false,
+            |out| message.encode(out),
+            |out| out.extend_from_slice(&snapshot.bytes),
+        );
+    }
+
+    /// A snapshot from the leader takes the place of the machine's state, and of the log up to it.
+    fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
+        let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, bytes);
+        let one = &mut self.slots[slot as usize];
+        one.snapshot_in_flight = true;
+        self.on_durable.push_back((batch, OnDurable::Released { slot }));
+        let before = one.log.bytes();
+        if one.raft.last() > index { one.log.evict(index) } else { one.log.reset(index) }
+        self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
+        one.fetched.clear();
+        if let Err(error) = one.restore(Snapshot { index, term, bytes: bytes.to_vec() }) {
+            poison(one, error.to_string());
+            one.applied = index;
+        }
+        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+        while let Some(skipped) = one.waiting.pop_front_if(|waiting| waiting.last <= index) {
+            self.waiting_bytes -= skipped.bytes;
+            for tag in skipped.open_tags() {
+                answers.give(&skipped.origin, *tag, &crate::Outcome::Unknown(crate::Unknown::Skipped));
+            }
+        }
+    }
+
+    /// Our own or an installed snapshot is durable: the log below it is gone.
+    pub(super) fn on_snapshot_durable(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        one.snapshot_in_flight = false;
+        let Some(snapshot) = &one.snapshot else { return };
+        let (index, term) = (snapshot.index, snapshot.term);
+        self.input(slot, Input::Released { index, term });
+        self.evict(slot);
+    }
+
+    /// Entries read back for a follower that is behind memory.
+    pub(super) fn on_follower_read(&mut self, slot: u32, to: NodeId, result: Result<ReadOut, ReadError>) {
+        let one = &mut self.slots[slot as usize];
+        match result {
+            Ok(read) => {
+                one.fetched.retain(|(node, ..)| *node != to);
+                let (first, count, bytes) = (read.first, read.count, read.body.len() as u32);
+                one.fetched.push((to, first, count, read.body));
+                self.input(slot, Input::Fetched { to, first, count, bytes });
+            }
+            Err(error) => {
+                tracing::warn!(group = %one.id, %to, %error, "entries for a follower cannot be read back");
+                self.input(slot, Input::FetchFailed { to });
+            }
+        }
+    }
+
+    fn on_role(&mut self, slot: u32, role: Role, leader: Option<NodeId>, term: Term) {
+        let group = self.slots[slot as usize].id;
+        tracing::debug!(%group, ?role, ?leader, %term, "role");
+        if role == Role::Leader {
+            self.status.elections_won += 1;
+        }
+        self.release_parked(slot);
+    }
+
+    /// Frees what nobody needs in memory: applied and durable here, and held by every member that can be reached.
+    pub(super) fn evict(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        let upto = one.applied.min(one.raft.durable()).min(one.raft.needed_by_peers());
+        let before = one.log.bytes();
+        one.log.evict(upto);
+        if self.arena_bytes > coracle_base::limits::ARENA_BYTES {
+            one.log.evict(one.applied.min(one.raft.durable()));
+        }
+        self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
+    }
+}
+
+/// The header of the longest run from `first` that is within a run's limits.
+fn run_header(slot: &Slot, first: Index, last: Index, accepted_term: Term) -> (RunHeader, Index) {
+    let last = last.min(first.plus(u64::from(coracle_base::limits::RUN_ENTRIES_MAX) - 1));
+    let Fit::Resident { last: upto, bytes } = slot.log.fit(first, last, RUN_BYTES_MAX as u32) else {
+        unreachable!("entries that are not durable are in memory");
+    };
+    let prev_index = first.prev();
+    let header = RunHeader {
+        group: slot.id,
+        accepted_term,
+        prev_index,
+        prev_term: slot.raft.term_at(prev_index).unwrap_or(Term::ZERO),
+        count: upto.since(prev_index) as u32,
+        body_bytes: bytes,
+    };
+    debug_assert!(header.encoded_bytes() > RUN_HEADER_BYTES);
+    (header, upto)
+}
+
+/// The machine has failed: the group votes and replicates, and applies no more.
+pub(super) fn poison(slot: &mut Slot, reason: String) {
+    tracing::error!(group = %slot.id, applied = %slot.applied, reason, "machine poisoned: its group does not apply any more");
+    slot.poisoned = Some(reason);
+}
+

@@ -1,0 +1,121 @@
+//! A node for simulators: the same [`Server`] that a shard's thread runs, over a disk, a network and a clock of the
+//! caller's, turned by hand.
+
+use std::sync::Arc;
+
+use coracle_base::{EntryBatch, EntryKind, GroupId};
+use coracle_io::{Clock, Disk, Net};
+
+use crate::boot::{Parts, Server};
+use crate::shard::inbox::{Command, Consistency, Inbox, Origin};
+use crate::shard::replies::Slot;
+use crate::{Config, Error, GroupStatus, Machine, Outcome, Reason, ShardStatus};
+
+pub use crate::shard::Turn;
+
+/// One node with one shard, turned by hand.
+pub struct SimNode<D: Disk, N: Net, C: Clock> {
+    server: Server<D, N, C>,
+    inbox: Arc<Inbox<N::Socket>>,
+}
+
+/// A command's answer, when it comes.
+#[derive(Debug)]
+pub struct Answer(Arc<Slot>);
+
+impl Answer {
+    /// How the command ended, if it has.
+    pub fn get(&self) -> Option<Outcome> {
+        self.0.get()
+    }
+}
+
+impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
+    /// Opens the node: reads or makes its directory, recovers, listens.
+    ///
+    /// # Errors
+    /// What a real node would say.
+    pub fn open(
+        config: &Config,
+        disk: D,
+        net: N,
+        clock: C,
+        seed: u64,
+        #[cfg(feature = "breaks")] breaks: crate::breaks::Breaks,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
+        let parts = Parts {
+            disk,
+            net,
+            clock,
+            inbox: inbox.clone(),
+            siblings: vec![inbox.clone()],
+            seed,
+            #[cfg(feature = "breaks")]
+            breaks,
+        };
+        let listen = config.listen().expect("checked: this node is among its peers");
+        Ok(Self { server: Server::open(config, listen, parts)?, inbox })
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// The shard has stopped.
+    pub fn turn(&mut self) -> Result<Turn, Error> {
+        self.server.turn()
+    }
+
+    /// Whether the cluster is formed and groups can run.
+    pub fn is_running(&self) -> bool {
+        self.server.is_running()
+    }
+
+    /// Takes up a group; it runs after the next turns.
+    pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
+        let (started, _) = std::sync::mpsc::sync_channel(1);
+        let _ = self.inbox.push(Command::StartGroup { group, machine, started });
+    }
+
+    /// Proposes one command.
+    pub fn propose(&self, group: GroupId, command: &[u8]) -> Answer {
+        let mut entries = EntryBatch::new();
+        let slot = Arc::new(Slot::default());
+        if entries.push(0, EntryKind::Command, command).is_err() {
+            slot.fill(Outcome::not_done(Reason::TooLarge, None));
+            return Answer(slot);
+        }
+        self.push(&slot, |origin| Command::Propose { group, entries, origin });
+        Answer(slot)
+    }
+
+    /// Asks a question whose answer covers everything acknowledged before.
+    pub fn query(&self, group: GroupId, query: &[u8]) -> Answer {
+        let slot = Arc::new(Slot::default());
+        let (query, consistency) = (query.to_vec(), Consistency::Linearizable);
+        self.push(&slot, |origin| Command::Query { group, consistency, query, tag: 0, origin });
+        Answer(slot)
+    }
+
+    fn push(&self, slot: &Arc<Slot>, command: impl FnOnce(Origin) -> Command<N::Socket>) {
+        if self.inbox.push(command(Origin::Slot(slot.clone()))).is_err() {
+            slot.fill(Outcome::not_done(Reason::Busy, None));
+        }
+    }
+
+    /// The group as this node has it.
+    pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.server.shard()?.group_status(group)
+    }
+
+    /// The entries that this node has in memory, as (index, term, payload checksum): for checking that logs match.
+    pub fn entries(&self, group: GroupId) -> Vec<(u64, u64, u32)> {
+        self.server.shard().map(|shard| shard.entries_in_memory(group)).unwrap_or_default()
+    }
+
+    /// The shard's counters.
+    pub fn status(&self) -> Option<ShardStatus> {
+        Some(self.server.shard()?.status())
+    }
+}

@@ -1,0 +1,193 @@
+//! The handshake: who is at the other end, and whether we belong together. Pure.
+//!
+//! ```text
+//!   hello and welcome, the head of their frames (little-endian)
+//!   2   version_min, 2 version_max     protocol versions spoken
+//!   8   node, 8 incarnation, 8 boot_epoch
+//!   2   shard, 2 shards, 1 lane        lane 0: control and appends (1, bulk, is reserved)
+//!   16+ cluster                        as in the identity file
+//!   refuse: UTF-8 text of at most 300 bytes
+//! ```
+
+use coracle_base::codec::{Reader, Sink, Truncated};
+use coracle_base::{NodeId, ShardId};
+
+use crate::identity::{Cluster, Identity, decode_cluster, encode_cluster};
+
+/// The protocol version that this build speaks.
+pub(crate) const PROTOCOL: u16 = 1;
+/// Longest text of a refusal.
+pub(crate) const REFUSAL_BYTES_MAX: usize = 300;
+
+/// What each side says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hello {
+    pub(crate) version_min: u16,
+    pub(crate) version_max: u16,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u64,
+    pub(crate) boot_epoch: u64,
+    pub(crate) shard: ShardId,
+    pub(crate) shards: u16,
+    pub(crate) cluster: Option<Cluster>,
+}
+
+/// What a handshake makes of two nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// Members of one cluster: messages may flow.
+    Members,
+    /// Both are empty: the start of a cluster, once everybody is here.
+    BothEmpty,
+    /// The other one is empty and may take over our cluster.
+    Invite,
+    /// We are empty, and this is the cluster that we belong to.
+    Adopt(Cluster),
+}
+
+impl Hello {
+    /// What this node says.
+    pub(crate) fn of(identity: &Identity, shard: ShardId, boot_epoch: u64) -> Self {
+        Self {
+            version_min: PROTOCOL,
+            version_max: PROTOCOL,
+            node: identity.node,
+            incarnation: identity.incarnation,
+            boot_epoch,
+            shard,
+            shards: identity.shards,
+            cluster: identity.cluster.clone(),
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        out.put_u16(self.version_min);
+        out.put_u16(self.version_max);
+        out.put_u64(self.node.0);
+        out.put_u64(self.incarnation);
+        out.put_u64(self.boot_epoch);
+        out.put_u16(self.shard.0);
+        out.put_u16(self.shards);
+        out.put_u8(0);
+        encode_cluster(self.cluster.as_ref(), &mut out);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Truncated> {
+        let mut reader = Reader::new(bytes);
+        let hello = Self {
+            version_min: reader.u16()?,
+            version_max: reader.u16()?,
+            node: NodeId(reader.u64()?),
+            incarnation: reader.u64()?,
+            boot_epoch: reader.u64()?,
+            shard: ShardId(reader.u16()?),
+            shards: reader.u16()?,
+            cluster: {
+                let _lane = reader.u8()?;
+                decode_cluster(&mut reader)?
+            },
+        };
+        Ok(hello)
+    }
+}
+
+/// Judges the other side's words by our own.
+///
+/// # Errors
+/// Why we do not belong together, in words for the other side's operator.
+pub(crate) fn meet(own: &Hello, other: &Hello) -> Result<Meeting, String> {
+    if other.version_min > own.version_max || other.version_max < own.version_min {
+        return Err(format!(
+            "protocol versions {} to {} are not spoken here ({} to {}); upgrade the older node",
+            other.version_min, other.version_max, own.version_min, own.version_max
+        ));
+    }
+    if other.node == own.node {
+        return Err(format!("both nodes call themselves {}; every node needs an id of its own", own.node));
+    }
+    if other.shards != own.shards {
+        return Err(format!("{} shards here, {} there; all nodes need the same number", own.shards, other.shards));
+    }
+    match (&own.cluster, &other.cluster) {
+        (None, None) => Ok(Meeting::BothEmpty),
+        (Some(ours), Some(theirs)) if ours.id != theirs.id => {
+            Err(format!("cluster {:032x} here, {:032x} there; the address or the data directory is wrong", ours.id, theirs.id))
+        }
+        (Some(ours), None) => member(ours, other).map(|()| Meeting::Invite),
+        (Some(ours), Some(_)) => member(ours, other).map(|()| Meeting::Members),
+        (None, Some(theirs)) => member(theirs, own).map(|()| Meeting::Adopt(theirs.clone())),
+    }
+}
+
+/// Is this node, with this very data directory, one of the cluster's?
+fn member(cluster: &Cluster, hello: &Hello) -> Result<(), String> {
+    match cluster.incarnation(hello.node) {
+        None => Err(format!("node {} is not a member of cluster {:032x}", hello.node, cluster.id)),
+        Some(known) if known != hello.incarnation => Err(format!(
+            "node {} of cluster {:032x} had another data directory (incarnation {known:016x}, now {:016x}): a node that lost \
+             its data may not vote as if it had not; restore the directory, or replace the node as a new member",
+            hello.node, cluster.id, hello.incarnation
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(node: u64, incarnation: u64, cluster: Option<u128>) -> Hello {
+        let members = vec![(NodeId(1), 10), (NodeId(2), 20)];
+        let identity = Identity {
+            node: NodeId(node),
+            incarnation,
+            shards: 1,
+            cluster: cluster.map(|id| Cluster { id, members }),
+        };
+        Hello::of(&identity, ShardId(0), 5)
+    }
+
+    #[test]
+    fn round_trip_and_truncations() {
+        let bytes = hello(1, 10, Some(7)).encode();
+        assert_eq!(Hello::decode(&bytes), Ok(hello(1, 10, Some(7))));
+        for cut in 0..bytes.len() {
+            assert!(Hello::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn who_belongs_together() {
+        let cases: [(Hello, Hello, Result<Meeting, &str>); 9] = [
+            (hello(1, 10, Some(7)), hello(2, 20, Some(7)), Ok(Meeting::Members)),
+            (hello(1, 10, None), hello(2, 20, None), Ok(Meeting::BothEmpty)),
+            (hello(1, 10, Some(7)), hello(2, 20, None), Ok(Meeting::Invite)),
+            (hello(2, 20, None), hello(1, 10, Some(7)), Ok(Meeting::Adopt(hello(1, 10, Some(7)).cluster.unwrap()))),
+            (hello(1, 10, Some(7)), hello(2, 20, Some(8)), Err("the address or the data directory is wrong")),
+            (hello(1, 10, Some(7)), hello(2, 21, None), Err("another data directory")),
+            (hello(2, 21, None), hello(1, 10, Some(7)), Err("another data directory")),
+            (hello(1, 10, Some(7)), hello(3, 30, Some(7)), Err("not a member")),
+            (hello(1, 10, None), hello(1, 11, None), Err("an id of its own")),
+        ];
+        for (own, other, expected) in cases {
+            match (meet(&own, &other), expected) {
+                (Ok(got), Ok(want)) => assert_eq!(got, want),
+                (Err(got), Err(want)) => assert!(got.contains(want), "{got} does not say {want}"),
+                (got, want) => panic!("{got:?} instead of {want:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_versions_and_shard_counts_are_refused() {
+        let mut other = hello(2, 20, None);
+        other.version_min = 2;
+        other.version_max = 3;
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 2 to 3"));
+        let mut other = hello(2, 20, None);
+        other.shards = 4;
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("shards"));
+    }
+}

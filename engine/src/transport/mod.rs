@@ -1,0 +1,454 @@
+//! The links of one shard to the same shard of every other node: dialling, handshakes, sessions, pulse.
+//!
+//! Of each pair the node with the greater id dials. An accepted connection is a stranger until its hello is judged;
+//! strangers are few, have little time and little memory. Anything unexpected closes the connection with a logged
+//! reason and touches no group.
+
+pub(crate) mod envelope;
+pub(crate) mod frame;
+pub(crate) mod hello;
+pub(crate) mod link;
+
+use std::collections::BTreeMap;
+
+use coracle_base::limits::FRAME_BYTES_MAX;
+use coracle_base::{NodeId, ShardId};
+use coracle_io::{ConnId, Net, NetEvent};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::config::Peer;
+use crate::identity::Cluster;
+use envelope::Builder;
+use frame::{Frame, FrameKind};
+use hello::{Hello, Meeting, REFUSAL_BYTES_MAX, meet};
+use link::{Link, State};
+
+/// A handshake that takes longer is given up.
+pub(crate) const HANDSHAKE_US: u64 = 2_000_000;
+/// Connections that have not said hello yet.
+const STRANGERS_MAX: usize = 64;
+/// What a stranger may send before its hello is complete.
+const HELLO_BYTES_MAX: usize = 4096;
+/// First wait before dialling again; doubles up to [`REDIAL_US_MAX`].
+const REDIAL_US: u64 = 20_000;
+const REDIAL_US_MAX: u64 = 1_000_000;
+/// Room for one receive.
+const RECEIVE_BYTES: usize = 256 * 1024;
+
+/// What the links tell the shard.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// A session began.
+    Up { node: NodeId },
+    /// A session ended: everything sent in it may be lost.
+    Down { node: NodeId, session: u64 },
+    /// Envelopes arrived; give the buffer back with [`Transport::consumed`].
+    Envelopes { node: NodeId, session: u64, inbound: Inbound },
+    /// The hello of a connection names another shard.
+    HandOver { conn: ConnId, shard: ShardId, hello: Vec<u8> },
+    /// We are empty, and a peer shows the cluster that we belong to.
+    Adopt(Cluster),
+    /// A peer and we are empty both.
+    BothEmpty,
+    /// We and a peer do not belong together; its words or ours.
+    Refused { node: NodeId, reason: String },
+}
+
+/// Received bytes: whole envelopes, by (start of head, start of tail, end of tail), and perhaps the start of the next.
+#[derive(Debug, Default)]
+pub(crate) struct Inbound {
+    pub(crate) buf: Vec<u8>,
+    pub(crate) envelopes: Vec<(usize, usize, usize)>,
+    end: usize,
+}
+
+#[derive(Debug)]
+struct Stranger {
+    since_us: u64,
+}
+
+/// All links of one shard.
+pub(crate) struct Transport {
+    own: Hello,
+    beat_us: u64,
+    links: Vec<Link>,
+    strangers: BTreeMap<ConnId, Stranger>,
+    /// Connections that are some link's.
+    routes: BTreeMap<ConnId, usize>,
+    sessions: u64,
+    rng: SmallRng,
+    envelope_lists: Vec<Vec<(usize, usize, usize)>>,
+}
+
+impl Transport {
+    pub(crate) fn new(own: Hello, peers: &[Peer], beat_us: u64, now_us: u64, seed: u64) -> Self {
+        let mut links: Vec<Link> = peers
+            .iter()
+            .filter(|peer| peer.id != own.node)
+            .map(|peer| Link::new(peer.id, peer.address, now_us))
+            .collect();
+        links.sort_by_key(|link| link.node);
+        Self {
+            own,
+            beat_us,
+            links,
+            strangers: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            sessions: 0,
+            rng: SmallRng::seed_from_u64(seed),
+            envelope_lists: Vec::new(),
+        }
+    }
+
+    /// The link to `node`.
+    pub(crate) fn link(&self, node: NodeId) -> Option<&Link> {
+        self.position(node).map(|at| &self.links[at])
+    }
+
+    /// All links, by node.
+    pub(crate) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// Whether messages flow to and from `node`.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        self.link(node).is_some_and(|link| link.session().is_some())
+    }
+
+    /// The envelope to `node` that is being filled; `None` while the link is down.
+    pub(crate) fn envelope(&mut self, node: NodeId) -> Option<&mut Builder> {
+        let at = self.position(node)?;
+        self.links[at].envelope()
+    }
+
+    /// The incarnations of all peers, if every one of them has said that it is empty.
+    pub(crate) fn all_empty(&self) -> Option<Vec<(NodeId, u64)>> {
+        let ready = self.links.iter().all(|link| matches!(link.state, State::BothEmpty { .. }));
+        let members = self.links.iter().map(|link| link.incarnation.map(|inc| (link.node, inc)));
+        if ready { members.collect() } else { None }
+    }
+
+    /// We have become a member: from now on our hello says so. Everybody is greeted anew.
+    pub(crate) fn formed<N: Net>(&mut self, net: &mut N, own: Hello, now_us: u64) {
+        self.own = own;
+        for at in 0..self.links.len() {
+            if let Some(conn) = self.links[at].conn() {
+                self.routes.remove(&conn);
+                net.close(conn);
+                self.links[at].down(now_us + REDIAL_US);
+            }
+        }
+    }
+
+    fn position(&self, node: NodeId) -> Option<usize> {
+        self.links.binary_search_by_key(&node, |link| link.node).ok()
+    }
+
+    /// One network event.
+    pub(crate) fn on_event<N: Net>(&mut self, net: &mut N, event: NetEvent, now_us: u64, out: &mut Vec<LinkEvent>) {
+        match event {
+            NetEvent::Accepted { conn, from } => self.on_accepted(net, conn, from, now_us),
+            NetEvent::Connected { conn } => self.on_connected(net, conn),
+            NetEvent::Received { conn, buf, .. } => self.on_received(net, conn, buf, now_us, out),
+            NetEvent::Sent { conn, buf } => {
+                if let Some(at) = self.routes.get(&conn) {
+                    self.links[*at].on_sent(buf);
+                }
+            }
+            NetEvent::Closed { conn, error } => {
+                self.strangers.remove(&conn);
+                if let Some(at) = self.routes.get(&conn).copied() {
+                    self.take_down(net, at, now_us, &error.to_string(), out);
+                }
+            }
+        }
+    }
+
+    fn on_accepted<N: Net>(&mut self, net: &mut N, conn: ConnId, from: std::net::SocketAddr, now_us: u64) {
+        if self.strangers.len() >= STRANGERS_MAX {
+            tracing::warn!(%from, "too many connections that have not said hello: closed");
+            net.close(conn);
+            return;
+        }
+        self.strangers.insert(conn, Stranger { since_us: now_us });
+        net.receive(conn, Vec::with_capacity(HELLO_BYTES_MAX));
+    }
+
+    fn on_connected<N: Net>(&mut self, net: &mut N, conn: ConnId) {
+        if !self.routes.contains_key(&conn) {
+            return net.close(conn);
+        }
+        let mut out = Vec::new();
+        frame::encode(FrameKind::Hello, 0, &self.own.encode(), &[], &mut out);
+        net.send(conn, out);
+        net.receive(conn, Vec::with_capacity(HELLO_BYTES_MAX));
+    }
+
+    fn on_received<N: Net>(&mut self, net: &mut N, conn: ConnId, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+        if self.strangers.contains_key(&conn) {
+            return self.on_stranger(net, conn, buf, now_us, out);
+        }
+        let Some(at) = self.routes.get(&conn).copied() else { return };
+        if self.links[at].session().is_some() {
+            self.on_envelopes(net, at, buf, now_us, out);
+        } else {
+            self.on_greeting(net, at, conn, buf, now_us, out);
+        }
+    }
+
+    /// Bytes of a connection that has not said hello.
+    fn on_stranger<N: Net>(&mut self, net: &mut N, conn: ConnId, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+        let hello = match Frame::parse(&buf) {
+            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
+            Ok(Some((Frame { kind: FrameKind::Hello, head, .. }, len))) if len == buf.len() => Hello::decode(head).ok(),
+            _ => None,
+        };
+        let Some(hello) = hello else {
+            tracing::warn!(?conn, "a connection that does not begin with a hello: closed");
+            self.strangers.remove(&conn);
+            return net.close(conn);
+        };
+        self.strangers.remove(&conn);
+        if hello.shard != self.own.shard && hello.shard.0 < self.own.shards {
+            return out.push(LinkEvent::HandOver { conn, shard: hello.shard, hello: buf });
+        }
+        self.judge_hello(net, conn, &hello, now_us, out);
+    }
+
+    /// A connection that another shard's thread accepted, with the hello that named us.
+    pub(crate) fn adopt<N: Net>(&mut self, net: &mut N, conn: ConnId, hello: &[u8], now_us: u64, out: &mut Vec<LinkEvent>) {
+        match Frame::parse(hello).ok().flatten().and_then(|(frame, _)| Hello::decode(frame.head).ok()) {
+            Some(hello) => self.judge_hello(net, conn, &hello, now_us, out),
+            None => net.close(conn),
+        }
+    }
+
+    /// The listener's half of the handshake.
+    fn judge_hello<N: Net>(&mut self, net: &mut N, conn: ConnId, hello: &Hello, now_us: u64, out: &mut Vec<LinkEvent>) {
+        let refusal = match (self.position(hello.node), meet(&self.own, hello)) {
+            (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
+            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => Some(stale(hello, self.links[at].boot_epoch)),
+            (_, Err(reason)) => Some(reason),
+            (Some(at), Ok(meeting)) => {
+                if self.links[at].conn().is_some() {
+                    self.take_down(net, at, now_us, "a newer connection took its place", out);
+                }
+                let mut welcome = Vec::new();
+                frame::encode(FrameKind::Welcome, 0, &self.own.encode(), &[], &mut welcome);
+                net.send(conn, welcome);
+                net.receive(conn, Vec::with_capacity(RECEIVE_BYTES));
+                self.routes.insert(conn, at);
+                self.begin(at, conn, hello, meeting, now_us, out);
+                if let State::Up(_) = self.links[at].state {
+                    self.links[at].hold_send();
+                }
+                None
+            }
+        };
+        if let Some(reason) = refusal {
+            tracing::warn!(node = %hello.node, reason, "refused a node");
+            let mut text = reason.clone().into_bytes();
+            text.truncate(REFUSAL_BYTES_MAX);
+            let mut refuse = Vec::new();
+            frame::encode(FrameKind::Refuse, 0, &text, &[], &mut refuse);
+            net.send(conn, refuse);
+            // The stranger is kept until it closes or its time is up, so that the refusal can leave.
+            self.strangers.insert(conn, Stranger { since_us: now_us });
+            out.push(LinkEvent::Refused { node: hello.node, reason });
+        }
+    }
+
+    /// The dialler's half: the answer to our hello.
+    fn on_greeting<N: Net>(
+        &mut self,
+        net: &mut N,
+        at: usize,
+        conn: ConnId,
+        mut buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let (hello, len) = match Frame::parse(&buf) {
+            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
+            Ok(Some((Frame { kind: FrameKind::Welcome, head, .. }, len))) => (Hello::decode(head).ok(), len),
+            Ok(Some((Frame { kind: FrameKind::Refuse, head, .. }, _))) => {
+                let reason = String::from_utf8_lossy(head).into_owned();
+                out.push(LinkEvent::Refused { node: self.links[at].node, reason: reason.clone() });
+                return self.take_down(net, at, now_us, &reason, out);
+            }
+            _ => (None, 0),
+        };
+        let node = self.links[at].node;
+        let judged = match &hello {
+            Some(hello) if hello.node != node => Err(format!("node {} answers at the address of node {node}", hello.node)),
+            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => Err(stale(hello, self.links[at].boot_epoch)),
+            Some(hello) => meet(&self.own, hello),
+            None => Err("the answer to our hello is not a welcome".into()),
+        };
+        match (judged, hello) {
+            (Ok(meeting), Some(hello)) => {
+                self.begin(at, conn, &hello, meeting, now_us, out);
+                buf.drain(..len);
+                buf.reserve(RECEIVE_BYTES);
+                if buf.is_empty() { net.receive(conn, buf) } else { self.on_received(net, conn, buf, now_us, out) }
+            }
+            (Err(reason), _) => {
+                out.push(LinkEvent::Refused { node, reason: reason.clone() });
+                self.take_down(net, at, now_us, &reason, out);
+            }
+            (Ok(_), None) => self.take_down(net, at, now_us, "no welcome", out),
+        }
+    }
+
+    /// Both sides agree: what the link is from now on.
+    fn begin(&mut self, at: usize, conn: ConnId, hello: &Hello, meeting: Meeting, now_us: u64, out: &mut Vec<LinkEvent>) {
+        let link = &mut self.links[at];
+        link.boot_epoch = hello.boot_epoch;
+        link.incarnation = Some(hello.incarnation);
+        match meeting {
+            Meeting::Members => {
+                self.sessions += 1;
+                link.up(self.sessions, conn, now_us);
+                out.push(LinkEvent::Up { node: link.node });
+            }
+            // The invited node will come again as a member; until then there is nothing to say to it.
+            Meeting::BothEmpty | Meeting::Invite => {
+                link.state = State::BothEmpty { conn };
+                out.push(LinkEvent::BothEmpty);
+            }
+            Meeting::Adopt(cluster) => {
+                link.state = State::BothEmpty { conn };
+                out.push(LinkEvent::Adopt(cluster));
+            }
+        }
+    }
+
+    /// Bytes of a session.
+    fn on_envelopes<N: Net>(&mut self, net: &mut N, at: usize, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+        let mut inbound = Inbound { buf, envelopes: self.envelope_lists.pop().unwrap_or_default(), end: 0 };
+        let problem = loop {
+            let rest = &inbound.buf[inbound.end..];
+            match Frame::parse(rest) {
+                Ok(None) => break None,
+                Ok(Some((Frame { kind: FrameKind::Envelope, seq, head, tail }, len))) => {
+                    let echo = envelope::echo(head).unwrap_or(u64::MAX);
+                    if !self.links[at].on_envelope(seq, echo, now_us) {
+                        break Some(format!("envelope {seq} is out of sequence"));
+                    }
+                    let tail_end = inbound.end + len;
+                    let tail_start = tail_end - tail.len();
+                    inbound.envelopes.push((tail_start - head.len(), tail_start, tail_end));
+                    inbound.end = tail_end;
+                }
+                Ok(Some((frame, _))) => break Some(format!("unexpected {:?}", frame.kind)),
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        if let Some(reason) = problem {
+            return self.take_down(net, at, now_us, &reason, out);
+        }
+        let (node, session) = (self.links[at].node, self.links[at].session().map_or(0, |session| session.id));
+        if inbound.envelopes.is_empty() {
+            self.consumed(net, node, session, inbound);
+        } else {
+            out.push(LinkEvent::Envelopes { node, session, inbound });
+        }
+    }
+
+    /// Takes back a buffer whose envelopes are dealt with, and reads on.
+    pub(crate) fn consumed<N: Net>(&mut self, net: &mut N, node: NodeId, session: u64, inbound: Inbound) {
+        let Inbound { mut buf, mut envelopes, end } = inbound;
+        envelopes.clear();
+        self.envelope_lists.push(envelopes);
+        let Some(conn) = self.link(node).and_then(Link::session).filter(|s| s.id == session).map(|s| s.conn) else { return };
+        buf.drain(..end);
+        // Make room for the rest of a frame that has begun, or for whatever comes.
+        let wanted = Frame::needed(&buf).ok().flatten().map_or(RECEIVE_BYTES, |total| total.min(FRAME_BYTES_MAX) + 4096);
+        if buf.is_empty() && buf.capacity() > 4 * RECEIVE_BYTES {
+            buf = Vec::new();
+        }
+        buf.reserve(wanted.max(RECEIVE_BYTES).saturating_sub(buf.len()));
+        net.receive(conn, buf);
+    }
+
+    /// A message of `node` makes no sense: its session ends.
+    pub(crate) fn fail<N: Net>(&mut self, net: &mut N, node: NodeId, reason: &str, now_us: u64, out: &mut Vec<LinkEvent>) {
+        if let Some(at) = self.position(node) {
+            self.take_down(net, at, now_us, reason, out);
+        }
+    }
+
+    fn take_down<N: Net>(&mut self, net: &mut N, at: usize, now_us: u64, reason: &str, out: &mut Vec<LinkEvent>) {
+        let link = &mut self.links[at];
+        let (node, session) = (link.node, link.session().map(|session| session.id));
+        if let Some(conn) = link.conn() {
+            net.close(conn);
+            self.routes.remove(&conn);
+        }
+        let base = (REDIAL_US << link.attempts.min(6)).min(REDIAL_US_MAX);
+        link.down(now_us + base / 2 + self.rng.random_range(0..base));
+        if let Some(session) = session {
+            tracing::info!(%node, reason, "link down");
+            out.push(LinkEvent::Down { node, session });
+        } else {
+            tracing::debug!(%node, reason, "no link yet");
+        }
+    }
+
+    /// What time brings: dialling, beats, silence, strangers whose time is up.
+    pub(crate) fn tick<N: Net>(&mut self, net: &mut N, now_us: u64, out: &mut Vec<LinkEvent>) {
+        let late: Vec<ConnId> =
+            self.strangers.iter().filter(|(_, s)| now_us > s.since_us + HANDSHAKE_US).map(|(conn, _)| *conn).collect();
+        for conn in late {
+            self.strangers.remove(&conn);
+            net.close(conn);
+        }
+        for at in 0..self.links.len() {
+            let link = &self.links[at];
+            match &link.state {
+                State::Down { dial_at_us } if now_us >= *dial_at_us && self.own.node > link.node => {
+                    let conn = net.connect(link.address);
+                    self.routes.insert(conn, at);
+                    self.links[at].state = State::Dialling { conn, since_us: now_us };
+                }
+                State::Dialling { since_us, .. } if now_us > since_us + HANDSHAKE_US => {
+                    self.take_down(net, at, now_us, "the handshake took too long", out);
+                }
+                State::Up(_) if link.is_silent(now_us, self.beat_us) => {
+                    self.take_down(net, at, now_us, "no pulse", out);
+                }
+                State::Up(_) if link.overflows() => {
+                    self.take_down(net, at, now_us, "the peer does not read fast enough", out);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// One envelope a peer: everything that was gathered for it leaves.
+    pub(crate) fn flush<N: Net>(&mut self, net: &mut N, now_us: u64) {
+        for link in &mut self.links {
+            link.flush(net, now_us, self.beat_us);
+        }
+    }
+
+    /// When [`tick`](Self::tick) or [`flush`](Self::flush) has something to do though nothing happens.
+    pub(crate) fn deadline_us(&self) -> u64 {
+        let links = self
+            .links
+            .iter()
+            .filter(|link| self.own.node > link.node || !matches!(link.state, State::Down { .. }))
+            .map(|link| link.deadline_us(self.beat_us));
+        let strangers = self.strangers.values().map(|stranger| stranger.since_us + HANDSHAKE_US + 1);
+        links.chain(strangers).min().unwrap_or(u64::MAX)
+    }
+}
+
+fn stale(hello: &Hello, known: u64) -> String {
+    format!(
+        "node {} shows boot epoch {}, and had {known} before: its data directory is an older copy; restore the newest, or \
+         replace the node as a new member",
+        hello.node, hello.boot_epoch
+    )
+}
