@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::mem::{self, ManuallyDrop};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -119,7 +120,7 @@ impl RingDisk {
     /// # Errors
     /// [`DiskError::InUse`] if somebody else has it; [`DiskError::Denied`] and the like.
     pub fn open(ring: &SharedRing, root: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        create_dir_durably(root)?;
+        create_root(root)?;
         let root = root.canonicalize().map_err(|error| path_error(root, "open", &error))?;
         let dir = File::open(&root).map_err(|error| path_error(&root, "open", &error))?;
         let lock = if options.lock { Some(lock_dir(&root)?) } else { None };
@@ -219,8 +220,9 @@ impl RingDisk {
         }
         let reserve = RingOp::Allocate { file: open.file.clone(), offset, bytes };
         let path = open.path.clone();
+        let sync_after = open.mode == FileMode::Durable && self.strategy.is_durable();
         let zeros = self.buffer(FILL_PIECE_BYTES.min(bytes as usize));
-        Ok(Begin::Task(path, Step::Reserve { zeros }, reserve))
+        Ok(Begin::Task(path, Step::Reserve { zeros, sync_after }, reserve))
     }
 
     fn begin_sync(&self, file: FileId) -> Result<Begin, DiskError> {
@@ -434,24 +436,31 @@ impl Drop for RingDisk {
     }
 }
 
-/// Creates a directory and what is missing above it, and makes the new names durable.
-fn create_dir_durably(path: &Path) -> Result<(), DiskError> {
+/// Creates a disk's own directory and what is missing above it.
+fn create_root(path: &Path) -> Result<(), DiskError> {
     if path.is_dir() {
         return Ok(());
     }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    create_dir_durably(parent)?;
+    create_root(parent_of(path))?;
+    create_dir_durably(path)
+}
+
+/// Creates a directory, if it is missing, and makes its name durable even if it was there: it may stem from a run that
+/// crashed before it had done so.
+fn create_dir_durably(path: &Path) -> Result<(), DiskError> {
     match fs::DirBuilder::new().mode(0o750).create(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             return Err(path_error(path, "create", &error));
         }
         _ => {}
     }
+    let parent = parent_of(path);
     let synced = File::open(parent).and_then(|parent| parent.sync_all());
     synced.map_err(|error| path_error(parent, "sync", &error))
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The lock is the kernel's (flock): it ends with the process, however that ends.

@@ -4,7 +4,7 @@
 //!   Open      openat                         (then the driver asks for the size)
 //!   Read      read*                          again after a short one, until the end of the file
 //!   Write     write* [fdatasync]             again after a short one; the sync if the strategy asks for it
-//!   Fill      fallocate write*               zeros in pieces, the next when the last is done, so that it never
+//!   Fill      fallocate write* [fdatasync]   zeros in pieces, the next when the last is done, so that it never
 //!                                            keeps the device busy for longer than one piece takes
 //!   SyncDir   openat fsync
 //! ```
@@ -32,8 +32,9 @@ pub(crate) enum Step {
     Read,
     Write { sync_after: bool },
     SyncAfterWrite { written: Buffer },
-    Reserve { zeros: Buffer },
-    Fill { end: u64 },
+    Reserve { zeros: Buffer, sync_after: bool },
+    Fill { end: u64, sync_after: bool },
+    SyncAfterFill { zeros: Buffer },
     OpenDir,
     Sync,
     Rename,
@@ -72,7 +73,7 @@ impl Task {
             Step::Open { .. } => "open",
             Step::Read => "read",
             Step::Write { .. } | Step::SyncAfterWrite { .. } => "write",
-            Step::Reserve { .. } | Step::Fill { .. } => "fill",
+            Step::Reserve { .. } | Step::Fill { .. } | Step::SyncAfterFill { .. } => "fill",
             Step::OpenDir | Step::Sync => "sync",
             Step::Rename => "rename",
             Step::Unlink => "unlink",
@@ -82,7 +83,7 @@ impl Task {
 
     /// Whether its buffer is the driver's own (zeros), not the caller's.
     pub(crate) fn is_fill(&self) -> bool {
-        matches!(self.step, Step::Reserve { .. } | Step::Fill { .. })
+        matches!(self.step, Step::Reserve { .. } | Step::Fill { .. } | Step::SyncAfterFill { .. })
     }
 
     /// The ring operation is complete: what now?
@@ -105,11 +106,13 @@ impl Task {
                 let file = Arc::new(sys::adopt_descriptor(result as i32).into());
                 Next::Push(next(Step::Sync), RingOp::Sync { file, data_only: false })
             }
-            (Step::Reserve { zeros }, RingOp::Allocate { file, offset, bytes }) => {
+            (Step::Reserve { zeros, sync_after }, RingOp::Allocate { file, offset, bytes }) => {
                 let end = offset + bytes;
-                next(Step::Fill { end }).fill(file, offset, end, zeros)
+                next(Step::Fill { end, sync_after }).fill(file, offset, zeros)
             }
-            (Step::SyncAfterWrite { written }, _) => Next::Done(DiskOk::Done, Some(written)),
+            (Step::SyncAfterWrite { written: buf } | Step::SyncAfterFill { zeros: buf }, _) => {
+                Next::Done(DiskOk::Done, Some(buf))
+            }
             (step, RingOp::Read(transfer)) => next(step).on_read(result, transfer),
             (step, RingOp::Write(transfer, through)) => next(step).on_written(result, transfer, through),
             _ => Next::Done(DiskOk::Done, None),
@@ -139,21 +142,24 @@ impl Task {
 
     fn on_all_written(self, Transfer { file, offset, buf, .. }: Transfer) -> Next {
         match self.step {
-            Step::Write { sync_after: true } => {
-                let step = Step::SyncAfterWrite { written: buf };
-                Next::Push(Self { step, ..self }, RingOp::Sync { file, data_only: true })
-            }
-            Step::Fill { end } => self.fill(file, offset + buf.len() as u64, end, buf),
+            Step::Write { sync_after: true } => self.sync(file, Step::SyncAfterWrite { written: buf }),
+            Step::Fill { end, sync_after } => match offset + buf.len() as u64 {
+                done if done < end => self.fill(file, done, buf),
+                _ if sync_after => self.sync(file, Step::SyncAfterFill { zeros: buf }),
+                _ => Next::Done(DiskOk::Done, Some(buf)),
+            },
             _ => Next::Done(DiskOk::Done, Some(buf)),
         }
     }
 
-    fn fill(self, file: Arc<File>, offset: u64, end: u64, mut zeros: Buffer) -> Next {
-        if offset == end {
-            return Next::Done(DiskOk::Done, Some(zeros));
-        }
+    fn sync(self, file: Arc<File>, step: Step) -> Next {
+        Next::Push(Self { step, ..self }, RingOp::Sync { file, data_only: true })
+    }
+
+    fn fill(self, file: Arc<File>, offset: u64, mut zeros: Buffer) -> Next {
+        let Step::Fill { end, .. } = self.step else { return Next::Done(DiskOk::Done, Some(zeros)) };
         zeros.resize(FILL_PIECE_BYTES.min((end - offset) as usize));
-        // Not written through, even in a durable file: the caller syncs once at the end, not once a piece.
+        // Not written through, even in a durable file: one sync at the end, not one a piece.
         let piece = Transfer { file, offset, buf: zeros, at: 0 };
         Next::Push(self, RingOp::Write(piece, WriteThrough::No))
     }
@@ -169,7 +175,9 @@ impl Task {
 
     fn into_buffer(self, op: RingOp) -> Option<Buffer> {
         match self.step {
-            Step::SyncAfterWrite { written: buf } | Step::Reserve { zeros: buf } => Some(buf),
+            Step::SyncAfterWrite { written: buf }
+            | Step::SyncAfterFill { zeros: buf }
+            | Step::Reserve { zeros: buf, .. } => Some(buf),
             _ => op.into_buffer(),
         }
     }
@@ -251,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fill_writes_zeros_a_piece_at_a_time_even_if_nothing_can_be_reserved() {
+    fn a_fill_writes_zeros_piece_by_piece_then_syncs_even_if_nothing_can_be_reserved() {
         let file = transfer(1).file;
         let bytes = FILL_PIECE_BYTES as u64 + BLOCK_BYTES as u64;
         let mut zeros = Buffer::with_capacity(FILL_PIECE_BYTES);
@@ -259,16 +267,23 @@ mod tests {
         zeros.fill(7); // what an earlier user left in it
         zeros.clear();
         let reserve = RingOp::Allocate { file, offset: 0, bytes };
-        let mut next = Task::new(Step::Reserve { zeros }).on_completion(-libc::EOPNOTSUPP, reserve);
+        let task = Task::new(Step::Reserve { zeros, sync_after: true });
+        let mut next = task.on_completion(-libc::EOPNOTSUPP, reserve);
         let mut pieces = Vec::new();
         while let Next::Push(task, op) = next {
-            let RingOp::Write(piece, WriteThrough::No) = &op else { panic!("{op:?}") };
+            assert!(task.is_fill());
+            let RingOp::Write(piece, WriteThrough::No) = &op else {
+                assert!(matches!(op, RingOp::Sync { data_only: true, .. }));
+                next = task.on_completion(0, op);
+                pieces.push((bytes, 0));
+                continue;
+            };
             assert!(piece.buf.iter().all(|byte| *byte == 0));
             pieces.push((piece.offset, piece.buf.len()));
             let written = piece.buf.len() as i32;
             next = task.on_completion(written, op);
         }
         assert!(matches!(next, Next::Done(DiskOk::Done, _)));
-        assert_eq!(pieces, [(0, FILL_PIECE_BYTES), (FILL_PIECE_BYTES as u64, BLOCK_BYTES)]);
+        assert_eq!(pieces, [(0, FILL_PIECE_BYTES), (FILL_PIECE_BYTES as u64, BLOCK_BYTES), (bytes, 0)]);
     }
 }
