@@ -4,6 +4,7 @@
 //!     kv --id 1 --listen 127.0.0.1:6001 --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 --data-dir DIR
 //!
 //! Prints `ready HOST:PORT` once clients are served. SIGTERM and ctrl-c stop it in good order.
+#![forbid(unsafe_code)]
 
 #[path = "kv/resp.rs"]
 mod resp;

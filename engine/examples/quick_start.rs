@@ -3,6 +3,7 @@
 //!     cargo run --release --example quick_start [-- --data-dir DIR]
 //!
 //! A fresh directory gives 5, 12, 13. The same directory again gives 18, 25, 26: the number is durable.
+#![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods)] // a program may look at the clock and sleep; the engine may not
 
 use std::error::Error;

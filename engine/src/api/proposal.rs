@@ -5,7 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use coracle_io::Clock;
+use coracle_io::ring::RealClock;
 
 use crate::outcome::{Outcome, Reason};
 use crate::shard::replies::Slot;
@@ -85,15 +88,15 @@ thread_local! {
 
 /// Parks this thread until `poll` has a value, or `timeout` has passed. `poll` leaves the waker where the value will
 /// be announced.
-#[allow(clippy::disallowed_methods)] // a caller's thread has no clock but the system's; the shard never runs this
 pub(super) fn block_on<T>(timeout: Option<Duration>, poll: impl Fn(&Waker) -> Option<T>) -> Option<T> {
-    let begun = Instant::now();
+    let begun_us = RealClock.now_us();
     UNPARK.with(|waker| {
         loop {
             if let Some(value) = poll(waker) {
                 return Some(value);
             }
-            match timeout.map(|timeout| timeout.saturating_sub(begun.elapsed())) {
+            let waited = Duration::from_micros(RealClock.now_us() - begun_us);
+            match timeout.map(|timeout| timeout.saturating_sub(waited)) {
                 None => thread::park(),
                 Some(Duration::ZERO) => return None,
                 Some(left) => thread::park_timeout(left),
