@@ -67,8 +67,10 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`Truncated`] if fewer are left.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], Truncated> {
-        let (head, rest) =
-            self.rest.split_at_checked(count).ok_or_else(|| Truncated { missing: count - self.rest.len() })?;
+        let (head, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or_else(|| Truncated { missing: count - self.rest.len() })?;
         self.rest = rest;
         Ok(head)
     }

@@ -62,6 +62,6 @@ const _: () = {
     assert!(ENTRY_BYTES_MAX < RUN_BYTES_MAX);
     assert!(RUN_BYTES_MAX < BATCH_BYTES_MAX);
     assert!(WRITES_IN_FLIGHT <= WRITES_IN_FLIGHT_MAX);
-    assert!(BATCH_BYTES_MAX % BLOCK_BYTES == 0);
+    assert!(BATCH_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
     assert!(BATCH_BYTES_MAX < FRAME_BYTES_MAX);
 };

@@ -157,7 +157,11 @@ impl RunHeader {
             assert!(rest.is_empty(), "a piece of a run ends inside an entry");
             bytes += piece.len();
         }
-        assert_eq!((count, bytes), (self.count, self.body_bytes as usize), "a run's header disagrees with its body");
+        assert_eq!(
+            (count, bytes),
+            (self.count, self.body_bytes as usize),
+            "a run's header disagrees with its body"
+        );
         let mut out = [0; RUN_HEADER_BYTES];
         out[..44].copy_from_slice(&fields);
         out[44..].copy_from_slice(&crc.to_le_bytes());
@@ -217,8 +221,7 @@ impl EntryHeader {
         if time >> 56 != 0 {
             return Err(RunError::Field { field: "entry flag" });
         }
-        let kind =
-            EntryKind::from_u8((time >> 48) as u8).ok_or(RunError::Field { field: "entry kind" })?;
+        let kind = EntryKind::from_u8((time >> 48) as u8).ok_or(RunError::Field { field: "entry kind" })?;
         let (payload_bytes, payload_crc) = (reader.u32()?, reader.u32()?);
         if payload_bytes as usize > ENTRY_BYTES_MAX {
             return Err(RunError::Field { field: "payload length" });
@@ -400,6 +403,12 @@ impl EntryBatch {
         Self { bytes: Vec::with_capacity(bytes), count: 0 }
     }
 
+    /// Empties it, and keeps its memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.count = 0;
+    }
+
     /// Adds one entry and makes its payload's checksum.
     ///
     /// # Errors
@@ -408,7 +417,10 @@ impl EntryBatch {
     pub fn push(&mut self, tag: u64, kind: EntryKind, payload: &[u8]) -> Result<(), RunError> {
         let bytes = self.bytes.len() + ENTRY_HEADER_BYTES + payload.len();
         if payload.len() > ENTRY_BYTES_MAX || bytes > RUN_BYTES_MAX || self.count == RUN_ENTRIES_MAX {
-            return Err(RunError::TooLarge { count: self.count + 1, body_bytes: bytes.min(u32::MAX as usize) as u32 });
+            return Err(RunError::TooLarge {
+                count: self.count + 1,
+                body_bytes: bytes.min(u32::MAX as usize) as u32,
+            });
         }
         let header = EntryHeader {
             term: Term::ZERO,
@@ -536,6 +548,17 @@ mod tests {
             let _ = RunRef::parse(&bytes).map(|run| (run.check_payloads(), run.term_spans().count()));
             let _ = EntryBatch::decode(count, bytes);
         }
+    }
+
+    #[test]
+    fn a_cleared_batch_is_as_new() {
+        let mut batch = EntryBatch::new();
+        batch.push(1, EntryKind::Command, b"before").unwrap();
+        batch.clear();
+        batch.push(2, EntryKind::Command, b"after").unwrap();
+        let mut fresh = EntryBatch::new();
+        fresh.push(2, EntryKind::Command, b"after").unwrap();
+        assert_eq!(batch, fresh);
     }
 
     #[test]
