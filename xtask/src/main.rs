@@ -35,6 +35,8 @@ enum Command {
     },
     /// House rules that no compiler checks: dependency direction, where unsafe code may be, file length and the like.
     Tidy,
+    /// Copies the layouts in the code's module headers into docs/FORMAT.md.
+    Formats,
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Lint => lint(&root),
         Command::Test { name } => steps::run(&root, &[Step::test(name.as_deref())]),
         Command::Tidy => tidy::run(&root),
+        Command::Formats => tidy::rewrite_layouts(&root),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

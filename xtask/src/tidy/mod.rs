@@ -3,6 +3,7 @@
 
 mod code;
 mod layers;
+mod layouts;
 mod proof;
 mod text;
 mod tree;
@@ -46,6 +47,7 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
     findings.extend(layers::check_roots(&packages, &sources));
     findings.extend(text::check(&sources));
     findings.extend(proof::check(&sources));
+    findings.extend(layouts::check(&sources));
     findings.sort();
     for finding in &findings {
         eprintln!("{finding}");
@@ -57,6 +59,21 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
         }
         findings => Err(Error::Untidy { findings }),
     }
+}
+
+/// Copies the layouts of the code into docs/FORMAT.md.
+pub(crate) fn rewrite_layouts(root: &Path) -> Result<(), Error> {
+    let path = root.join(layouts::DOCUMENT);
+    let unreadable = |source| Error::Unreadable { path: path.display().to_string(), source };
+    let sources = tree::read(root)?;
+    let Some(document) = find(&sources, layouts::DOCUMENT) else {
+        return Err(unreadable(std::io::ErrorKind::NotFound.into()));
+    };
+    let text = layouts::expected(document, &sources).map_err(|finding| {
+        eprintln!("{finding}");
+        Error::Untidy { findings: 1 }
+    })?;
+    std::fs::write(&path, text).map_err(unreadable)
 }
 
 /// The file at `path`, if it is there.
