@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+/// Room that a receive has at least: less would cost a system call for every few bytes.
+pub const RECEIVE_BYTES_MIN: usize = 4096;
+
 /// A connection of one [`Net`]. Never used again within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
@@ -99,6 +102,9 @@ pub trait Net {
     fn close(&mut self, conn: ConnId);
 
     /// Takes a connection with nothing in flight out of this driver; `None` if it is gone.
+    ///
+    /// # Panics
+    /// If a send or a receive of it is in flight: the caller's mistake.
     fn detach(&mut self, conn: ConnId) -> Option<Self::Socket>;
 
     /// Takes over a connection from another driver.

@@ -9,10 +9,13 @@ mod device;
 mod disk;
 mod faults;
 mod image;
+mod net;
 mod pending;
+mod wire;
 
 pub use clock::FakeClock;
 pub use crash::{CrashImages, CrashLimits, CrashPolicy};
 pub use disk::{Completing, FakeDisk, InFlight, Latency};
 pub use faults::{Damage, DiskRates, OpKind};
 pub use image::DiskImage;
+pub use net::{FakeNet, FakeNetwork, FakeSocket, NetOptions, NetRates, NodeStop};
