@@ -40,8 +40,14 @@ pub const PEER_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Unacknowledged append messages towards one member of one group.
 pub const PEER_WINDOW_MESSAGES: u32 = 64;
 
-/// Bytes queued for one link before appends wait; control messages still pass.
-pub const LINK_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes queued for one link before commands are no longer forwarded over it: the peer is slower than our clients.
+pub const LINK_BYTES_HIGH: usize = 8 * 1024 * 1024;
+
+/// Bytes queued for one link before its session is ended: the peer does not read.
+pub const LINK_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A machine's reply to a command that another node forwarded: it must fit a frame with others.
+pub const FORWARDED_REPLY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Uncommitted bytes of all groups of one shard; beyond it proposals get `Busy`.
 pub const SHARD_UNCOMMITTED_BYTES: usize = 64 * 1024 * 1024;

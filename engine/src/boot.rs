@@ -6,7 +6,6 @@
 //! before that node takes up a group.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_base::{NodeId, ShardId};
@@ -69,7 +68,11 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     ///
     /// # Errors
     /// The directory is not this node's, is damaged, or cannot be written; the address cannot be bound.
-    pub(crate) fn open(config: &Config, listen: SocketAddr, mut parts: Parts<D, N, C>) -> Result<Self, Error> {
+    pub(crate) fn open(
+        config: &Config,
+        listen: SocketAddr,
+        mut parts: Parts<D, N, C>,
+    ) -> Result<Self, Error> {
         let mut rng = SmallRng::seed_from_u64(parts.seed);
         let shards = config.shards_in_force();
         let identity = Identity::open(&mut parts.disk, config.id, shards, rng.random())?;
@@ -107,7 +110,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         parts: Parts<D, N, C>,
     ) -> Result<Self, Error> {
         let hello = Hello::of(identity, shard, 0);
-        let transport = Transport::new(hello, &config.peers, config.beat_us, parts.clock.now_us(), parts.seed);
+        let transport =
+            Transport::new(hello, &config.peers, config.beat_us, parts.clock.now_us(), parts.seed);
         Self::run(config, identity, shard, transport, parts)
     }
 
@@ -120,15 +124,11 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         mut parts: Parts<D, N, C>,
     ) -> Result<Self, Error> {
         let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
-        let wal_config = coracle_wal::Config {
-            dir: PathBuf::from(format!("shard-{shard}")),
-            file_bytes: config.wal_max_size_bytes,
-            strategy: match config.wal_write_strategy {
-                Strategy::Direct => coracle_wal::Strategy::Direct,
-                Strategy::None => coracle_wal::Strategy::None,
-            },
-            seed: parts.seed,
-            ..Default::default()
+        let mut wal_config = coracle_wal::Config::new(format!("shard-{shard}"), parts.seed);
+        wal_config.file_bytes = config.wal_max_size_bytes;
+        wal_config.strategy = match config.wal_write_strategy {
+            Strategy::Direct => coracle_wal::Strategy::Direct,
+            Strategy::None => coracle_wal::Strategy::None,
         };
         let wal_identity = coracle_wal::Identity {
             cluster: cluster.id,
@@ -232,7 +232,8 @@ fn check_members(config: &Config, identity: &Identity) -> Result<(), Error> {
     if configured == formed {
         return Ok(());
     }
-    let reason = format!("the cluster was formed of nodes {formed:?}, the configuration names {configured:?}");
+    let reason =
+        format!("the cluster was formed of nodes {formed:?}, the configuration names {configured:?}");
     Err(Error::Config { key: "peers", reason })
 }
 
@@ -280,7 +281,10 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
                     }
                 }
                 LinkEvent::HandOver { conn, .. } => self.parts.net.close(conn),
-                LinkEvent::Envelopes { .. } | LinkEvent::Up { .. } | LinkEvent::Down { .. } | LinkEvent::BothEmpty => {}
+                LinkEvent::Envelopes { .. }
+                | LinkEvent::Up { .. }
+                | LinkEvent::Down { .. }
+                | LinkEvent::BothEmpty => {}
             }
         }
         adopted

@@ -128,13 +128,19 @@ impl Config {
             return bad("peers", format!("{} nodes; at most {MEMBERS_MAX} are possible", self.peers.len()));
         }
         if self.wal_max_size_bytes < 64 * 1024 || self.wal_max_size_bytes > 4 << 30 {
-            return bad("wal_max_size_bytes", format!("{} is not between 64 KiB and 4 GiB", self.wal_max_size_bytes));
+            return bad(
+                "wal_max_size_bytes",
+                format!("{} is not between 64 KiB and 4 GiB", self.wal_max_size_bytes),
+            );
         }
         if self.shards > 1024 {
             return bad("shards", format!("{}; at most 1024 are possible", self.shards));
         }
         if self.beat_us < 1000 || self.election_us < 3 * self.beat_us {
-            return bad("election_us", format!("{} is less than three beats of {} us", self.election_us, self.beat_us));
+            return bad(
+                "election_us",
+                format!("{} is less than three beats of {} us", self.election_us, self.beat_us),
+            );
         }
         Ok(())
     }

@@ -21,10 +21,10 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_base::NodeId;
 use coracle_base::checksum::crc32c;
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::{BLOCK_BYTES, MEMBERS_MAX};
-use coracle_base::NodeId;
 use coracle_io::disk::run;
 use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
 
@@ -109,13 +109,19 @@ impl Identity {
         };
         let identity = Self::decode(&bytes)?;
         if identity.node != node {
-            let reason = format!("belongs to node {}, not to node {node}; use that node's own directory", identity.node);
+            let reason = format!(
+                "belongs to node {}, not to node {node}; use that node's own directory",
+                identity.node
+            );
             return Err(wrong(reason));
         }
         if identity.shards != shards && identity.cluster.is_some() {
             return Err(Error::Config {
                 key: "shards",
-                reason: format!("the cluster was formed with {}, which is fixed; not {shards}", identity.shards),
+                reason: format!(
+                    "the cluster was formed with {}, which is fixed; not {shards}",
+                    identity.shards
+                ),
             });
         }
         Ok(Identity { shards, ..identity })
@@ -154,7 +160,8 @@ impl Identity {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let damaged = |_| wrong("is damaged (too short); restore it from a copy, or replace this node".into());
+        let damaged =
+            |_| wrong("is damaged (too short); restore it from a copy, or replace this node".into());
         let mut reader = Reader::new(bytes);
         let magic = reader.bytes(8).map_err(damaged)?;
         if magic != MAGIC {

@@ -101,7 +101,8 @@ impl MemLog {
         {
             return last.extend(entries, count);
         }
-        let mut chunk = Chunk { first, count: 0, bytes: Vec::with_capacity(entries.len()), marks: Vec::new() };
+        let mut chunk =
+            Chunk { first, count: 0, bytes: Vec::with_capacity(entries.len()), marks: Vec::new() };
         chunk.extend(entries, count);
         self.chunks.push_back(chunk);
     }
@@ -145,7 +146,10 @@ impl MemLog {
     /// # Panics
     /// If they are not all in memory.
     pub(crate) fn pieces(&self, first: Index, last: Index) -> impl Iterator<Item = (Index, u32, &[u8])> {
-        assert!(first >= self.first() && last < self.next && first <= last, "entries {first}..={last} are not in memory");
+        assert!(
+            first >= self.first() && last < self.next && first <= last,
+            "entries {first}..={last} are not in memory"
+        );
         let start = self.chunks.partition_point(|chunk| chunk.last() < first);
         self.chunks.range(start..).take_while(move |chunk| chunk.first <= last).map(move |chunk| {
             let from = first.0.saturating_sub(chunk.first.0) as u32;

@@ -120,8 +120,9 @@ impl<M: TypedMachine> Machine for Typed<M> {
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
-        let state = M::State::decode(snapshot)
-            .ok_or_else(|| RestoreError(format!("{} bytes that are not this machine's state", snapshot.len())))?;
+        let state = M::State::decode(snapshot).ok_or_else(|| {
+            RestoreError(format!("{} bytes that are not this machine's state", snapshot.len()))
+        })?;
         self.0.load(state);
         Ok(())
     }

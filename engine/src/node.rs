@@ -3,7 +3,6 @@
 //! Who may block on what: a shard's thread sleeps only in [`Park::park`], and otherwise only while it opens or recovers
 //! its files. Nothing is shared between threads but inboxes and completion queues.
 
-use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -47,7 +46,8 @@ impl Node {
         config.check()?;
         let shards = config.shards_in_force();
         let wakers: Vec<Arc<OnceLock<Waker>>> = (0..shards).map(|_| Arc::default()).collect();
-        let inboxes: Inboxes = wakers.iter().cloned().map(|waker| Arc::new(Inbox::new(wake_through(waker)))).collect();
+        let inboxes: Inboxes =
+            wakers.iter().cloned().map(|waker| Arc::new(Inbox::new(wake_through(waker)))).collect();
         let mut running = Running {
             handles: Handles::new(config.id, inboxes.clone()),
             inboxes: inboxes.clone(),
@@ -223,7 +223,8 @@ fn run_loop(
             }
         }
         if !turn.busy {
-            let timeout_us = (turn.deadline_us != u64::MAX).then(|| turn.deadline_us.saturating_sub(clock.now_us()));
+            let timeout_us =
+                (turn.deadline_us != u64::MAX).then(|| turn.deadline_us.saturating_sub(clock.now_us()));
             park.park(timeout_us, &|| inbox.is_empty())?;
         }
     }

@@ -106,6 +106,9 @@ pub enum Unknown {
     /// The node stopped before the answer.
     #[error("unknown: the node stopped before the command was applied")]
     Stopped,
+    /// The machine's reply is too large to be sent from the leader to this node; the command itself was applied.
+    #[error("unknown: the machine's reply is too large to be sent between nodes")]
+    ReplyTooLarge,
     /// A snapshot took the place of the log in which the answer would have been.
     #[error("unknown: the log that holds the answer was replaced by a snapshot")]
     Skipped,

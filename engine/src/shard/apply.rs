@@ -131,6 +131,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         // Behind the entries that it covers in log order, so it is never durable before them.
         let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &snapshot.bytes);
+        one.staged = batch;
         one.snapshot = Some(snapshot);
         one.snapshot_in_flight = true;
         self.on_durable.push_back((batch, OnDurable::Released { slot }));
@@ -146,7 +147,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         let (applied, poisoned) = (one.applied, one.poisoned.is_some());
-        let ready = one.reads.extract_if(.., |_, read| read.index.is_some_and(|index| index <= applied) || poisoned);
+        let ready =
+            one.reads.extract_if(.., |_, read| read.index.is_some_and(|index| index <= applied) || poisoned);
         for (_, read) in ready {
             if poisoned {
                 answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)));
@@ -156,8 +158,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let machine = &one.machine;
             let scratch = &mut self.reply_scratch;
             match catch_unwind(AssertUnwindSafe(|| machine.query(&read.query, scratch))) {
-                Ok(()) => answers.give(&read.origin, read.tag, &replies::done(&self.reply_scratch, applied, node)),
-                Err(_) => answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node))),
+                Ok(()) => {
+                    answers.give(&read.origin, read.tag, &replies::done(&self.reply_scratch, applied, node))
+                }
+                Err(_) => {
+                    answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)))
+                }
             }
         }
         self.again = true;
@@ -185,7 +191,8 @@ fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
     // The log's time never goes back, whatever the leaders' clocks did; the same on every member.
     slot.time_ms = slot.time_ms.max(entry.header.time_ms);
     let mut release = false;
-    let one = Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
+    let one =
+        Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
     let machine = &mut slot.machine;
     let ran = catch_unwind(AssertUnwindSafe(|| machine.apply(one, &mut Effects::new(reply, &mut release))));
     slot.want_release |= release;
@@ -197,7 +204,13 @@ fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
 }
 
 /// Answers who waits for this entry, or waited for another one in its place. Returns the bytes that wait no more.
-fn answer(slot: &mut Slot, entry: &EntryRef<'_>, node: NodeId, reply: &[u8], answers: &mut Answers<'_>) -> usize {
+fn answer(
+    slot: &mut Slot,
+    entry: &EntryRef<'_>,
+    node: NodeId,
+    reply: &[u8],
+    answers: &mut Answers<'_>,
+) -> usize {
     let mut freed = 0;
     while let Some(front) = slot.waiting.front_mut() {
         if entry.index < front.first {

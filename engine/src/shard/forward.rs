@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use coracle_base::codec::{Reader, Sink, Truncated};
+use coracle_base::limits::FORWARDED_REPLY_BYTES_MAX;
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 
@@ -84,7 +85,8 @@ impl Forwards {
             out.put_u64(tag);
         };
         envelope.push(Kind::Query, group, false, fields, |out| out.put(query));
-        let forwarded = Forwarded { session, tags: vec![tag], answered: 0, origin, is_query: true, deadline_us };
+        let forwarded =
+            Forwarded { session, tags: vec![tag], answered: 0, origin, is_query: true, deadline_us };
         self.requests.insert(request, forwarded);
     }
 
@@ -92,11 +94,19 @@ impl Forwards {
     ///
     /// # Errors
     /// They are not understood; those before were given.
-    pub(crate) fn on_replies(&mut self, session: u64, payload: &[u8], answers: &mut Answers<'_>) -> Result<(), Truncated> {
+    pub(crate) fn on_replies(
+        &mut self,
+        session: u64,
+        payload: &[u8],
+        answers: &mut Answers<'_>,
+    ) -> Result<(), Truncated> {
         let mut reader = Reader::new(payload);
         while !reader.is_empty() {
             let record = decode_record(&mut reader)?;
-            let Some(one) = self.requests.get_mut(&record.request).filter(|one| one.session == session) else { continue };
+            let Some(one) = self.requests.get_mut(&record.request).filter(|one| one.session == session)
+            else {
+                continue;
+            };
             // Only the tag that is due is believed; anything else was answered already.
             if one.tags.get(one.answered) != Some(&record.tag) {
                 continue;
@@ -128,7 +138,8 @@ impl Forwards {
     }
 
     fn give_up(&mut self, which: impl Fn(&Forwarded) -> bool, why: Unknown, answers: &mut Answers<'_>) {
-        let lost: Vec<u64> = self.requests.iter().filter(|(_, one)| which(one)).map(|(request, _)| *request).collect();
+        let lost: Vec<u64> =
+            self.requests.iter().filter(|(_, one)| which(one)).map(|(request, _)| *request).collect();
         for request in lost {
             let Some(one) = self.requests.remove(&request) else { continue };
             let outcome =
@@ -147,6 +158,11 @@ impl Forwards {
 
 /// Adds one answer to the envelope for the node that forwarded the command.
 pub(crate) fn push_reply(envelope: &mut Builder, request: u64, tag: u64, outcome: &Outcome<&[u8]>) {
+    let too_large = Outcome::Unknown(Unknown::ReplyTooLarge);
+    let outcome = match outcome {
+        Outcome::Done(done) if done.reply.len() > FORWARDED_REPLY_BYTES_MAX => &too_large,
+        other => other,
+    };
     let (status, index, leader, reply): (u8, Index, NodeId, &[u8]) = match outcome {
         Outcome::Done(done) => (0, done.index, done.leader, done.reply),
         Outcome::NotDone(why) => (why.reason as u8, Index::ZERO, why.leader.unwrap_or(NodeId::NONE), &[]),
@@ -162,7 +178,8 @@ pub(crate) fn push_reply(envelope: &mut Builder, request: u64, tag: u64, outcome
     out.put(reply);
 }
 
-const UNKNOWN: [Unknown; 4] = [Unknown::TimedOut, Unknown::LinkBroke, Unknown::Stopped, Unknown::Skipped];
+const UNKNOWN: [Unknown; 5] =
+    [Unknown::TimedOut, Unknown::LinkBroke, Unknown::Stopped, Unknown::Skipped, Unknown::ReplyTooLarge];
 
 fn unknown_status(why: Unknown) -> u8 {
     100 + UNKNOWN.iter().position(|one| *one == why).unwrap_or(0) as u8
@@ -180,9 +197,9 @@ fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, Truncated> {
             Outcome::NotDone(NotDone { reason, retry_after: reason.retry_after(), leader })
         }
         // An unknown word for "unknown" still means that nobody can tell.
-        (other, None) => {
-            Outcome::Unknown(UNKNOWN.get(usize::from(other.saturating_sub(100))).copied().unwrap_or(Unknown::TimedOut))
-        }
+        (other, None) => Outcome::Unknown(
+            UNKNOWN.get(usize::from(other.saturating_sub(100))).copied().unwrap_or(Unknown::TimedOut),
+        ),
     };
     Ok(Record { request, tag, outcome })
 }

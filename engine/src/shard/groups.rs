@@ -7,6 +7,7 @@ use coracle_base::codec::{Reader, Sink};
 use coracle_base::run::EntryHeader;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, Term};
 use coracle_raft::Group;
+use coracle_wal::BatchSeq;
 
 use super::inbox::{Consistency, Origin};
 use crate::log::MemLog;
@@ -86,6 +87,8 @@ pub(crate) struct Slot {
     pub(crate) want_release: bool,
     /// A snapshot was too large for the WAL; said once.
     pub(crate) snapshot_too_large: bool,
+    /// The batch of the last record staged for this group.
+    pub(crate) staged: BatchSeq,
     /// An apply waits for entries from the WAL's files.
     pub(crate) apply_read: bool,
     /// Entries read back for followers that are behind memory: (member, first, count, bytes).
@@ -113,6 +116,7 @@ impl Slot {
             snapshot_in_flight: false,
             want_release: false,
             snapshot_too_large: false,
+            staged: BatchSeq(0),
             apply_read: false,
             fetched: Vec::new(),
             timer_us: None,
@@ -136,7 +140,10 @@ impl Slot {
         let mut reader = Reader::new(&snapshot.bytes);
         let fields = (reader.u8(), reader.u64(), reader.u64());
         let (Ok(SNAPSHOT_VERSION), Ok(time_ms), Ok(digest)) = fields else {
-            return Err(RestoreError(format!("snapshot of version {:?}, this is version {SNAPSHOT_VERSION}", fields.0)));
+            return Err(RestoreError(format!(
+                "snapshot of version {:?}, this is version {SNAPSHOT_VERSION}",
+                fields.0
+            )));
         };
         self.machine.restore(reader.rest())?;
         self.time_ms = time_ms;

@@ -1,7 +1,7 @@
 //! Step 1: commands, frames and completions become inputs of their groups.
 
 use coracle_base::codec::Reader;
-use coracle_base::limits::{GROUP_UNCOMMITTED_BYTES, SHARD_UNCOMMITTED_BYTES};
+use coracle_base::limits::{GROUP_UNCOMMITTED_BYTES, LINK_BYTES_HIGH, SHARD_UNCOMMITTED_BYTES};
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
@@ -61,7 +61,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match event {
             LinkEvent::Up { node } => self.on_link(node, true),
             LinkEvent::Down { node, session } => {
-                let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+                let mut answers =
+                    Answers { completions: &mut self.completions, transport: &mut self.transport };
                 self.forwards.on_session_end(session, &mut answers);
                 self.on_link(node, false);
             }
@@ -97,7 +98,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    fn on_envelope(&mut self, node: NodeId, session: u64, head: &[u8], tail: &[u8]) -> Result<(), EnvelopeError> {
+    fn on_envelope(
+        &mut self,
+        node: NodeId,
+        session: u64,
+        head: &[u8],
+        tail: &[u8],
+    ) -> Result<(), EnvelopeError> {
         let mut pieces = Pieces::new(head, tail)?;
         while let Some(piece) = pieces.next()? {
             match piece.kind {
@@ -105,7 +112,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 Kind::Forward => self.on_forward(node, session, piece)?,
                 Kind::Query => self.on_forwarded_query(node, session, piece)?,
                 Kind::Replies => {
-                    let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+                    let mut answers =
+                        Answers { completions: &mut self.completions, transport: &mut self.transport };
                     self.forwards.on_replies(session, piece.payload, &mut answers)?;
                 }
             }
@@ -114,7 +122,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn on_raft(&mut self, node: NodeId, piece: Piece<'_>) -> Result<(), EnvelopeError> {
-        let message = Message::decode(piece.fields).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        let mut fields = Reader::new(piece.fields);
+        let message =
+            Message::decode(&mut fields).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        if !fields.is_empty() {
+            return Err(EnvelopeError::Message("bytes after a message's last field".into()));
+        }
         let Some(slot) = self.by_group.get(&piece.group).copied() else {
             tracing::debug!(group = %piece.group, %node, "message for a group that is not started here");
             return Ok(());
@@ -133,13 +146,24 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Ok(())
     }
 
-    fn on_forwarded_query(&mut self, node: NodeId, session: u64, piece: Piece<'_>) -> Result<(), EnvelopeError> {
+    fn on_forwarded_query(
+        &mut self,
+        node: NodeId,
+        session: u64,
+        piece: Piece<'_>,
+    ) -> Result<(), EnvelopeError> {
         let mut fields = Reader::new(piece.fields);
         let (request, linearizable) = (fields.u64()?, fields.u8()? != 0);
         let consistency = if linearizable { Consistency::Linearizable } else { Consistency::Leader };
         // A query's tag goes round with the request: the other side knows it.
         let tag = fields.u64()?;
-        self.on_query(piece.group, consistency, piece.payload.to_vec(), tag, Origin::Peer { node, session, request });
+        self.on_query(
+            piece.group,
+            consistency,
+            piece.payload.to_vec(),
+            tag,
+            Origin::Peer { node, session, request },
+        );
         Ok(())
     }
 
@@ -197,13 +221,19 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return self.refuse(&entries, &origin, Reason::NoLeader, leader);
         }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
-        let session = leader.and_then(|leader| self.transport.link(leader)).and_then(|link| link.session()).map(|s| s.id);
+        let link = leader.and_then(|leader| self.transport.link(leader));
+        let session = link.and_then(|link| link.session()).map(|session| session.id);
+        if link.is_some_and(|link| link.queued_bytes() > LINK_BYTES_HIGH) {
+            return self.refuse(&entries, &origin, Reason::Busy, leader);
+        }
         if let (Some(leader), Some(session)) = (leader, session)
             && let Some(envelope) = self.transport.envelope(leader)
         {
             return self.forwards.propose(envelope, session, group, &entries, origin, deadline_us);
         }
-        if one.parked.len() >= PARKED_MAX || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES {
+        if one.parked.len() >= PARKED_MAX
+            || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES
+        {
             return self.refuse(&entries, &origin, Reason::Busy, None);
         }
         self.waiting_bytes += entries.bytes().len();
@@ -220,7 +250,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Some(Reason::Poisoned)
         } else if self.wal.is_low() {
             Some(Reason::DiskFull)
-        } else if group_bytes + bytes > GROUP_UNCOMMITTED_BYTES || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES {
+        } else if group_bytes + bytes > GROUP_UNCOMMITTED_BYTES
+            || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES
+        {
             Some(Reason::Busy)
         } else {
             None
@@ -250,7 +282,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     /// A question: answered here if the group is led here, or sent to the leader.
-    pub(super) fn on_query(&mut self, group: GroupId, consistency: Consistency, query: Vec<u8>, tag: u64, origin: Origin) {
+    pub(super) fn on_query(
+        &mut self,
+        group: GroupId,
+        consistency: Consistency,
+        query: Vec<u8>,
+        tag: u64,
+        origin: Origin,
+    ) {
         let Some(slot) = self.by_group.get(&group).copied() else {
             let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
             return answers.give(&origin, tag, &Outcome::not_done(Reason::NoGroup, None));
@@ -274,11 +313,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if matches!(origin, Origin::Peer { .. }) {
             return answers.give(&origin, tag, &Outcome::not_done(Reason::NoLeader, leader));
         }
-        let session = leader.and_then(|leader| answers.transport.link(leader)).and_then(|link| link.session()).map(|s| s.id);
+        let session = leader
+            .and_then(|leader| answers.transport.link(leader))
+            .and_then(|link| link.session())
+            .map(|s| s.id);
         if let (Some(leader), Some(session)) = (leader, session)
             && let Some(envelope) = answers.transport.envelope(leader)
         {
-            return self.forwards.query(envelope, session, group, consistency, &query, tag, origin, deadline_us);
+            return self.forwards.query(
+                envelope,
+                session,
+                group,
+                consistency,
+                &query,
+                tag,
+                origin,
+                deadline_us,
+            );
         }
         if one.parked.len() >= PARKED_MAX || self.waiting_bytes + query.len() > SHARD_UNCOMMITTED_BYTES {
             return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, None));
@@ -291,7 +342,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A leader may be known (and reachable) now: what waited for one goes its way.
     pub(super) fn release_parked(&mut self, slot: u32) {
         let one = &self.slots[slot as usize];
-        let reachable = one.raft.leader().is_some_and(|leader| leader == self.settings.node || self.transport.is_up(leader));
+        let reachable = one
+            .raft
+            .leader()
+            .is_some_and(|leader| leader == self.settings.node || self.transport.is_up(leader));
         if one.parked.is_empty() || !reachable {
             return;
         }
@@ -398,10 +452,15 @@ fn check_payload<'a>(message: &Message, piece: Piece<'a>) -> Result<Option<RunRe
     let wrong = |why: &str| Err(EnvelopeError::Message(why.to_owned()));
     match message {
         Message::Append { spans, .. } if spans.is_empty() => {
-            if piece.payload.is_empty() { Ok(None) } else { wrong("a probe with entries") }
+            if piece.payload.is_empty() {
+                Ok(None)
+            } else {
+                wrong("a probe with entries")
+            }
         }
         Message::Append { term, prev_index, prev_term, spans, .. } => {
-            let run = RunRef::parse(piece.payload).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+            let run =
+                RunRef::parse(piece.payload).map_err(|error| EnvelopeError::Message(error.to_string()))?;
             run.check_payloads().map_err(|error| EnvelopeError::Message(error.to_string()))?;
             let header = run.header;
             let same = header.group == piece.group

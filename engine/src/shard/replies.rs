@@ -35,7 +35,11 @@ impl Completions {
             Outcome::Done(done) => {
                 let start = self.bytes.len();
                 self.bytes.extend_from_slice(done.reply);
-                Outcome::Done(Done { reply: (start, self.bytes.len()), index: done.index, leader: done.leader })
+                Outcome::Done(Done {
+                    reply: (start, self.bytes.len()),
+                    index: done.index,
+                    leader: done.leader,
+                })
             }
             Outcome::NotDone(why) => Outcome::NotDone(why.clone()),
             Outcome::Unknown(why) => Outcome::Unknown(*why),

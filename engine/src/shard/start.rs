@@ -73,7 +73,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let found = self.recovered.remove(&group);
         let hard_state = match found.as_ref().map(|one| &one.state) {
             Some(bytes) if !bytes.is_empty() => Some(
-                HardState::decode(bytes).map_err(|error| Error::Machine { group, reason: format!("hard state: {error}") })?,
+                HardState::decode(bytes)
+                    .map_err(|error| Error::Machine { group, reason: format!("hard state: {error}") })?,
             ),
             _ => None,
         };
@@ -97,7 +98,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.slots.push(slot);
         self.by_group.insert(group, at);
         self.status.groups += 1;
-        let up: Vec<_> = self.transport.links().iter().filter(|link| link.session().is_some()).map(|l| l.node).collect();
+        let up: Vec<_> =
+            self.transport.links().iter().filter(|link| link.session().is_some()).map(|l| l.node).collect();
         for node in up {
             self.input(at, Input::LinkUp(node));
         }
@@ -107,8 +109,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn raft_config(&self, group: GroupId) -> RaftConfig {
         let settings = &self.settings;
-        let seed = coracle_base::checksum::mix64(settings.seed, coracle_base::checksum::mix64(group.0, settings.node.0));
-        let mut config = RaftConfig::new(settings.node, settings.voters.iter().copied().collect(), seed);
+        let seed = coracle_base::checksum::mix64(
+            settings.seed,
+            coracle_base::checksum::mix64(group.0, settings.node.0),
+        );
+        let mut config = RaftConfig::new(settings.node, settings.voters.iter().copied());
+        config.seed = seed;
         config.election_us_min = settings.election_us;
         config.election_us_max = 2 * settings.election_us;
         #[cfg(feature = "breaks")]

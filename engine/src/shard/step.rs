@@ -5,7 +5,7 @@ use coracle_base::run::RUN_HEADER_BYTES;
 use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunHeader, RunRef, Term};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Fit, HardState, Input, Message, Output, PersistSeq, Role, Sizes};
-use coracle_wal::{BatchSeq, ReadError, ReadOut};
+use coracle_wal::{ReadError, ReadOut};
 
 use super::groups::{Slot, Snapshot};
 use super::{Answers, OnDurable, ReadFor, Shard};
@@ -82,6 +82,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             Output::ReadFailed { token } => self.fail_read(slot, token),
             Output::Role { role, leader, term } => self.on_role(slot, role, leader, term),
+            // The storage keeps no note of the damage beyond this boot: the next checkpoint names the whole log.
+            Output::CaughtUp => {
+                tracing::info!(group = %self.slots[slot as usize].id, "whole again after damage")
+            }
+            Output::Diverged { index } => {
+                let reason = format!("a leader's log contradicts entry {index}, which is committed here");
+                poison(&mut self.slots[slot as usize], reason);
+            }
             Output::Store { .. } | Output::Install { .. } => {
                 unreachable!("these refer to an input's bytes and come only out of step")
             }
@@ -112,9 +120,16 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     /// Puts a group's hard state and new entries into the WAL's open batch.
-    fn stage(&mut self, slot: u32, seq: PersistSeq, state: Option<HardState>, entries: Option<(Index, Index)>) {
-        let one = &self.slots[slot as usize];
-        let mut batch = BatchSeq(0);
+    fn stage(
+        &mut self,
+        slot: u32,
+        seq: PersistSeq,
+        state: Option<HardState>,
+        entries: Option<(Index, Index)>,
+    ) {
+        let one = &mut self.slots[slot as usize];
+        // With neither, it is about an installed snapshot, which was staged last.
+        let mut batch = one.staged;
         if let Some(state) = state {
             batch = self.wal.put_state(one.id, &state.encode());
         }
@@ -127,6 +142,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 batch = self.wal.append(&header, &pieces);
                 from = upto.next();
             }
+        }
+        one.staged = batch;
+        #[cfg(feature = "breaks")]
+        if self.settings.breaks.ack_before_durable {
+            return self.input(slot, Input::Persisted(seq));
         }
         self.on_durable.push_back((batch, OnDurable::Persisted { slot, seq }));
     }
@@ -152,14 +172,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             body_bytes: body_bytes as u32,
         };
         if first < one.log.first() {
-            let Some(at) = one.fetched.iter().position(|(node, from, n, _)| (*node, *from, *n) == (to, first, count)) else {
+            let Some(at) =
+                one.fetched.iter().position(|(node, from, n, _)| (*node, *from, *n) == (to, first, count))
+            else {
                 return; // dropped meanwhile; the leader asks again
             };
             let (_, _, _, body) = one.fetched.swap_remove(at);
             let header = header(body.len());
             return envelope.push(Kind::Raft, one.id, true, fields, |out| header.encode_run(&[&body], out));
         }
-        let pieces: smallvec::SmallVec<[&[u8]; 8]> = one.log.pieces(first, last).map(|(_, _, bytes)| bytes).collect();
+        let pieces: smallvec::SmallVec<[&[u8]; 8]> =
+            one.log.pieces(first, last).map(|(_, _, bytes)| bytes).collect();
         let header = header(pieces.iter().map(|piece| piece.len()).sum());
         envelope.push(Kind::Raft, one.id, true, fields, |out| header.encode_run(&pieces, out));
     }
@@ -168,7 +191,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn send_snapshot(&mut self, slot: u32, to: NodeId) {
         let one = &self.slots[slot as usize];
         let (Some(snapshot), Some(envelope)) = (&one.snapshot, self.transport.envelope(to)) else { return };
-        let message = Message::Snapshot { term: one.raft.term(), index: snapshot.index, snap_term: snapshot.term };
+        let message =
+            Message::Snapshot { term: one.raft.term(), index: snapshot.index, snap_term: snapshot.term };
         envelope.push(
             Kind::Raft,
             one.id,
@@ -182,10 +206,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
         let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, bytes);
         let one = &mut self.slots[slot as usize];
+        one.staged = batch;
         one.snapshot_in_flight = true;
         self.on_durable.push_back((batch, OnDurable::Released { slot }));
         let before = one.log.bytes();
-        if one.raft.last() > index { one.log.evict(index) } else { one.log.reset(index) }
+        if one.raft.last() > index {
+            one.log.evict(index)
+        } else {
+            one.log.reset(index)
+        }
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
         one.fetched.clear();
         if let Err(error) = one.restore(Snapshot { index, term, bytes: bytes.to_vec() }) {
@@ -240,7 +269,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Frees what nobody needs in memory: applied and durable here, and held by every member that can be reached.
     pub(super) fn evict(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        let upto = one.applied.min(one.raft.durable()).min(one.raft.needed_by_peers());
+        let upto = one.applied.min(one.raft.durable()).min(one.raft.acknowledged_by_reachable());
         let before = one.log.bytes();
         one.log.evict(upto);
         if self.arena_bytes > coracle_base::limits::ARENA_BYTES {
@@ -274,4 +303,3 @@ pub(super) fn poison(slot: &mut Slot, reason: String) {
     tracing::error!(group = %slot.id, applied = %slot.applied, reason, "machine poisoned: its group does not apply any more");
     slot.poisoned = Some(reason);
 }
-

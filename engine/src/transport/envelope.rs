@@ -160,7 +160,11 @@ impl<'a> Pieces<'a> {
     pub(crate) fn next(&mut self) -> Result<Option<Piece<'a>>, EnvelopeError> {
         if self.left == 0 {
             let done = self.head.is_empty() && self.tail.is_empty();
-            return if done { Ok(None) } else { Err(EnvelopeError::Message("bytes after the last message".into())) };
+            return if done {
+                Ok(None)
+            } else {
+                Err(EnvelopeError::Message("bytes after the last message".into()))
+            };
         }
         self.left -= 1;
         let kind = match self.head.u8()? {
@@ -207,7 +211,10 @@ mod tests {
         let (head, tail) = sample();
         let mut pieces = Pieces::new(&head, &tail).unwrap();
         let first = pieces.next().unwrap().unwrap();
-        assert_eq!((first.kind, first.group, first.fields, first.payload), (Kind::Raft, GroupId(5), &b"append"[..], &b"run"[..]));
+        assert_eq!(
+            (first.kind, first.group, first.fields, first.payload),
+            (Kind::Raft, GroupId(5), &b"append"[..], &b"run"[..])
+        );
         let second = pieces.next().unwrap().unwrap();
         assert_eq!((second.kind, second.payload), (Kind::Query, &b"what?"[..]));
         assert_eq!(pieces.next(), Ok(None));

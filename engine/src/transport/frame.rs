@@ -72,7 +72,8 @@ impl<'a> Frame<'a> {
             return Ok(None);
         }
         let (header, body) = bytes[..total].split_at(FRAME_HEADER_BYTES);
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let (head, tail) = body.split_at(word(8) as usize);
         let expected = crc32c_from(crc32c(&header[..24]), head);
         let found = word(24);
@@ -148,7 +149,10 @@ mod tests {
     fn round_trip_and_every_prefix_waits_for_more() {
         let bytes = sample();
         let (frame, len) = Frame::parse(&bytes).unwrap().unwrap();
-        assert_eq!((frame.kind, frame.seq, frame.head, frame.tail, len), (FrameKind::Envelope, 7, &b"head"[..], &b"tail!"[..], bytes.len()));
+        assert_eq!(
+            (frame.kind, frame.seq, frame.head, frame.tail, len),
+            (FrameKind::Envelope, 7, &b"head"[..], &b"tail!"[..], bytes.len())
+        );
         for cut in 0..bytes.len() {
             assert_eq!(Frame::parse(&bytes[..cut]), Ok(None), "cut at {cut}");
         }

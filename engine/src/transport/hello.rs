@@ -108,13 +108,17 @@ pub(crate) fn meet(own: &Hello, other: &Hello) -> Result<Meeting, String> {
         return Err(format!("both nodes call themselves {}; every node needs an id of its own", own.node));
     }
     if other.shards != own.shards {
-        return Err(format!("{} shards here, {} there; all nodes need the same number", own.shards, other.shards));
+        return Err(format!(
+            "{} shards here, {} there; all nodes need the same number",
+            own.shards, other.shards
+        ));
     }
     match (&own.cluster, &other.cluster) {
         (None, None) => Ok(Meeting::BothEmpty),
-        (Some(ours), Some(theirs)) if ours.id != theirs.id => {
-            Err(format!("cluster {:032x} here, {:032x} there; the address or the data directory is wrong", ours.id, theirs.id))
-        }
+        (Some(ours), Some(theirs)) if ours.id != theirs.id => Err(format!(
+            "cluster {:032x} here, {:032x} there; the address or the data directory is wrong",
+            ours.id, theirs.id
+        )),
         (Some(ours), None) => member(ours, other).map(|()| Meeting::Invite),
         (Some(ours), Some(_)) => member(ours, other).map(|()| Meeting::Members),
         (None, Some(theirs)) => member(theirs, own).map(|()| Meeting::Adopt(theirs.clone())),
@@ -164,7 +168,11 @@ mod tests {
             (hello(1, 10, Some(7)), hello(2, 20, Some(7)), Ok(Meeting::Members)),
             (hello(1, 10, None), hello(2, 20, None), Ok(Meeting::BothEmpty)),
             (hello(1, 10, Some(7)), hello(2, 20, None), Ok(Meeting::Invite)),
-            (hello(2, 20, None), hello(1, 10, Some(7)), Ok(Meeting::Adopt(hello(1, 10, Some(7)).cluster.unwrap()))),
+            (
+                hello(2, 20, None),
+                hello(1, 10, Some(7)),
+                Ok(Meeting::Adopt(hello(1, 10, Some(7)).cluster.unwrap())),
+            ),
             (hello(1, 10, Some(7)), hello(2, 20, Some(8)), Err("the address or the data directory is wrong")),
             (hello(1, 10, Some(7)), hello(2, 21, None), Err("another data directory")),
             (hello(2, 21, None), hello(1, 10, Some(7)), Err("another data directory")),

@@ -57,6 +57,8 @@ pub(crate) struct Link {
     pub(crate) boot_epoch: u64,
     /// What this peer said its incarnation is, while no cluster is formed.
     pub(crate) incarnation: Option<u64>,
+    /// Our hello or welcome is still on its way into the connection: the first envelope waits for it.
+    pub(crate) greeting: bool,
     building: Builder,
     /// Closed envelopes that wait for the connection.
     out: Vec<u8>,
@@ -75,6 +77,7 @@ impl Link {
             attempts: 0,
             boot_epoch: 0,
             incarnation: None,
+            greeting: false,
             building: Builder::default(),
             out: Vec::new(),
             spare: Vec::new(),
@@ -110,13 +113,14 @@ impl Link {
             last_sent_us: 0,
             last_heard_us: now_us,
             unechoed: None,
-            sending: false,
+            sending: self.greeting,
         });
     }
 
     /// Ends whatever was there. What waited to be sent is dropped: the groups probe again in the next session.
     pub(crate) fn down(&mut self, dial_at_us: u64) {
         self.attempts += 1;
+        self.greeting = false;
         self.clear();
         self.state = State::Down { dial_at_us };
     }
@@ -134,13 +138,6 @@ impl Link {
             self.frames += 1;
         }
         Some(&mut self.building)
-    }
-
-    /// The handshake's own answer is in flight on the connection: the first envelope waits for it.
-    pub(crate) fn hold_send(&mut self) {
-        if let State::Up(session) = &mut self.state {
-            session.sending = true;
-        }
     }
 
     /// Bytes that wait to be sent.
@@ -179,6 +176,7 @@ impl Link {
 
     /// The connection took the last send.
     pub(crate) fn on_sent(&mut self, mut buf: Vec<u8>) {
+        self.greeting = false;
         if let State::Up(session) = &mut self.state {
             session.sending = false;
         }

@@ -146,7 +146,13 @@ impl Transport {
     }
 
     /// One network event.
-    pub(crate) fn on_event<N: Net>(&mut self, net: &mut N, event: NetEvent, now_us: u64, out: &mut Vec<LinkEvent>) {
+    pub(crate) fn on_event<N: Net>(
+        &mut self,
+        net: &mut N,
+        event: NetEvent,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         match event {
             NetEvent::Accepted { conn, from } => self.on_accepted(net, conn, from, now_us),
             NetEvent::Connected { conn } => self.on_connected(net, conn),
@@ -176,16 +182,22 @@ impl Transport {
     }
 
     fn on_connected<N: Net>(&mut self, net: &mut N, conn: ConnId) {
-        if !self.routes.contains_key(&conn) {
-            return net.close(conn);
-        }
+        let Some(at) = self.routes.get(&conn) else { return net.close(conn) };
+        self.links[*at].greeting = true;
         let mut out = Vec::new();
         frame::encode(FrameKind::Hello, 0, &self.own.encode(), &[], &mut out);
         net.send(conn, out);
         net.receive(conn, Vec::with_capacity(HELLO_BYTES_MAX));
     }
 
-    fn on_received<N: Net>(&mut self, net: &mut N, conn: ConnId, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+    fn on_received<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         if self.strangers.contains_key(&conn) {
             return self.on_stranger(net, conn, buf, now_us, out);
         }
@@ -198,10 +210,19 @@ impl Transport {
     }
 
     /// Bytes of a connection that has not said hello.
-    fn on_stranger<N: Net>(&mut self, net: &mut N, conn: ConnId, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+    fn on_stranger<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         let hello = match Frame::parse(&buf) {
             Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
-            Ok(Some((Frame { kind: FrameKind::Hello, head, .. }, len))) if len == buf.len() => Hello::decode(head).ok(),
+            Ok(Some((Frame { kind: FrameKind::Hello, head, .. }, len))) if len == buf.len() => {
+                Hello::decode(head).ok()
+            }
             _ => None,
         };
         let Some(hello) = hello else {
@@ -217,7 +238,14 @@ impl Transport {
     }
 
     /// A connection that another shard's thread accepted, with the hello that named us.
-    pub(crate) fn adopt<N: Net>(&mut self, net: &mut N, conn: ConnId, hello: &[u8], now_us: u64, out: &mut Vec<LinkEvent>) {
+    pub(crate) fn adopt<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        hello: &[u8],
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         match Frame::parse(hello).ok().flatten().and_then(|(frame, _)| Hello::decode(frame.head).ok()) {
             Some(hello) => self.judge_hello(net, conn, &hello, now_us, out),
             None => net.close(conn),
@@ -225,10 +253,19 @@ impl Transport {
     }
 
     /// The listener's half of the handshake.
-    fn judge_hello<N: Net>(&mut self, net: &mut N, conn: ConnId, hello: &Hello, now_us: u64, out: &mut Vec<LinkEvent>) {
+    fn judge_hello<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        hello: &Hello,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         let refusal = match (self.position(hello.node), meet(&self.own, hello)) {
             (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
-            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => Some(stale(hello, self.links[at].boot_epoch)),
+            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => {
+                Some(stale(hello, self.links[at].boot_epoch))
+            }
             (_, Err(reason)) => Some(reason),
             (Some(at), Ok(meeting)) => {
                 if self.links[at].conn().is_some() {
@@ -239,10 +276,8 @@ impl Transport {
                 net.send(conn, welcome);
                 net.receive(conn, Vec::with_capacity(RECEIVE_BYTES));
                 self.routes.insert(conn, at);
+                self.links[at].greeting = true;
                 self.begin(at, conn, hello, meeting, now_us, out);
-                if let State::Up(_) = self.links[at].state {
-                    self.links[at].hold_send();
-                }
                 None
             }
         };
@@ -281,8 +316,12 @@ impl Transport {
         };
         let node = self.links[at].node;
         let judged = match &hello {
-            Some(hello) if hello.node != node => Err(format!("node {} answers at the address of node {node}", hello.node)),
-            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => Err(stale(hello, self.links[at].boot_epoch)),
+            Some(hello) if hello.node != node => {
+                Err(format!("node {} answers at the address of node {node}", hello.node))
+            }
+            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => {
+                Err(stale(hello, self.links[at].boot_epoch))
+            }
             Some(hello) => meet(&self.own, hello),
             None => Err("the answer to our hello is not a welcome".into()),
         };
@@ -291,7 +330,11 @@ impl Transport {
                 self.begin(at, conn, &hello, meeting, now_us, out);
                 buf.drain(..len);
                 buf.reserve(RECEIVE_BYTES);
-                if buf.is_empty() { net.receive(conn, buf) } else { self.on_received(net, conn, buf, now_us, out) }
+                if buf.is_empty() {
+                    net.receive(conn, buf)
+                } else {
+                    self.on_received(net, conn, buf, now_us, out)
+                }
             }
             (Err(reason), _) => {
                 out.push(LinkEvent::Refused { node, reason: reason.clone() });
@@ -302,7 +345,15 @@ impl Transport {
     }
 
     /// Both sides agree: what the link is from now on.
-    fn begin(&mut self, at: usize, conn: ConnId, hello: &Hello, meeting: Meeting, now_us: u64, out: &mut Vec<LinkEvent>) {
+    fn begin(
+        &mut self,
+        at: usize,
+        conn: ConnId,
+        hello: &Hello,
+        meeting: Meeting,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         let link = &mut self.links[at];
         link.boot_epoch = hello.boot_epoch;
         link.incarnation = Some(hello.incarnation);
@@ -325,7 +376,14 @@ impl Transport {
     }
 
     /// Bytes of a session.
-    fn on_envelopes<N: Net>(&mut self, net: &mut N, at: usize, buf: Vec<u8>, now_us: u64, out: &mut Vec<LinkEvent>) {
+    fn on_envelopes<N: Net>(
+        &mut self,
+        net: &mut N,
+        at: usize,
+        buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         let mut inbound = Inbound { buf, envelopes: self.envelope_lists.pop().unwrap_or_default(), end: 0 };
         let problem = loop {
             let rest = &inbound.buf[inbound.end..];
@@ -361,10 +419,16 @@ impl Transport {
         let Inbound { mut buf, mut envelopes, end } = inbound;
         envelopes.clear();
         self.envelope_lists.push(envelopes);
-        let Some(conn) = self.link(node).and_then(Link::session).filter(|s| s.id == session).map(|s| s.conn) else { return };
+        let Some(conn) = self.link(node).and_then(Link::session).filter(|s| s.id == session).map(|s| s.conn)
+        else {
+            return;
+        };
         buf.drain(..end);
         // Make room for the rest of a frame that has begun, or for whatever comes.
-        let wanted = Frame::needed(&buf).ok().flatten().map_or(RECEIVE_BYTES, |total| total.min(FRAME_BYTES_MAX) + 4096);
+        let wanted = Frame::needed(&buf)
+            .ok()
+            .flatten()
+            .map_or(RECEIVE_BYTES, |total| total.min(FRAME_BYTES_MAX) + 4096);
         if buf.is_empty() && buf.capacity() > 4 * RECEIVE_BYTES {
             buf = Vec::new();
         }
@@ -373,13 +437,27 @@ impl Transport {
     }
 
     /// A message of `node` makes no sense: its session ends.
-    pub(crate) fn fail<N: Net>(&mut self, net: &mut N, node: NodeId, reason: &str, now_us: u64, out: &mut Vec<LinkEvent>) {
+    pub(crate) fn fail<N: Net>(
+        &mut self,
+        net: &mut N,
+        node: NodeId,
+        reason: &str,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
         if let Some(at) = self.position(node) {
             self.take_down(net, at, now_us, reason, out);
         }
     }
 
-    fn take_down<N: Net>(&mut self, net: &mut N, at: usize, now_us: u64, reason: &str, out: &mut Vec<LinkEvent>) {
+    fn take_down<N: Net>(
+        &mut self,
+        net: &mut N,
+        at: usize,
+        now_us: u64,
+        reason: &str,
+        out: &mut Vec<LinkEvent>,
+    ) {
         let link = &mut self.links[at];
         let (node, session) = (link.node, link.session().map(|session| session.id));
         if let Some(conn) = link.conn() {
@@ -398,8 +476,12 @@ impl Transport {
 
     /// What time brings: dialling, beats, silence, strangers whose time is up.
     pub(crate) fn tick<N: Net>(&mut self, net: &mut N, now_us: u64, out: &mut Vec<LinkEvent>) {
-        let late: Vec<ConnId> =
-            self.strangers.iter().filter(|(_, s)| now_us > s.since_us + HANDSHAKE_US).map(|(conn, _)| *conn).collect();
+        let late: Vec<ConnId> = self
+            .strangers
+            .iter()
+            .filter(|(_, s)| now_us > s.since_us + HANDSHAKE_US)
+            .map(|(conn, _)| *conn)
+            .collect();
         for conn in late {
             self.strangers.remove(&conn);
             net.close(conn);
