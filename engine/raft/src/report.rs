@@ -135,6 +135,13 @@ impl Group {
         self.suspect
     }
 
+    /// The entries after this index are still to be sent to some member whose link is up, so the driver does well to keep
+    /// them in memory. Not a leader: everything was sent that ever will be.
+    pub fn acknowledged_by_reachable(&self) -> Index {
+        let reachable = self.peers.iter().filter(|peer| peer.link_up && self.is_leader());
+        reachable.map(|peer| peer.match_index).min().unwrap_or(self.last())
+    }
+
     /// Everything at a glance, for metrics and people. It allocates.
     pub fn overview(&self) -> Overview {
         let Ballot { term, vote } = self.ballot();
