@@ -1,0 +1,800 @@
+//! A random cluster of 1 to 5 members: messages dropped, doubled, reordered and late, disks slow, writes lost at a
+//! crash, sessions of links cut, snapshots, reads from disk, tails lost to corruption. Safety is checked at every
+//! output; then everything heals and the group has to work again, and to fall silent when idle.
+//!
+//! `RAFT_SEEDS=a..b` chooses the seeds. With `--features breaks` every planted bug must be found.
+
+mod model;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use coracle_base::{Index, NodeId, Term};
+use coracle_raft::{Breaks, Config, Input, Message, Output, Role};
+use model::{Disk, ENTRY_BYTES, Entry, Node, Packet};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// Which faults this run has, and how many: a different subset each time, since some bugs hide behind others' faults.
+#[derive(Debug, Clone)]
+struct Faults {
+    drop: f64,
+    double: f64,
+    reorder: bool,
+    slow_disk: f64,
+    crash: u32,
+    cut: u32,
+    release: u32,
+    lose_tail: bool,
+    on_disk: bool,
+    tick: u32,
+    propose: u32,
+    /// How fast time goes: a slow one lets messages settle, a fast one makes every election a race.
+    time_us: u64,
+}
+
+impl Faults {
+    fn draw(rng: &mut SmallRng) -> Self {
+        let mut some = |p: f64, most: f64| if rng.random_bool(p) { rng.random_range(0.0..most) } else { 0.0 };
+        let (drop, double, slow_disk) = (some(0.5, 0.3), some(0.5, 0.3), some(0.8, 0.95));
+        let mut many = |p: f64, most: u32| if rng.random_bool(p) { rng.random_range(1..=most) } else { 0 };
+        let (crash, cut, release) = (many(0.8, 5), many(0.8, 8), many(0.5, 8));
+        let (tick, propose) = (many(1.0, 30), many(1.0, 40));
+        Self {
+            drop,
+            double,
+            slow_disk,
+            crash,
+            cut,
+            release,
+            tick,
+            propose,
+            time_us: *[50_000, 300_000, 1_000_000].choose(rng).unwrap(),
+            reorder: rng.random_bool(0.5),
+            lose_tail: rng.random_bool(0.2),
+            on_disk: rng.random_bool(0.3),
+        }
+    }
+}
+
+/// What must hold across the cluster, whatever happens.
+#[derive(Default)]
+struct Oracle {
+    /// Checks at the place of the crime (what a message claims is on the disk), not only its consequences.
+    strict: bool,
+    lost_tails: bool,
+    leaders: BTreeMap<Term, NodeId>,
+    votes: BTreeMap<(NodeId, Term), NodeId>,
+    committed: Vec<Entry>,
+    /// By node: what it reported committed since it started.
+    reported: BTreeMap<NodeId, Index>,
+    /// By node and token: what was committed anywhere when the read was asked.
+    reads: BTreeMap<(NodeId, u64), Index>,
+    reads_answered: u64,
+    /// How often the interesting things happened: a run in which one never does proves nothing about it.
+    marks: BTreeMap<&'static str, u64>,
+}
+
+/// How a member sees the session of a link.
+#[derive(Clone, Copy, Default)]
+struct End {
+    session: u64,
+}
+
+struct World {
+    rng: SmallRng,
+    faults: Faults,
+    breaks: Breaks,
+    now_us: u64,
+    nodes: Vec<Option<Node>>,
+    disks: Vec<Disk>,
+    dirty: Vec<bool>,
+    suspects: Vec<bool>,
+    /// By unordered pair: the session that exists, 0 if none; and what each end knows of it.
+    sessions: BTreeMap<(usize, usize), u64>,
+    ends: BTreeMap<(usize, usize), End>,
+    session_next: u64,
+    net: VecDeque<(u64, Packet)>,
+    oracle: Oracle,
+    says_next: u64,
+    token_next: u64,
+    boots: u64,
+    trace: VecDeque<String>,
+}
+
+/// Actions of one run before everything heals.
+const STEPS: u32 = 10_000;
+
+fn pair(a: usize, b: usize) -> (usize, usize) {
+    (a.min(b), a.max(b))
+}
+
+fn id(at: usize) -> NodeId {
+    NodeId(at as u64 + 1)
+}
+
+fn at(id: NodeId) -> usize {
+    id.0 as usize - 1
+}
+
+impl World {
+    fn new(seed: u64, breaks: Breaks, strict: bool) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let size = *[1, 2, 3, 3, 3, 4, 5, 5].choose(&mut rng).unwrap();
+        let faults = Faults::draw(&mut rng);
+        let oracle = Oracle { strict, lost_tails: faults.lose_tail, ..Oracle::default() };
+        let mut world = Self {
+            rng,
+            faults,
+            breaks,
+            now_us: 1_000_000,
+            nodes: (0..size).map(|_| None).collect(),
+            disks: vec![Disk::default(); size],
+            dirty: vec![false; size],
+            suspects: vec![false; size],
+            sessions: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            session_next: 0,
+            net: VecDeque::new(),
+            oracle,
+            says_next: 0,
+            token_next: 0,
+            boots: 0,
+            trace: VecDeque::new(),
+        };
+        for at in 0..size {
+            world.start(at);
+        }
+        for a in 0..size {
+            (0..a).for_each(|b| world.connect(a, b));
+        }
+        world
+    }
+
+    fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn start(&mut self, at: usize) {
+        self.boots += 1;
+        let mut config = Config::new(id(at), (0..self.size()).map(id));
+        config.seed = self.boots * 1000 + at as u64;
+        config.breaks = self.breaks;
+        if self.rng.random_bool(0.5) {
+            config.append_entries_max = 2;
+            config.window_messages = 2;
+            config.window_bytes = 3 * ENTRY_BYTES;
+        }
+        self.note(|| format!("start {}", id(at)));
+        let disk = self.disks[at].clone();
+        self.oracle.reported.insert(id(at), disk.log.base);
+        let node = Node::new(config, disk, self.suspects[at], self.now_us);
+        self.nodes[at] = Some(node);
+        self.dirty[at] = true;
+    }
+
+    /// The process dies: some of the writes in flight, in order, made it to the disk.
+    fn crash(&mut self, at: usize) {
+        let Some(mut node) = self.nodes[at].take() else { return };
+        let kept = self.rng.random_range(0..=node.writes.len());
+        for write in node.writes.iter().take(kept) {
+            node.disk.write(write);
+        }
+        self.note(|| format!("crash {} keeps {kept} writes", id(at)));
+        self.suspects[at] = node.group.suspect();
+        self.disks[at] = node.disk;
+        // With two voters a suspect would halt the group: the other one needs its vote.
+        let whole = self.size() >= 3 && self.suspects.iter().all(|suspect| !suspect);
+        if self.faults.lose_tail && whole && self.rng.random_bool(0.5) {
+            // Rot: acknowledged entries are gone, and storage knows. One member at a time, as the others must heal it.
+            let held = &mut self.disks[at].log.held;
+            held.truncate(self.rng.random_range(0..=held.len()));
+            self.suspects[at] = true;
+            self.note(|| format!("node {} lost its tail", id(at)));
+        }
+        for other in 0..self.size() {
+            if other != at {
+                self.sessions.insert(pair(at, other), 0);
+                self.ends.insert((at, other), End::default());
+            }
+        }
+        self.lose_dead_packets();
+        self.oracle.reads.retain(|&(node, _), _| node != id(at));
+    }
+
+    fn session(&self, a: usize, b: usize) -> u64 {
+        self.sessions.get(&pair(a, b)).copied().unwrap_or(0)
+    }
+
+    fn lose_dead_packets(&mut self) {
+        let sessions = &self.sessions;
+        self.net.retain(|(session, packet)| {
+            sessions.get(&pair(at(packet.from), at(packet.to))).copied().unwrap_or(0) == *session
+        });
+    }
+
+    fn cut(&mut self, a: usize, b: usize) {
+        self.note(|| format!("cut {}-{}", id(a), id(b)));
+        self.sessions.insert(pair(a, b), 0);
+        self.lose_dead_packets();
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        if self.session(a, b) == 0 && self.nodes[a].is_some() && self.nodes[b].is_some() {
+            self.session_next += 1;
+            self.note(|| format!("connect {}-{}", id(a), id(b)));
+            self.sessions.insert(pair(a, b), self.session_next);
+        }
+    }
+
+    /// Node `a` learns how its link to `b` is.
+    fn notice(&mut self, a: usize, b: usize) {
+        let session = self.session(a, b);
+        let known = self.ends.entry((a, b)).or_default().session;
+        if known == session || self.nodes[a].is_none() {
+            return;
+        }
+        self.ends.insert((a, b), End { session });
+        if known != 0 {
+            self.input(a, Input::LinkDown(id(b)));
+        }
+        if session != 0 {
+            self.input(a, Input::LinkUp(id(b)));
+        }
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        self.note(|| format!("{}: {input:?}", id(at)));
+        *self.oracle.marks.entry("inputs").or_default() += 1;
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[at] else { return };
+        let before = node.group.hard_state().clone();
+        let pre_vote = matches!(&input, Input::Receive { message: Message::PreVote { .. }, .. });
+        let out = node.step(now_us, input);
+        assert!(!pre_vote || *node.group.hard_state() == before, "a pre-vote changes nothing");
+        self.after(at, out);
+    }
+
+    fn after(&mut self, at: usize, out: Vec<Output>) {
+        self.dirty[at] = true;
+        self.check(at, &out);
+        self.ship(at);
+    }
+
+    fn drain(&mut self, at: usize) {
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[at] else { return };
+        let out = node.drain(now_us);
+        self.dirty[at] = false;
+        self.check(at, &out);
+        self.ship(at);
+        let again = self.nodes[at].as_mut().unwrap().drain(now_us);
+        assert_eq!(again, [], "a second drain has nothing to add");
+    }
+
+    /// Packets leave, with the session that the sender believes in.
+    fn ship(&mut self, from: usize) {
+        let Some(node) = &mut self.nodes[from] else { return };
+        for packet in std::mem::take(&mut node.sent) {
+            let end = self.ends.get(&(from, at(packet.to))).copied().unwrap_or_default();
+            if end.session == 0 || end.session != self.session(from, at(packet.to)) {
+                continue;
+            }
+            if self.rng.random_bool(self.faults.drop) {
+                continue;
+            }
+            if self.rng.random_bool(self.faults.double) {
+                self.net.push_back((end.session, packet.clone()));
+            }
+            self.net.push_back((end.session, packet));
+        }
+    }
+
+    fn deliver(&mut self, chosen: usize) {
+        let Some((_, packet)) = self.net.remove(chosen) else { return };
+        let to = at(packet.to);
+        self.notice(to, at(packet.from));
+        self.note(|| format!("{} <- {}: {:?}", packet.to, packet.from, packet.message));
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[to] else { return };
+        let last = node.group.last();
+        let out = node.receive(now_us, packet);
+        if out.iter().any(|output| matches!(output, Output::Store { first } if *first <= last)) {
+            *self.oracle.marks.entry("tail cut").or_default() += 1;
+        }
+        self.after(to, out);
+    }
+
+    /// The invariants of RELIABILITY, at every output.
+    fn check(&mut self, at: usize, out: &[Output]) {
+        let node = self.nodes[at].as_ref().expect("it just spoke");
+        for output in out {
+            self.trace.push_back(format!("    {} {output:?}", id(at)));
+            self.oracle.mark(node, output);
+            match output {
+                Output::AppendNoop { index, term } => {
+                    self.oracle.leads(node, *index, *term);
+                }
+                Output::Commit { upto } => {
+                    let disks = (0..self.nodes.len()).map(|other| {
+                        self.nodes[other].as_ref().map_or(&self.disks[other], |node| &node.disk)
+                    });
+                    self.oracle.commits(node, *upto, disks);
+                }
+                Output::Install { index, term } => {
+                    let covered = self.oracle.committed.get(index.0 as usize - 1).map(|entry| entry.term);
+                    assert_eq!(covered, Some(*term), "a snapshot covers what is committed");
+                    self.oracle.reported.insert(node.id, *index);
+                }
+                Output::Send { message, .. } => self.oracle.says(node, message),
+                Output::ReadReady { token, index } => {
+                    let floor =
+                        self.oracle.reads.remove(&(node.id, *token)).expect("a read is answered once");
+                    assert!(
+                        *index >= floor,
+                        "a stale read: at {index}, but {floor} was acknowledged before it began"
+                    );
+                    self.oracle.reads_answered += 1;
+                }
+                Output::ReadFailed { token } => {
+                    self.oracle.reads.remove(&(node.id, *token)).expect("a read is answered once");
+                }
+                Output::CaughtUp => self.suspects[at] = false,
+                Output::Diverged { index } => panic!("diverged at {index}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        let faults = self.faults.clone();
+        let weights = [
+            200,         // deliver
+            faults.tick, // tick
+            60,          // a write completes
+            faults.propose,
+            3,            // read
+            faults.crash, // crash
+            faults.cut,   // cut or connect
+            20,           // notice a link
+            faults.release,
+            60, // drain
+            20, // a read from disk is answered
+            30, // a dead node starts
+            10, // time passes
+        ];
+        let mut pick = self.rng.random_range(0..weights.iter().sum());
+        let action = weights.iter().position(|&weight| {
+            let hit = pick < weight;
+            pick = pick.wrapping_sub(weight);
+            hit
+        });
+        let a = self.rng.random_range(0..self.size());
+        let b = self.rng.random_range(0..self.size());
+        match action.expect("a pick is within the sum") {
+            0 => self.act_deliver(),
+            1 => self.act_tick(a),
+            2 => self.act_write(a),
+            3 => self.act_propose(a),
+            4 => self.act_read(a),
+            5 => self.crash(a),
+            6 if a == b => {}
+            6 if self.session(a, b) == 0 => self.connect(a, b),
+            6 => self.cut(a, b),
+            7 => self.act_notice(a, b),
+            8 => self.act_release(a),
+            9 => self.act_drain(a),
+            10 => self.act_fetch(a),
+            11 if self.nodes[a].is_none() => self.start(a),
+            11 => {}
+            _ => self.now_us += self.rng.random_range(1..self.faults.time_us),
+        }
+        if self.dirty[a] && self.rng.random_bool(0.5) {
+            self.drain(a);
+        }
+    }
+
+    fn act_deliver(&mut self) {
+        if !self.net.is_empty() {
+            let chosen = if self.faults.reorder { self.rng.random_range(0..self.net.len()) } else { 0 };
+            self.deliver(chosen);
+        }
+    }
+
+    fn act_tick(&mut self, at: usize) {
+        let Some(deadline) = self.nodes[at].as_ref().and_then(|node| node.group.deadline_us()) else {
+            return;
+        };
+        if deadline <= self.now_us || self.rng.random_bool(0.02) {
+            self.now_us = self.now_us.max(deadline);
+            self.input(at, Input::Tick);
+        }
+    }
+
+    fn act_write(&mut self, at: usize) {
+        if self.rng.random_bool(self.faults.slow_disk) {
+            return;
+        }
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[at] else { return };
+        // Several may be retired by one answer.
+        while node.writes.len() > 1 && self.rng.random_bool(0.3) {
+            let write = node.writes.pop_front().unwrap();
+            node.disk.write(&write);
+        }
+        let out = node.complete_write(now_us);
+        self.note(|| format!("{} wrote", id(at)));
+        self.after(at, out);
+    }
+
+    fn act_propose(&mut self, at: usize) {
+        let Some(node) = &mut self.nodes[at] else { return };
+        let count = self.rng.random_range(1..=4);
+        let says: Vec<u64> = (1..=count).map(|n| self.says_next + n).collect();
+        if node.propose(&says).is_ok() {
+            self.says_next += count;
+            self.dirty[at] = true;
+            self.note(|| format!("{} proposes {count}", id(at)));
+        }
+    }
+
+    fn act_read(&mut self, at: usize) {
+        self.token_next += 1;
+        let token = self.token_next;
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[at] else { return };
+        if node.group.read(now_us, token).is_ok() {
+            let floor = Index(self.oracle.committed.len() as u64);
+            self.oracle.reads.insert((id(at), token), floor);
+            self.dirty[at] = true;
+            self.note(|| format!("{} reads {token} at {floor}", id(at)));
+        }
+    }
+
+    fn act_notice(&mut self, a: usize, b: usize) {
+        if a != b {
+            if self.session(a, b) == 0 && self.rng.random_bool(0.3) {
+                self.connect(a, b);
+            }
+            self.notice(a, b);
+        }
+    }
+
+    fn act_release(&mut self, at: usize) {
+        let now_us = self.now_us;
+        let Some(node) = &mut self.nodes[at] else { return };
+        let upto = node.group.commit().min(node.group.durable()).min(self.oracle.reported[&node.id]);
+        if upto > node.log.base && node.writes.is_empty() {
+            let index = Index(self.rng.random_range(node.log.base.0 + 1..=upto.0));
+            let out = node.release(now_us, index);
+            self.note(|| format!("{} releases {index}", id(at)));
+            self.after(at, out);
+        }
+    }
+
+    fn act_drain(&mut self, at: usize) {
+        if self.dirty[at] {
+            self.drain(at);
+        }
+    }
+
+    fn act_fetch(&mut self, at: usize) {
+        let (now_us, on_disk) = (self.now_us, self.faults.on_disk);
+        let Some(node) = &mut self.nodes[at] else { return };
+        if on_disk {
+            let span = node.log.last().0 - node.log.base.0;
+            node.resident_from = Index(node.log.base.0 + self.rng.random_range(0..=span + 1));
+        }
+        if !node.fetches.is_empty() {
+            let count_max = self.rng.random_range(1..=3);
+            let out = node.complete_fetch(now_us, count_max);
+            self.note(|| format!("{} fetched", id(at)));
+            self.after(at, out);
+        }
+    }
+
+    /// No more faults: everybody is back, every link has a new session.
+    fn heal(&mut self) {
+        self.note(|| "heal".into());
+        (self.faults.drop, self.faults.double, self.faults.slow_disk, self.faults.reorder) =
+            (0.0, 0.0, 0.0, false);
+        for at in 0..self.size() {
+            if self.nodes[at].is_none() {
+                self.start(at);
+            }
+        }
+        let pairs: Vec<_> = (0..self.size()).flat_map(|a| (0..a).map(move |b| (a, b))).collect();
+        for &(a, b) in &pairs {
+            self.cut(a, b);
+            self.notice(a, b);
+            self.notice(b, a);
+            self.connect(a, b);
+            self.notice(a, b);
+            self.notice(b, a);
+        }
+    }
+
+    /// Lets everything happen that is under way, in order; then time jumps to the next deadline, unless it is beyond.
+    fn settle(&mut self, until_us: u64) {
+        let mut steps = 0;
+        loop {
+            steps += 1;
+            assert!(steps < 100_000, "the cluster never settles");
+            let mut busy = false;
+            for at in 0..self.size() {
+                if self.dirty[at] {
+                    self.drain(at);
+                    busy = true;
+                }
+                while !self.nodes[at].as_ref().unwrap().writes.is_empty() {
+                    self.act_write(at);
+                    busy = true;
+                }
+                while !self.nodes[at].as_ref().unwrap().fetches.is_empty() {
+                    self.act_fetch(at);
+                    busy = true;
+                }
+            }
+            if !self.net.is_empty() {
+                self.deliver(0);
+                busy = true;
+            }
+            if busy {
+                continue;
+            }
+            let next = (0..self.size())
+                .filter_map(|at| self.nodes[at].as_ref().unwrap().group.deadline_us().map(|due| (due, at)))
+                .min();
+            match next {
+                Some((due, at)) if due <= until_us => {
+                    self.now_us = self.now_us.max(due);
+                    self.input(at, Input::Tick);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Liveness: within a few election timeouts somebody leads, commits and reads, all agree, and then nothing stirs.
+    fn check_liveness(&mut self) {
+        self.heal();
+        let deadline = self.now_us + 6_000_000;
+        self.settle(deadline);
+        let leaders: Vec<usize> =
+            (0..self.size()).filter(|&at| self.nodes[at].as_ref().unwrap().group.is_leader()).collect();
+        let &[leader] = &leaders[..] else { panic!("after healing, {leaders:?} lead") };
+        self.act_propose(leader);
+        self.act_read(leader);
+        let answered = self.oracle.reads_answered;
+        self.settle(self.now_us + 3_000_000);
+        assert!(self.oracle.reads_answered > answered && self.oracle.reads.is_empty(), "reads are answered");
+        let ends: Vec<_> = (self.nodes.iter().flatten())
+            .map(|node| {
+                let group = &node.group;
+                assert_eq!(group.deadline_us(), None, "node {} is idle, and yet it waits", node.id);
+                (group.term(), group.leader(), group.last(), group.commit(), group.durable(), group.suspect())
+            })
+            .collect();
+        let last = ends[leader].2;
+        let leader = Some(id(leader));
+        assert!(
+            ends.iter().all(|end| *end == (ends[0].0, leader, last, last, last, false)),
+            "all agree: {ends:?}"
+        );
+        assert_eq!(last.0, self.oracle.committed.len() as u64);
+    }
+
+    fn check_log_matching(&self) {
+        let logs: Vec<_> = self.nodes.iter().flatten().map(|node| &node.log).collect();
+        for (n, a) in logs.iter().enumerate() {
+            for b in &logs[..n] {
+                let (from, to) = (a.base.max(b.base).0 + 1, a.last().min(b.last()).0);
+                let agree = (from..=to).rev().find(|&i| a.term_at(Index(i)) == b.term_at(Index(i)));
+                for i in from..=agree.unwrap_or(0) {
+                    assert_eq!(a.get(Index(i)), b.get(Index(i)), "logs that agree at a term agree before it");
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.trace.len() > 400 {
+            self.trace.drain(..100);
+        }
+        let text = format!("{:>9} {}", self.now_us / 1000, text());
+        self.trace.push_back(text);
+    }
+}
+
+impl Oracle {
+    fn mark(&mut self, node: &Node, output: &Output) {
+        let name = match output {
+            Output::AppendNoop { .. } => "elected",
+            Output::Role { role: Role::Follower, leader: None, .. } => "leaderless",
+            Output::Install { .. } => "snapshot installed",
+            Output::Fetch { .. } => "read from disk",
+            Output::CaughtUp => "suspect caught up",
+            Output::ReadReady { .. } => "read answered",
+            Output::ReadFailed { .. } => "read failed",
+            Output::Send { message: Message::AppendReply(reply), .. } if reply.rejected.is_some() => {
+                "rejected"
+            }
+            Output::Send { message: Message::LeaderGone { .. }, .. } => "resigned",
+            Output::Send { message: Message::PreVoteReply { granted: false, .. }, .. } => "pre-vote refused",
+            Output::Commit { .. } if node.group.is_leader() && node.group.durable() < node.group.commit() => {
+                "committed before the leader's own disk"
+            }
+            Output::Commit { .. } => "committed",
+            _ => return,
+        };
+        *self.marks.entry(name).or_default() += 1;
+    }
+
+    fn leads(&mut self, node: &Node, index: Index, term: Term) {
+        let other = self.leaders.insert(term, node.id);
+        assert!(other.is_none_or(|other| other == node.id), "two leaders in term {term}");
+        assert!(
+            index.0 > self.committed.len() as u64,
+            "a leader of term {term} without {} entries",
+            self.committed.len()
+        );
+        for (at, committed) in self.committed.iter().enumerate().skip(node.log.base.0 as usize) {
+            let held = node.log.get(Index(at as u64 + 1));
+            assert_eq!(held, Some(*committed), "the leader of term {term} lacks a committed entry");
+        }
+    }
+
+    fn commits<'a>(&mut self, node: &Node, upto: Index, disks: impl Iterator<Item = &'a Disk>) {
+        let reported = self.reported.insert(node.id, upto).expect("started");
+        assert!(reported < upto, "the commit index never falls");
+        for index in (reported.0 + 1..=upto.0).map(Index) {
+            let entry = node.log.get(index).expect("what is committed is held");
+            match self.committed.get(index.0 as usize - 1) {
+                Some(committed) => assert_eq!(*committed, entry, "two entries are committed at {index}"),
+                None => self.committed.push(entry),
+            }
+        }
+        if self.strict && node.group.role() == Role::Leader {
+            let entry = node.log.term_at(upto);
+            assert_eq!(entry, Some(node.group.term()), "commit moves by an entry of the leader's term only");
+            let (mut copies, mut members) = (0, 0);
+            for disk in disks {
+                members += 1;
+                copies += usize::from(disk.log.base >= upto || disk.log.term_at(upto) == entry);
+            }
+            assert!(
+                2 * copies > members || self.lost_tails,
+                "{upto} is committed with {copies} copies of {members}"
+            );
+        }
+    }
+
+    /// What a message claims was on the disk before it left.
+    fn says(&mut self, node: &Node, message: &Message) {
+        let on_disk = node.disk.hard_state.as_ref().map(|state| state.ballot()).unwrap_or_default();
+        match message {
+            Message::VoteReply { ballot } => {
+                let ballot = ballot.get();
+                assert!(!self.strict || ballot == on_disk, "a vote leaves that is not durable");
+                if ballot.vote != NodeId::NONE {
+                    let earlier = self.votes.insert((node.id, ballot.term), ballot.vote);
+                    assert!(
+                        earlier.is_none_or(|vote| vote == ballot.vote),
+                        "two votes in term {}",
+                        ballot.term
+                    );
+                }
+            }
+            Message::Vote { term, .. } => {
+                assert!(!self.strict || (on_disk.term == term.get() && on_disk.vote == node.id));
+            }
+            Message::AppendReply(reply) if self.strict => {
+                assert!(reply.term.get() <= on_disk.term, "a term leaves that is not durable");
+                for index in (1..=reply.durable.get().0).map(Index) {
+                    let same = index <= node.disk.log.base || node.disk.log.get(index) == node.log.get(index);
+                    assert!(same || index <= node.log.base, "{index} is acknowledged and not durable");
+                }
+            }
+            Message::ReadAck { term, .. } => assert!(!self.strict || term.get() <= on_disk.term),
+            _ => {}
+        }
+    }
+}
+
+fn run(seed: u64, breaks: Breaks, strict: bool) -> Result<BTreeMap<&'static str, u64>, String> {
+    let mut world = World::new(seed, breaks, strict);
+    let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for step in 0..STEPS {
+            world.act();
+            if step % 50 == 0 {
+                world.check_log_matching();
+            }
+        }
+        world.check_log_matching();
+        world.check_liveness();
+        *world.oracle.marks.entry("entries").or_default() += world.oracle.committed.len() as u64;
+        world.oracle.marks.clone()
+    }));
+    verdict.map_err(|panic| {
+        let why = panic.downcast_ref::<String>().cloned();
+        let why = why.or(panic.downcast_ref::<&str>().map(|why| (*why).to_owned())).unwrap_or_default();
+        let trace: Vec<_> = world.trace.iter().cloned().collect();
+        format!("{}\nseed {seed}: {why}\nfaults: {:?}", trace.join("\n"), world.faults)
+    })
+}
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let Ok(range) = std::env::var("RAFT_SEEDS") else { return 0..default };
+    let (from, to) = range.split_once("..").expect("RAFT_SEEDS=a..b");
+    from.parse().unwrap()..to.parse().unwrap()
+}
+
+#[test]
+fn random_clusters_are_safe_and_come_back() {
+    let seeds = seeds(4000);
+    let mut marks: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in seeds.clone() {
+        match run(seed, Breaks::default(), true) {
+            Ok(seen) => seen.into_iter().for_each(|(name, times)| *marks.entry(name).or_default() += times),
+            Err(report) => panic!(
+                "{report}\nreplay: RAFT_SEEDS={seed}..{} cargo test -p coracle-raft --test random",
+                seed + 1
+            ),
+        }
+    }
+    println!("{seeds:?}: {marks:#?}");
+    for name in [
+        "committed before the leader's own disk",
+        "elected",
+        "read answered",
+        "read failed",
+        "read from disk",
+        "rejected",
+        "resigned",
+        "snapshot installed",
+        "suspect caught up",
+        "tail cut",
+    ] {
+        let seen = marks.get(name).copied().unwrap_or(0);
+        assert!(seeds.end - seeds.start < 1000 || seen > 100, "{name} was hardly tried: {seen}");
+    }
+}
+
+#[cfg(feature = "breaks")]
+mod planted {
+    use super::*;
+
+    /// Seeds until the bug shows by its consequences alone: lost entries, two leaders, stale reads.
+    fn caught_within(name: &str, most: u64) {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let breaks = Breaks::named(name).expect("a planted bug");
+        let strict = seeds(most).find(|&seed| run(seed, breaks, true).is_err());
+        let loose = seeds(most).find_map(|seed| run(seed, breaks, false).err().map(|report| (seed, report)));
+        std::panic::set_hook(hook);
+        let (seed, report) = loose.unwrap_or_else(|| panic!("{name} was not noticed in {most} seeds"));
+        println!("{name}: at once by seed {strict:?}, by consequences by seed {seed}");
+        println!("{}", report.lines().rev().nth(1).unwrap_or_default());
+        assert!(strict.is_some());
+    }
+
+    #[test]
+    fn vote_not_persisted() {
+        caught_within("vote-not-persisted", 20_000);
+    }
+
+    #[test]
+    fn old_term_commit_by_count() {
+        caught_within("old-term-commit-by-count", 20_000);
+    }
+
+    #[test]
+    fn stale_completion() {
+        caught_within("stale-completion", 20_000);
+    }
+
+    #[test]
+    fn read_without_noop() {
+        caught_within("read-without-noop", 20_000);
+    }
+}
