@@ -20,6 +20,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::Parser;
 use coracle::{Config, GroupId, Node, NodeId, Peer, Strategy};
@@ -30,6 +31,9 @@ use tokio::task::LocalSet;
 use server::Server;
 use service::Service;
 use store::Store;
+
+/// How often the server looks whether its node still runs.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A replicated key-value server: GET, SET, SETNX, DEL, INCR, INCRBY, CAS, PING and INFO over RESP2.
 #[derive(Parser)]
@@ -126,21 +130,36 @@ fn run(args: Args) -> Result<(), Failure> {
     let server = Rc::new(Server { service, info, connections: Cell::new(0) });
 
     let stop = async {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            tracing::warn!("no signal handlers: only SIGKILL stops this server");
-            return std::future::pending().await;
-        };
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signalled() => {}
+            () = failed(&node) => {}
         }
     };
     println!("ready {address}");
     LocalSet::new().block_on(&runtime, server::serve(listener, server, stop));
     node.stop()?;
     Ok(())
+}
+
+/// Ends on SIGTERM or ctrl-c.
+async fn signalled() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("no signal handlers: only SIGKILL stops this server");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Ends when a shard of the node has failed; stopping it then says why.
+async fn failed(node: &Node) {
+    while node.is_running() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn peer(text: &str) -> Result<Peer, String> {

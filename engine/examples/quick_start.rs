@@ -103,13 +103,18 @@ fn start(data_dir: &Path) -> Result<Vec<Member>, Box<dyn Error>> {
     for (id, port) in (1..).zip(ports) {
         peers.push(Peer { id: NodeId(id), address: port?.local_addr()? });
     }
-    let start = |peer: &Peer| {
-        let config = Config::new(peer.id.0, peers.clone(), data_dir.join(format!("node-{}", peer.id)));
-        let node = Node::start(config)?;
+    let mut nodes = Vec::new();
+    for peer in &peers {
+        let data_dir = data_dir.join(format!("node-{}", peer.id));
+        nodes.push(Node::start(Config::new(peer.id.0, peers.clone(), data_dir))?);
+    }
+    // Groups come afterwards: a new cluster is formed once all its nodes have met.
+    let mut members = Vec::new();
+    for node in nodes {
         let number = node.start_typed(QUICK_START, Adder(0))?;
-        Ok(Member { node, number })
-    };
-    peers.iter().map(start).collect()
+        members.push(Member { node, number });
+    }
+    Ok(members)
 }
 
 /// Adds `number` through one member; the leader may be another. Tries again as long as nothing has happened.

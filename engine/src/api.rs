@@ -8,6 +8,8 @@
 
 mod client;
 mod proposal;
+#[cfg(test)]
+mod tests;
 mod typed;
 
 use std::sync::Arc;
@@ -91,9 +93,9 @@ impl Node {
         self.handles().group(id)
     }
 
-    /// A new completion ring, for many commands at once.
+    /// A new completion ring, for many commands at once: up to 65,536 in flight.
     pub fn client(&self) -> Client {
-        Client::new()
+        Client::with_limit(client::IN_FLIGHT_MAX)
     }
 
     /// The counters of each shard.

@@ -10,11 +10,11 @@ const BULK_BYTES_MAX: usize = 512 * 1024;
 /// Bytes of a line: an inline request, or a length.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a whole request. A connection buffers at most this much of one that has not wholly arrived.
-pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes that are not RESP2, or beyond its bounds. The connection cannot go on: nobody knows where the next one begins.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProtocolError {
+pub(crate) enum ProtocolError {
     #[error("Protocol error: invalid multibulk length")]
     ArgumentCount,
     #[error("Protocol error: invalid bulk length")]
@@ -29,9 +29,11 @@ pub enum ProtocolError {
     RequestLength,
 }
 
-/// The request at the start of `input`: its arguments (none for an empty line) and how many bytes it takes. `None` if
-/// it has not wholly arrived.
-pub fn parse(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolError> {
+/// A request's arguments and how many bytes it takes; `None` if it has not wholly arrived.
+type Parsed<'a> = Result<Option<(Vec<&'a [u8]>, usize)>, ProtocolError>;
+
+/// The request at the start of `input`; an empty line is one without arguments.
+pub(crate) fn parse(input: &[u8]) -> Parsed<'_> {
     let request = match input.first() {
         None => return Ok(None),
         Some(b'*') => parse_array(input)?,
@@ -43,7 +45,7 @@ pub fn parse(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolError>
     Ok(request)
 }
 
-fn parse_inline(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolError> {
+fn parse_inline(input: &[u8]) -> Parsed<'_> {
     let Some((line, rest)) = split_line(input)? else { return Ok(None) };
     let args: Vec<&[u8]> = line.split(u8::is_ascii_whitespace).filter(|arg| !arg.is_empty()).collect();
     if args.len() > ARGS_MAX {
@@ -52,7 +54,7 @@ fn parse_inline(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolErr
     Ok(Some((args, input.len() - rest.len())))
 }
 
-fn parse_array(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolError> {
+fn parse_array(input: &[u8]) -> Parsed<'_> {
     let Some((line, mut rest)) = split_line(input)? else { return Ok(None) };
     let count = length(&line[1..], ARGS_MAX).ok_or(ProtocolError::ArgumentCount)?;
     let mut args = Vec::new();
@@ -73,8 +75,11 @@ fn parse_array(input: &[u8]) -> Result<Option<(Vec<&[u8]>, usize)>, ProtocolErro
     Ok(Some((args, input.len() - rest.len())))
 }
 
-/// The line at the start of `input`, without its end, and what follows. `None` if its end has not arrived.
-fn split_line(input: &[u8]) -> Result<Option<(&[u8], &[u8])>, ProtocolError> {
+/// A line and what follows it; `None` if its end has not arrived.
+type Line<'a> = Result<Option<(&'a [u8], &'a [u8])>, ProtocolError>;
+
+/// The line at the start of `input`, without its end.
+fn split_line(input: &[u8]) -> Line<'_> {
     let window = &input[..input.len().min(LINE_BYTES_MAX)];
     match window.iter().position(|byte| *byte == b'\n') {
         Some(end) => {
@@ -93,30 +98,30 @@ fn length(digits: &[u8], max: usize) -> Option<usize> {
 }
 
 /// A decimal integer in its one canonical form, as Redis reads them: no sign but `-`, no zeros in front.
-pub fn integer(bytes: &[u8]) -> Option<i64> {
+pub(crate) fn integer(bytes: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(bytes).ok()?;
     let number: i64 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
 }
 
 /// Appends `+text`.
-pub fn simple(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn simple(out: &mut Vec<u8>, text: &str) {
     line(out, b'+', text.as_bytes());
 }
 
 /// Appends `-text`; what could end the line early becomes spaces.
-pub fn error(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn error(out: &mut Vec<u8>, text: &str) {
     let text: Vec<u8> = text.bytes().map(|byte| if byte.is_ascii_control() { b' ' } else { byte }).collect();
     line(out, b'-', &text);
 }
 
 /// Appends `:number`.
-pub fn number(out: &mut Vec<u8>, number: i64) {
+pub(crate) fn number(out: &mut Vec<u8>, number: i64) {
     line(out, b':', number.to_string().as_bytes());
 }
 
 /// Appends a bulk string, or nil.
-pub fn bulk(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+pub(crate) fn bulk(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     let Some(bytes) = bytes else { return line(out, b'$', b"-1") };
     line(out, b'$', bytes.len().to_string().as_bytes());
     out.extend_from_slice(bytes);

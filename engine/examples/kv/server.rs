@@ -33,15 +33,15 @@ const READ_BYTES: usize = 64 * 1024;
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What INFO and the connections share.
-pub struct Server {
-    pub service: Service,
+pub(crate) struct Server {
+    pub(crate) service: Service,
     /// What INFO says about this node.
-    pub info: String,
-    pub connections: Cell<usize>,
+    pub(crate) info: String,
+    pub(crate) connections: Cell<usize>,
 }
 
 /// Serves clients until `stop`; then every connection gets the replies to what it has sent, and is closed.
-pub async fn serve(listener: TcpListener, server: Rc<Server>, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, server: Rc<Server>, stop: impl Future<Output = ()>) {
     let engine = [
         spawn_local({
             let server = server.clone();

@@ -17,10 +17,10 @@ use crate::store::Change;
 const GATHERED_BYTES_MAX: usize = 512 * 1024;
 
 /// A reply that will come, in RESP2.
-pub type Reply = oneshot::Receiver<Vec<u8>>;
+pub(crate) type Reply = oneshot::Receiver<Vec<u8>>;
 
 /// All connections' way into the engine.
-pub struct Service {
+pub(crate) struct Service {
     groups: Vec<Group>,
     client: Client,
     state: RefCell<State>,
@@ -38,14 +38,14 @@ struct State {
 
 impl Service {
     /// A service over `groups`, at least one, among which the keys are spread.
-    pub fn new(groups: Vec<Group>, client: Client) -> Self {
+    pub(crate) fn new(groups: Vec<Group>, client: Client) -> Self {
         let commands = vec![Vec::new(); groups.len()];
         let state = RefCell::new(State { commands, ..State::default() });
         Self { groups, client, state, gathered: Notify::new() }
     }
 
     /// Takes a change on its way.
-    pub fn change(&self, change: Change<'_>) -> Reply {
+    pub(crate) fn change(&self, change: Change<'_>) -> Reply {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let tag = state.waiting.insert(sender) as u64;
@@ -61,7 +61,7 @@ impl Service {
     }
 
     /// Asks for a key's value, as of now.
-    pub fn get(&self, key: &[u8]) -> Reply {
+    pub(crate) fn get(&self, key: &[u8]) -> Reply {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let tag = state.waiting.insert(sender) as u64;
@@ -78,7 +78,7 @@ impl Service {
     }
 
     /// Sends what was gathered while the runtime served the sockets that were ready.
-    pub async fn dispatch(&self) {
+    pub(crate) async fn dispatch(&self) {
         loop {
             self.gathered.notified().await;
             self.send(&mut self.state.borrow_mut());
@@ -108,7 +108,7 @@ impl Service {
     }
 
     /// Hands out answers as they come.
-    pub async fn complete(&self) {
+    pub(crate) async fn complete(&self) {
         loop {
             let completions = self.client.next().await;
             let mut state = self.state.borrow_mut();

@@ -14,11 +14,11 @@ const RELEASE_EVERY: u64 = 4096;
 /// A snapshot larger than this is not asked for: the engine takes none over 64 KiB yet.
 const SNAPSHOT_BYTES_MAX: usize = 64 * 1024;
 /// What an INCR of something else answers.
-pub const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+pub(crate) const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
 /// A command that changes the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change<'a> {
+pub(crate) enum Change<'a> {
     /// Sets a key.
     Set { key: &'a [u8], value: &'a [u8] },
     /// Sets a key that is not there.
@@ -33,7 +33,7 @@ pub enum Change<'a> {
 
 impl<'a> Change<'a> {
     /// The key that it is about.
-    pub fn key(&self) -> &'a [u8] {
+    pub(crate) fn key(&self) -> &'a [u8] {
         match *self {
             Change::Set { key, .. }
             | Change::SetNx { key, .. }
@@ -44,7 +44,7 @@ impl<'a> Change<'a> {
     }
 
     /// The command's bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         match *self {
             Change::Set { key, value } => encode(0, &[key, value]),
             Change::SetNx { key, value } => encode(1, &[key, value]),
@@ -55,7 +55,7 @@ impl<'a> Change<'a> {
     }
 
     /// Reads them back; `None` if they are no command that this version knows.
-    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
         let (operation, rest) = bytes.split_first()?;
         let args: Vec<&[u8]> = Args(rest).collect::<Option<_>>()?;
         match (*operation, args.as_slice()) {
@@ -102,7 +102,7 @@ impl<'a> Iterator for Args<'a> {
 
 /// The map.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Store {
+pub(crate) struct Store {
     values: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Size of a snapshot taken now.
     snapshot_bytes: usize,

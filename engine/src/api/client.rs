@@ -19,7 +19,7 @@ use crate::shard::inbox::{Command, Consistency, Origin};
 use crate::shard::replies::{ClientQueue, Completions};
 
 /// Commands that one ring may have in flight.
-const IN_FLIGHT_MAX: usize = 65_536;
+pub(super) const IN_FLIGHT_MAX: usize = 65_536;
 
 /// A completion ring. Clones share it; one of them at a time may wait (the last one to begin is woken).
 #[derive(Debug, Clone)]
@@ -37,11 +37,7 @@ struct Ring {
 }
 
 impl Client {
-    pub(super) fn new() -> Self {
-        Self::with_limit(IN_FLIGHT_MAX)
-    }
-
-    fn with_limit(in_flight_max: usize) -> Self {
+    pub(super) fn with_limit(in_flight_max: usize) -> Self {
         let queue = Arc::new(ClientQueue::default());
         Self { ring: Arc::new(Ring { queue, in_flight_max, batch_bytes: AtomicUsize::new(0) }) }
     }
