@@ -1,0 +1,218 @@
+//! The nodes' processes: started, asked over pipes, and never left behind.
+//!
+//! Invariants: (1) every answer is awaited with a deadline, and a node that ends is told with what it wrote to standard
+//! error; (2) when the bench ends, also by ctrl-c, the processes are killed and their data is removed. (If the bench is
+//! killed, their standard input ends, and so do they.)
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tempfile::TempDir;
+
+use super::options::ClusterOptions;
+
+/// How long a node may take for an answer, beside the time that it was told to work.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why a cluster could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    #[error("{what}: {source}")]
+    System { what: String, source: std::io::Error },
+    #[error("node {node} ended ({status}) while it was asked to {asked}; it said:\n{stderr}")]
+    Ended { node: u64, asked: String, status: String, stderr: String },
+    #[error("node {node} did not {asked} within {} s; it said:\n{stderr}", .within.as_secs())]
+    Late { node: u64, asked: String, within: Duration, stderr: String },
+    #[error("node {node} cannot {asked}: {reason}")]
+    Refused { node: u64, asked: String, reason: String },
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterError {
+    let what = what.into();
+    move |source| ClusterError::System { what, source }
+}
+
+/// The processes of one bench.
+pub(crate) struct Cluster {
+    nodes: Vec<NodeProcess>,
+    remains: Arc<Remains>,
+}
+
+struct NodeProcess {
+    id: u64,
+    stdin: ChildStdin,
+    answers: Receiver<String>,
+    stderr: PathBuf,
+}
+
+/// What must not be left behind.
+struct Remains {
+    children: Mutex<Vec<Child>>,
+    dir: Mutex<Option<TempDir>>,
+}
+
+impl Remains {
+    fn remove(&self) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        for child in children.iter_mut() {
+            // It may have ended by itself; then there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        drop(self.dir.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.remains.remove();
+    }
+}
+
+impl Cluster {
+    /// Starts the nodes' processes and waits until their groups run.
+    pub(crate) fn start(options: &ClusterOptions) -> Result<Self, ClusterError> {
+        let parent = options.dir.clone().unwrap_or_else(default_dir);
+        fs::create_dir_all(&parent).map_err(system(parent.display().to_string()))?;
+        let dir = tempfile::Builder::new().prefix("cluster-bench-").tempdir_in(&parent);
+        let dir = dir.map_err(system(parent.display().to_string()))?;
+        let path = dir.path().to_owned();
+        let remains = Arc::new(Remains { children: Mutex::default(), dir: Mutex::new(Some(dir)) });
+        remove_on_signal(&remains)?;
+
+        let mut cluster = Self { nodes: Vec::new(), remains };
+        let peers = free_addresses(options.nodes)?;
+        let peers = peers.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
+        for id in 1..=options.nodes {
+            let dir = path.join(format!("node-{id}"));
+            fs::create_dir(&dir).map_err(system(dir.display().to_string()))?;
+            cluster.spawn(id, &peers, dir, options)?;
+        }
+        for at in 0..cluster.nodes.len() {
+            cluster.answer(at, "start", Duration::ZERO)?;
+        }
+        Ok(cluster)
+    }
+
+    fn spawn(
+        &mut self,
+        id: u64,
+        peers: &str,
+        dir: PathBuf,
+        options: &ClusterOptions,
+    ) -> Result<(), ClusterError> {
+        let program = std::env::current_exe().map_err(system("the bench's own program"))?;
+        let stderr = dir.join("stderr");
+        let errors = File::create(&stderr).map_err(system(stderr.display().to_string()))?;
+        let mut child = Command::new(program)
+            .args(["node", "--id", &id.to_string(), "--peers", peers])
+            .args(["--groups", &options.groups.to_string(), "--shards", &options.shards.to_string()])
+            .args(["--strategy", &options.strategy.to_string()])
+            .arg("--dir")
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .map_err(system(format!("node {id} does not start")))?;
+        let pipes = (child.stdin.take(), child.stdout.take());
+        self.remains.children.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        let (Some(stdin), Some(stdout)) = pipes else { unreachable!("both were asked for") };
+        let (sender, answers) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            lines.map_while(|line| sender.send(line).ok()).for_each(drop);
+        });
+        self.nodes.push(NodeProcess { id, stdin, answers, stderr });
+        Ok(())
+    }
+
+    /// How many nodes there are.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Asks one node, by its place from 0, for something that takes it about `time`.
+    pub(crate) fn ask(&mut self, at: usize, request: &Value, time: Duration) -> Result<Value, ClusterError> {
+        self.request(at, request);
+        self.answer(at, request["do"].as_str().unwrap_or_default(), time)
+    }
+
+    /// Asks all nodes at once; answers in the nodes' order.
+    pub(crate) fn ask_all(&mut self, what: &str) -> Result<Vec<Value>, ClusterError> {
+        (0..self.nodes.len()).for_each(|at| self.request(at, &json!({ "do": what })));
+        (0..self.nodes.len()).map(|at| self.answer(at, what, Duration::ZERO)).collect()
+    }
+
+    fn request(&mut self, at: usize, request: &Value) {
+        // If the node has ended, its missing answer tells.
+        let _ = writeln!(self.nodes[at].stdin, "{request}");
+    }
+
+    fn answer(&mut self, at: usize, asked: &str, time: Duration) -> Result<Value, ClusterError> {
+        let (node, within) = (self.nodes[at].id, ANSWER_WITHIN + time);
+        let asked = || asked.to_owned();
+        match self.nodes[at].answers.recv_timeout(within) {
+            Ok(line) => {
+                let mut answer: Value = serde_json::from_str(&line).unwrap_or_default();
+                match answer.get_mut("ok") {
+                    Some(ok) => Ok(ok.take()),
+                    None => {
+                        let reason = answer["error"].as_str().unwrap_or(&line).to_owned();
+                        Err(ClusterError::Refused { node, asked: asked(), reason })
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                Err(ClusterError::Late { node, asked: asked(), within, stderr: self.stderr(at) })
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
+                let status = children[at].wait().map_or_else(|error| error.to_string(), |s| s.to_string());
+                drop(children);
+                Err(ClusterError::Ended { node, asked: asked(), status, stderr: self.stderr(at) })
+            }
+        }
+    }
+
+    fn stderr(&self, at: usize) -> String {
+        fs::read_to_string(&self.nodes[at].stderr).unwrap_or_else(|error| format!("(not readable: {error})"))
+    }
+}
+
+/// Where the data goes if nothing is said: most likely a real disk.
+fn default_dir() -> PathBuf {
+    let target = PathBuf::from("target");
+    if target.is_dir() { target } else { std::env::temp_dir() }
+}
+
+/// Loopback addresses that were free a moment ago, all different.
+fn free_addresses(count: u64) -> Result<Vec<SocketAddr>, ClusterError> {
+    let bind = |_| TcpListener::bind("127.0.0.1:0");
+    let sockets: Vec<TcpListener> =
+        (0..count).map(bind).collect::<Result<_, _>>().map_err(system("loopback"))?;
+    sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(system("loopback"))
+}
+
+fn remove_on_signal(remains: &Arc<Remains>) -> Result<(), ClusterError> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(system("signal handlers"))?;
+    let remains = remains.clone();
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            remains.remove();
+            eprintln!("cluster-bench: interrupted");
+            std::process::exit(1);
+        }
+    });
+    Ok(())
+}

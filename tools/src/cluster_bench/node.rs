@@ -1,0 +1,209 @@
+//! A node's process: runs the engine, and does what the bench asks on standard input, a JSON object a line. Each request
+//! gets one line on standard output: `{"ok": ...}` or `{"error": "..."}`. The first line says that the node runs.
+//!
+//! Invariant: it ends when its standard input does, so no node outlives the bench.
+
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use coracle::{Client, Config, Group, GroupId, Node, NodeId, Outcome, Peer};
+use coracle_io::ring;
+use serde_json::{Value, json};
+
+use super::floor;
+use super::load::{Ends, Load};
+use super::machine::Count;
+use super::options::{NodeOptions, Until};
+use crate::latency::Latencies;
+use crate::usage::{self, Usage};
+
+/// What a request can fail of: text for the person at the bench.
+type Failure = Box<dyn std::error::Error>;
+
+/// A node that does as it is told.
+struct Servant {
+    node: Node,
+    groups: Vec<Group>,
+    counts: Vec<Arc<AtomicU64>>,
+    load: Option<Load>,
+    floor: Latencies,
+    floor_dir: PathBuf,
+    strategy: ring::Strategy,
+    /// Heap allocations of this process so far.
+    allocations: fn() -> u64,
+}
+
+/// Runs a node until standard input ends. `allocations` tells how many the process has made.
+///
+/// # Errors
+/// The node did not start, or not stop in good order.
+pub(crate) fn run(options: NodeOptions, allocations: fn() -> u64) -> Result<(), Failure> {
+    let answer = |answer: Result<Value, Failure>| {
+        let line = match answer {
+            Ok(value) => json!({ "ok": value }),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "{line}").and_then(|()| stdout.flush())
+    };
+    let mut servant = Servant::start(options, allocations)?;
+    answer(Ok(json!({})))?;
+    for line in io::stdin().lock().lines() {
+        answer(
+            serde_json::from_str(&line?).map_err(Failure::from).and_then(|request| servant.serve(&request)),
+        )?;
+    }
+    servant.node.stop()?;
+    Ok(())
+}
+
+impl Servant {
+    fn start(options: NodeOptions, allocations: fn() -> u64) -> Result<Self, Failure> {
+        let peers = (1..).zip(&options.peers).map(|(id, address)| Peer { id: NodeId(id), address: *address });
+        let floor_dir = options.dir.join("floor");
+        let mut config = Config::new(options.id, peers.collect(), options.dir.join("node"));
+        config.shards = options.shards;
+        config.wal_write_strategy = options.strategy;
+        let node = Node::start(config)?;
+        let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
+        let start =
+            |(uid, seen): (u64, &Arc<AtomicU64>)| node.start_group(GroupId(uid), Count::new(seen.clone()));
+        let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>()?;
+        let strategy = match options.strategy {
+            coracle::Strategy::Direct => ring::Strategy::Direct,
+            coracle::Strategy::None => ring::Strategy::None,
+        };
+        let (load, floor) = (None, Latencies::default());
+        Ok(Self { node, groups, counts, load, floor, floor_dir, strategy, allocations })
+    }
+
+    fn serve(&mut self, request: &Value) -> Result<Value, Failure> {
+        match request["do"].as_str() {
+            Some("lead") => self.lead(),
+            Some("load") => self.load(request),
+            Some("measure") => self.measure(request),
+            Some("sample") => self.sample(),
+            Some("state") => self.state(),
+            Some("floor_serve") => {
+                let address = floor::serve(self.floor_dir.clone(), self.strategy)?;
+                Ok(json!({ "address": address.to_string() }))
+            }
+            Some("floor") => self.floor(request),
+            _ => Err(format!("a node does not know how to do {request}").into()),
+        }
+    }
+
+    /// Waits until every group has answered a command; tells how many groups each node leads.
+    fn lead(&mut self) -> Result<Value, Failure> {
+        let client = self.node.client();
+        let mut leaders = std::collections::BTreeMap::<String, u64>::new();
+        let mut ends = Ends::default();
+        let mut asked: Vec<u64> = (0..self.groups.len() as u64).collect();
+        while !asked.is_empty() || client.in_flight() > 0 {
+            asked.retain(|tag| !self.ask(&client, *tag));
+            let Some(completions) = client.wait(Duration::from_millis(20)) else { continue };
+            for (tag, outcome) in completions.iter() {
+                match outcome {
+                    Outcome::Done(done) => {
+                        *leaders.entry(done.leader.to_string()).or_default() += 1;
+                        ends.done += 1;
+                        continue;
+                    }
+                    Outcome::NotDone(_) => ends.not_done += 1,
+                    Outcome::Unknown(_) => ends.unknown += 1,
+                }
+                asked.push(tag);
+            }
+        }
+        Ok(json!({ "leaders": leaders, "ends": ends_to_json(ends) }))
+    }
+
+    /// Proposes an empty command to the group of this tag; `false` if there is no room now.
+    fn ask(&self, client: &Client, tag: u64) -> bool {
+        client.propose(&self.groups[tag as usize], [(tag, b"")]).is_ok()
+    }
+
+    /// Starts clients, and returns when they have warmed up.
+    fn load(&mut self, request: &Value) -> Result<Value, Failure> {
+        let number = |key: &str| request[key].as_u64().ok_or_else(|| format!("load: {key} is missing"));
+        let (clients, pipe, entry_bytes) = (number("clients")?, number("pipe")?, number("entry_bytes")?);
+        let load = Load::start(&self.node, &self.groups, clients, pipe, entry_bytes as usize);
+        self.load = Some(load);
+        thread::park_timeout(Duration::from_millis(number("warm_up_ms")?));
+        Ok(json!({}))
+    }
+
+    /// Measures, and stops the clients.
+    fn measure(&mut self, request: &Value) -> Result<Value, Failure> {
+        let load = self.load.take().ok_or("measure: there is no load")?;
+        let until = match (request["ops"].as_u64(), request["micros"].as_u64()) {
+            (Some(ops), _) => Until::Ops(ops),
+            (None, Some(micros)) => Until::Time(Duration::from_micros(micros)),
+            (None, None) => return Err("measure: neither ops nor micros".into()),
+        };
+        let measured = load.measure(until);
+        Ok(json!({
+            "ops": measured.ops,
+            "seconds": measured.seconds,
+            "latency_us": measured.latencies.to_json(),
+            "ends": ends_to_json(measured.ends),
+        }))
+    }
+
+    /// The counters of this process, since it started.
+    fn sample(&self) -> Result<Value, Failure> {
+        let usage = Usage::now()?;
+        let shards = self.node.status()?;
+        let sum = |field: fn(&coracle::ShardStatus) -> u64| shards.iter().map(field).sum::<u64>();
+        Ok(json!({
+            "written_bytes": usage.written_bytes,
+            "cpu_us": usage.cpu_us,
+            "rss_bytes": usage::rss_bytes()?,
+            "allocations": (self.allocations)(),
+            "done": self.load.as_ref().map_or(0, Load::done),
+            "shards": shards.len(),
+            "turns": sum(|shard| shard.turns),
+            "syscalls": sum(|shard| shard.syscalls),
+            "batches": sum(|shard| shard.batches),
+            "batch_bytes": sum(|shard| shard.batch_bytes),
+            "frames": sum(|shard| shard.frames),
+            "elections_won": sum(|shard| shard.elections_won),
+        }))
+    }
+
+    /// Each group as this node has it: last, applied, digest and count.
+    fn state(&self) -> Result<Value, Failure> {
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for (group, count) in self.groups.iter().zip(&self.counts) {
+            let status = group.status()?.ok_or_else(|| format!("group {} is gone", group.id()))?;
+            if let Some(why) = status.poisoned {
+                return Err(format!("group {}: {why}", group.id()).into());
+            }
+            groups.push(json!([
+                status.last.0,
+                status.applied.0,
+                status.digest,
+                count.load(Ordering::Relaxed)
+            ]));
+        }
+        Ok(groups.into())
+    }
+
+    /// Measures the floor once more, with the nodes that serve; tells what all measurements together say.
+    fn floor(&mut self, request: &Value) -> Result<Value, Failure> {
+        let peers = request["peers"].as_array().map_or(&[][..], Vec::as_slice);
+        let address = |peer: &Value| peer.as_str().unwrap_or_default().parse();
+        let peers = peers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+        let time = Duration::from_millis(request["millis"].as_u64().ok_or("floor: millis is missing")?);
+        self.floor.add(&floor::measure(&self.floor_dir, self.strategy, &peers, time)?);
+        Ok(json!({ "p50": self.floor.quantile_us(0.5), "p99": self.floor.quantile_us(0.99) }))
+    }
+}
+
+fn ends_to_json(ends: Ends) -> Value {
+    json!({ "done": ends.done, "not_done": ends.not_done, "unknown": ends.unknown })
+}

@@ -1,0 +1,193 @@
+//! cluster-bench's flags, and which of them make no sense.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use coracle::Strategy;
+use coracle_base::limits::{ENTRY_BYTES_MAX, MEMBERS_MAX};
+
+use crate::size;
+
+/// How fast does a whole Coracle cluster go on this machine? Starts its nodes as processes, on loopback.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cluster-bench",
+    version,
+    after_help = "Example:\n  cluster-bench throughput --preset ra --seconds 20\n  cluster-bench latency --json"
+)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Commands a second: clients that keep a number of commands in flight each.
+    Throughput(Throughput),
+    /// One client, one command at a time, beside the floor that disk and loopback set.
+    Latency(Latency),
+    /// One node; started by the bench itself.
+    #[command(hide = true)]
+    Node(NodeOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Throughput {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
+    /// Ra's own benchmark: 3 nodes, 1 group, 5 clients, pipe 500, 256 bytes, strategy direct.
+    #[arg(long, conflicts_with_all = ["nodes", "groups", "clients", "pipe", "entry_bytes", "strategy"])]
+    pub(crate) preset: Option<Preset>,
+    /// Client threads, all in one node's process.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) clients: u64,
+    /// Commands that each client keeps in flight.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) pipe: u64,
+    #[command(flatten)]
+    pub(crate) load: LoadOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Latency {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
+    #[command(flatten)]
+    pub(crate) load: LoadOptions,
+}
+
+/// A shape known from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// `ra_bench` of Ra, RabbitMQ's Raft library. These are the defaults, and none of them may be changed.
+    Ra,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterOptions {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=MEMBERS_MAX as u64))]
+    pub(crate) nodes: u64,
+    /// Groups; each command goes to a random one.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) groups: u64,
+    /// Shards of each node; 0: one a core, one in all on two cores or fewer.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub(crate) shards: u16,
+    /// How writes become durable: direct, or none (for comparison only). Never falls back.
+    #[arg(long, default_value_t = Strategy::Direct)]
+    pub(crate) strategy: Strategy,
+    /// Directory on the disk in question; the bench makes a folder of its own in it and removes it afterwards.
+    /// Default: `target` of the current directory if there is one, else the system's temporary directory.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Print one JSON object as the last line of stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LoadOptions {
+    /// How long to measure, after a second of warm-up; 10 if nothing is said.
+    #[arg(long, conflicts_with = "ops", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: Option<u64>,
+    /// Measure this many commands instead.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) ops: Option<u64>,
+    /// Bytes of a command.
+    #[arg(long, default_value = "256", value_parser = entry_bytes)]
+    pub(crate) entry_bytes: usize,
+}
+
+/// How long a measurement goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    Time(Duration),
+    Ops(u64),
+}
+
+impl LoadOptions {
+    /// When to stop measuring.
+    pub(crate) fn until(&self) -> Until {
+        match (self.ops, self.seconds) {
+            (Some(ops), _) => Until::Ops(ops),
+            (None, seconds) => Until::Time(Duration::from_secs(seconds.unwrap_or(10))),
+        }
+    }
+}
+
+/// What a node process is told when it is started; the rest comes over its standard input.
+#[derive(Debug, Args)]
+pub(crate) struct NodeOptions {
+    #[arg(long)]
+    pub(crate) id: u64,
+    /// Addresses of nodes 1, 2, 3 ...
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) peers: Vec<std::net::SocketAddr>,
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    #[arg(long)]
+    pub(crate) groups: u64,
+    #[arg(long)]
+    pub(crate) shards: u16,
+    #[arg(long)]
+    pub(crate) strategy: Strategy,
+}
+
+fn entry_bytes(text: &str) -> Result<usize, String> {
+    let bytes = size::parse(text)?;
+    if bytes > ENTRY_BYTES_MAX as u64 {
+        return Err(format!("{bytes} bytes: a command has at most {ENTRY_BYTES_MAX}"));
+    }
+    Ok(bytes as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Result<Options, clap::Error> {
+        Options::try_parse_from(std::iter::once("cluster-bench").chain(words.split_whitespace()))
+    }
+
+    #[test]
+    fn defaults_are_the_contract_and_ras_own() {
+        for words in ["throughput", "throughput --preset ra"] {
+            let Command::Throughput(options) = parse(words).unwrap().command else { panic!() };
+            assert_eq!((options.cluster.nodes, options.cluster.groups), (3, 1));
+            assert_eq!((options.clients, options.pipe, options.load.entry_bytes), (5, 500, 256));
+            assert_eq!(options.cluster.strategy, Strategy::Direct);
+            assert_eq!(options.load.until(), Until::Time(Duration::from_secs(10)));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_bad_usage() {
+        for words in [
+            "",
+            "throughput --preset ra --strategy none",
+            "throughput --preset ra --pipe 1000",
+            "throughput --preset etcd",
+            "throughput --seconds 1 --ops 5",
+            "throughput --strategy buffered",
+            "throughput --nodes 0",
+            "throughput --clients 0",
+            "throughput --entry-bytes 1MiB",
+            "throughput --plot x.svg",
+            "latency --pipe 2",
+        ] {
+            assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+        assert_eq!(parse("latency --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn sizes_take_units() {
+        let Command::Latency(options) = parse("latency --entry-bytes 4KiB --ops 7").unwrap().command else {
+            panic!()
+        };
+        assert_eq!((options.load.entry_bytes, options.load.until()), (4096, Until::Ops(7)));
+    }
+}
