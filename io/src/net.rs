@@ -70,6 +70,20 @@ pub enum NetEvent {
     },
 }
 
+impl NetEvent {
+    /// The connection that it is about.
+    #[must_use]
+    pub fn conn(&self) -> ConnId {
+        match self {
+            Self::Accepted { conn, .. }
+            | Self::Connected { conn }
+            | Self::Received { conn, .. }
+            | Self::Sent { conn, .. }
+            | Self::Closed { conn, .. } => *conn,
+        }
+    }
+}
+
 /// Connections, driven by operations and events.
 pub trait Net {
     /// A connection taken out of one driver to be put into another one's thread.

@@ -334,7 +334,7 @@ impl Wire {
         let Some(end) = self.end_of(driver, conn) else { return };
         let of = self.drivers.get_mut(&driver).expect("end_of found it");
         of.queued.retain(|(c, _)| *c != conn);
-        of.events.retain(|event| conn_of(event) != conn);
+        of.events.retain(|event| event.conn() != conn);
         self.shut(end, true);
     }
 
@@ -447,16 +447,6 @@ impl Wire {
                 (None, _) => {}
             }
         }
-    }
-}
-
-fn conn_of(event: &NetEvent) -> ConnId {
-    match event {
-        NetEvent::Accepted { conn, .. }
-        | NetEvent::Connected { conn }
-        | NetEvent::Received { conn, .. }
-        | NetEvent::Sent { conn, .. }
-        | NetEvent::Closed { conn, .. } => *conn,
     }
 }
 

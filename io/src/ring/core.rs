@@ -314,6 +314,7 @@ impl Ring {
             Some(RingOp::Open { .. }) if completion.result >= 0 => {
                 drop(sys::adopt_descriptor(completion.result));
             }
+            Some(RingOp::Socket(op)) => op.discard(completion.result),
             Some(op) => op.into_buffer().into_iter().for_each(|buf| self.pool.put(buf)),
             None => {}
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use io_uring::{opcode, squeue, types};
 
 use super::buffer::Buffer;
+use super::socket::SocketOp;
 
 /// When a write has to be on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,8 @@ pub(crate) enum RingOp {
     Close {
         file: ManuallyDrop<File>,
     },
+    /// Anything with a socket.
+    Socket(SocketOp),
     /// Waits for an eventfd to be rung, and resets it.
     Hear {
         bell: Arc<File>,
@@ -144,6 +147,7 @@ impl RingOp {
             Self::Close { file } => {
                 opcode::Close::new(types::Fd(file.as_raw_fd())).build().flags(squeue::Flags::ASYNC)
             }
+            Self::Socket(op) => op.entry(),
             Self::Hear { bell, count } => {
                 opcode::Read::new(fd(bell), count.as_mut_ptr(), count.len() as u32).build()
             }

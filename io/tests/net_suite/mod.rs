@@ -1,6 +1,6 @@
 //! What every `Net` driver owes its users, as tests that run on all of them. One driver talks to itself over loopback
 //! (or a simulated network), since what matters is what its two connections' ends see.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::net::SocketAddr;
 
@@ -18,18 +18,8 @@ pub trait Rig {
 /// A rig, its listener and the events that no test has asked for yet.
 pub struct Peer<R> {
     pub rig: R,
-    address: SocketAddr,
+    pub address: SocketAddr,
     events: Vec<NetEvent>,
-}
-
-fn of(event: &NetEvent) -> ConnId {
-    match event {
-        NetEvent::Accepted { conn, .. }
-        | NetEvent::Connected { conn }
-        | NetEvent::Received { conn, .. }
-        | NetEvent::Sent { conn, .. }
-        | NetEvent::Closed { conn, .. } => *conn,
-    }
 }
 
 /// An event without its bytes, which would drown the message.
@@ -61,7 +51,7 @@ impl<R: Rig> Peer<R> {
 
     /// The next event of a connection.
     pub fn next_of(&mut self, conn: ConnId) -> NetEvent {
-        self.next(|event| of(event) == conn)
+        self.next(|event| event.conn() == conn)
     }
 
     /// A connection's two ends: who connected, who accepted.
@@ -79,7 +69,7 @@ impl<R: Rig> Peer<R> {
 
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
         self.rig.net().send(conn, bytes.to_vec());
-        match self.next(|e| of(e) == conn && !matches!(e, NetEvent::Received { .. })) {
+        match self.next(|e| e.conn() == conn && !matches!(e, NetEvent::Received { .. })) {
             NetEvent::Sent { buf, .. } => assert_eq!(buf, bytes, "the buffer comes back, still filled"),
             other => panic!("{}", name(&other)),
         }
@@ -91,7 +81,7 @@ impl<R: Rig> Peer<R> {
         while all.len() < bytes {
             let before = all.len();
             self.rig.net().receive(conn, all);
-            match self.next(|e| of(e) == conn && !matches!(e, NetEvent::Sent { .. })) {
+            match self.next(|e| e.conn() == conn && !matches!(e, NetEvent::Sent { .. })) {
                 NetEvent::Received { buf, bytes, .. } => {
                     assert_eq!(buf.len(), before + bytes);
                     assert_ne!(bytes, 0);
@@ -107,7 +97,7 @@ impl<R: Rig> Peer<R> {
     /// Closes, and forgets what had been said before.
     fn close(&mut self, conn: ConnId) {
         self.rig.net().close(conn);
-        self.events.retain(|event| of(event) != conn);
+        self.events.retain(|event| event.conn() != conn);
     }
 
     fn closed(&mut self, conn: ConnId) -> NetError {
@@ -213,7 +203,7 @@ pub fn closing_with_operations_in_flight_is_silent_here_and_seen_there<R: Rig>(r
         let (one, other) = peer.connect();
         peer.send(one, b"still here");
         assert_eq!(peer.receive(other, 10), b"still here");
-        assert!(!peer.events.iter().any(|event| of(event) == client));
+        assert!(!peer.events.iter().any(|event| event.conn() == client));
     }
 }
 
@@ -230,7 +220,7 @@ pub fn closing_while_connecting_is_silent<R: Rig>(rig: R) {
         let address = peer.address;
         let other = peer.rig.net().connect(address);
         assert!(matches!(peer.next_of(other), NetEvent::Connected { .. }));
-        assert!(!peer.events.iter().any(|event| of(event) == conn));
+        assert!(!peer.events.iter().any(|event| event.conn() == conn));
     }
 }
 
