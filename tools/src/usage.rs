@@ -38,6 +38,21 @@ impl Usage {
     }
 }
 
+/// Bytes of memory that this process has resident.
+///
+/// # Errors
+/// As [`Usage::now`].
+pub fn rss_bytes() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    resident(&status)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/status has no VmRSS"))
+}
+
+fn resident(status: &str) -> Option<u64> {
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 fn written(io: &str) -> Option<u64> {
     io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse().ok()
 }
@@ -59,6 +74,8 @@ mod tests {
     fn reads_the_kernels_own_words() {
         assert_eq!(written("rchar: 1\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n"), Some(4096));
         assert_eq!(written("rchar: 1\n"), None);
+        assert_eq!(resident("VmHWM:\t9 kB\nVmRSS:\t     1024 kB\n"), Some(1 << 20));
+        assert_eq!(resident("VmHWM:\t9 kB\n"), None);
         let stat = "7 (a) b) c) S 1 7 7 0 -1 0 1 2 3 4 250 50 0 0 20 0 1 0 5";
         assert_eq!(cpu_us(stat), Some(3_000_000));
         assert_eq!(cpu_us("7 (a) S 1"), None);
