@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use coracle_base::{EntryBatch, EntryKind, GroupId};
+use coracle_base::{EntryBatch, EntryKind, GroupId, Index, Term};
 use coracle_io::{Clock, Disk, Net};
 
 use crate::boot::{Parts, Server};
@@ -107,6 +107,16 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     /// The group as this node has it.
     pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
         self.server.shard()?.group_status(group)
+    }
+
+    /// The last entry that the group believes to be durable here, with its term: a crash must not lose it.
+    pub fn durable(&self, group: GroupId) -> Option<(Index, Term)> {
+        self.server.shard()?.durable(group)
+    }
+
+    /// The term of an entry of the group's log here; `None` if it is released, or not there.
+    pub fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
+        self.server.shard()?.term_at(group, index)
     }
 
     /// The entries that this node has in memory, as (index, term, payload checksum): for checking that logs match.

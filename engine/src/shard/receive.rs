@@ -1,11 +1,15 @@
 //! Step 1: commands, frames and completions become inputs of their groups.
 
 use coracle_base::codec::Reader;
-use coracle_base::limits::{GROUP_UNCOMMITTED_BYTES, LINK_BYTES_HIGH, SHARD_UNCOMMITTED_BYTES};
+use coracle_base::limits::{
+    GROUP_UNCOMMITTED_BYTES, INLINE_SNAPSHOT_BYTES_MAX, LINK_BYTES_HIGH, SHARD_UNCOMMITTED_BYTES,
+};
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
+
+use coracle_wal::WalState;
 
 use super::groups::{Parked, Reading, Waiting};
 use super::inbox::{Command, Consistency, Origin};
@@ -248,7 +252,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let group_bytes: usize = one.waiting.iter().map(|waiting| waiting.bytes).sum();
         let refusal = if one.poisoned.is_some() {
             Some(Reason::Poisoned)
-        } else if self.wal.is_low() {
+        } else if self.wal.state() == WalState::Low {
             Some(Reason::DiskFull)
         } else if group_bytes + bytes > GROUP_UNCOMMITTED_BYTES
             || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES
@@ -470,6 +474,9 @@ fn check_payload<'a>(message: &Message, piece: Piece<'a>) -> Result<Option<RunRe
                 && header.encoded_bytes() == piece.payload.len()
                 && run.term_spans().eq(spans.iter().copied());
             if same { Ok(Some(run)) } else { wrong("an append that disagrees with its run") }
+        }
+        Message::Snapshot { .. } if piece.payload.len() > INLINE_SNAPSHOT_BYTES_MAX => {
+            wrong("a snapshot over the limit")
         }
         Message::Snapshot { .. } => Ok(None),
         _ if piece.payload.is_empty() => Ok(None),

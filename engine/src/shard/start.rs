@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use coracle_base::run::Entries;
-use coracle_base::{GroupId, Index};
+use coracle_base::{GroupId, Index, Term};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
 use coracle_wal::{Recovery, Wal};
@@ -137,6 +137,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             .flat_map(|(at, _, bytes)| Entries::new(at, bytes))
             .map(|entry| (entry.index.0, entry.header.term.0, entry.header.payload_crc))
             .collect()
+    }
+
+    /// The last durable entry and its term, as the group believes.
+    pub(crate) fn durable(&self, group: GroupId) -> Option<(Index, Term)> {
+        let raft = &self.slots[*self.by_group.get(&group)? as usize].raft;
+        Some((raft.durable(), raft.term_at(raft.durable())?))
+    }
+
+    /// The term of an entry, if the log has it.
+    pub(crate) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
+        self.slots[*self.by_group.get(&group)? as usize].raft.term_at(index)
     }
 
     pub(crate) fn group_status(&self, group: GroupId) -> Option<GroupStatus> {

@@ -82,9 +82,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             Output::ReadFailed { token } => self.fail_read(slot, token),
             Output::Role { role, leader, term } => self.on_role(slot, role, leader, term),
-            // The storage keeps no note of the damage beyond this boot: the next checkpoint names the whole log.
             Output::CaughtUp => {
-                tracing::info!(group = %self.slots[slot as usize].id, "whole again after damage")
+                let group = self.slots[slot as usize].id;
+                tracing::info!(%group, "whole again after damage");
+                self.wal.clear_suspect(group);
             }
             Output::Diverged { index } => {
                 let reason = format!("a leader's log contradicts entry {index}, which is committed here");
