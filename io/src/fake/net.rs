@@ -141,6 +141,12 @@ impl FakeNetwork {
         self.wire.borrow().next_event_us()
     }
 
+    /// Whether a driver of this node has events to hand out.
+    #[must_use]
+    pub fn has_events(&self, node: u64) -> bool {
+        self.wire.borrow().node_has_events(node)
+    }
+
     /// Faults so far, by kind.
     #[must_use]
     pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {

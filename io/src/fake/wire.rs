@@ -226,6 +226,10 @@ impl Wire {
         self.drivers.get(&driver).is_some_and(|d| !d.events.is_empty())
     }
 
+    pub(super) fn node_has_events(&self, node: u64) -> bool {
+        self.drivers.values().any(|driver| driver.node == node && !driver.events.is_empty())
+    }
+
     pub(super) fn take_events(&mut self, driver: DriverKey, into: &mut Vec<NetEvent>) {
         if let Some(driver) = self.drivers.get_mut(&driver) {
             into.extend(driver.events.drain(..));
