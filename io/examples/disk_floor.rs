@@ -56,15 +56,15 @@ fn overwrite(disk: &mut RingDisk, file: FileId, bytes: usize, depth: usize) -> R
     const RUN_US: u64 = 1_000_000;
     let mut latencies_us = Vec::new();
     let mut offset = 0;
-    let mut start = |disk: &mut RingDisk| {
-        let mut buf = disk.buffer(bytes);
-        buf.resize(bytes);
+    let mut start = |disk: &mut RingDisk, buf| {
         disk.start(RealClock.now_us(), DiskOp::Write { file, offset, buf });
         offset = (offset + bytes as u64) % FILE_BYTES;
     };
     let started_us = RealClock.now_us();
     for _ in 0..depth {
-        start(disk);
+        let mut buf = disk.buffer(bytes);
+        buf.resize(bytes);
+        start(disk, buf);
     }
     let mut done = Vec::new();
     while disk.in_flight() > 0 {
@@ -74,9 +74,9 @@ fn overwrite(disk: &mut RingDisk, file: FileId, bytes: usize, depth: usize) -> R
         for DiskDone { token: written_us, result, buf } in done.drain(..) {
             result?;
             latencies_us.push(now_us - written_us);
-            buf.into_iter().for_each(|buf| disk.recycle(buf));
-            if now_us - started_us < RUN_US {
-                start(disk);
+            match buf {
+                Some(buf) if now_us - started_us < RUN_US => start(disk, buf),
+                buf => buf.into_iter().for_each(|buf| disk.recycle(buf)),
             }
         }
     }

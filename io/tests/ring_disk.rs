@@ -77,9 +77,9 @@ fn queues_that_overflow_lose_nothing() {
     }
 }
 
-/// Nobody waits and nothing more is started: then only the overflow itself is a reason to enter the kernel.
+/// Nobody waits and nothing more is started: then finished operations themselves are the reason to enter the kernel.
 #[test]
-fn completions_that_overflowed_come_by_polling() {
+fn completions_come_by_polling_alone() {
     let dir = temp_dir();
     let ring = Ring::new(&RingOptions { queue: 4, buffers: vec![(BLOCK_BYTES, 2)] }).unwrap();
     let mut disk = disk(&ring, dir.path());

@@ -27,6 +27,7 @@ pub use clock::RealClock;
 pub use disk::{DiskOptions, RingDisk, Strategy};
 pub use net::RingNet;
 pub use park::RingPark;
+pub(crate) use socket::{duplicate, ring_error, socket_error};
 pub use threads::{allowed_cores, pin_to_core};
 
 use crate::DiskError;
@@ -51,7 +52,7 @@ fn path_error(path: &Path, op: &'static str, error: &io::Error) -> DiskError {
 }
 
 /// An error of the kernel that concerns no file.
-fn system_error(op: &'static str, error: &io::Error) -> DiskError {
+pub(crate) fn system_error(op: &'static str, error: &io::Error) -> DiskError {
     let code = error.raw_os_error().unwrap_or(0);
     DiskError::Failed { path: PathBuf::from("kernel"), op, code, reason: reason(code) }
 }

@@ -14,10 +14,10 @@ use slab::Slab;
 
 use super::core::{ClientId, Completion, OpKey, SharedRing};
 use super::ops::RingOp;
-use super::socket::{SocketOp, net_error, received, socket_error, unconnected};
+use super::socket::{SocketOp, net_error, received, ring_error, socket_error, unconnected};
 use super::sys;
 use crate::net::RECEIVE_BYTES_MIN;
-use crate::{ConnId, DiskError, Net, NetError, NetEvent};
+use crate::{ConnId, Net, NetError, NetEvent};
 
 /// A listener that cannot accept (out of descriptors, say) tries again after so long.
 const REST: Duration = Duration::from_millis(100);
@@ -318,12 +318,5 @@ fn name(purpose: Purpose) -> &'static str {
 fn set_nodelay(socket: &TcpStream) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-}
-
-fn ring_error(error: DiskError) -> NetError {
-    match error {
-        DiskError::Failed { op, code, reason, .. } => NetError::Failed { op, code, reason },
-        other => NetError::Failed { op: "submit", code: 0, reason: other.to_string() },
     }
 }

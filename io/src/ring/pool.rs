@@ -41,13 +41,13 @@ impl Pool {
         self.registered && buf.is_of(&self.arena)
     }
 
-    /// The smallest free buffer that fits, or a new one.
+    /// The smallest free buffer that fits, of those the last one used, which the caches may still hold; or a new one.
     pub(crate) fn take(&mut self, bytes: usize) -> Buffer {
-        let fits = self.free.iter().enumerate().filter(|(_, buf)| buf.capacity() >= bytes);
+        let fits = self.free.iter().enumerate().rev().filter(|(_, buf)| buf.capacity() >= bytes);
         let Some((at, _)) = fits.min_by_key(|(_, buf)| buf.capacity()) else {
             return Buffer::with_capacity(bytes);
         };
-        let buf = self.free.swap_remove(at);
+        let buf = self.free.remove(at);
         if !buf.is_of(&self.arena) {
             self.spares -= 1;
         }
@@ -88,6 +88,16 @@ mod tests {
         pool.put(beyond);
         let beyond = pool.take(1);
         assert!(!pool.is_registered(&beyond));
+    }
+
+    #[test]
+    fn the_buffer_used_last_is_used_next() {
+        let mut pool = Pool::new(&[(BLOCK_BYTES, 4)]);
+        let (one, two) = (pool.take(1), pool.take(1));
+        let address = one.as_ptr();
+        pool.put(two);
+        pool.put(one);
+        assert_eq!(pool.take(1).as_ptr(), address);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use io_uring::{opcode, squeue, types};
 
 use super::{reason, sys};
-use crate::NetError;
+use crate::{DiskError, NetError};
 
 /// The kernel moves at most this much at a time; more is a short result that the driver continues.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
@@ -178,5 +178,13 @@ pub(crate) fn socket_error(op: &'static str, error: &io::Error) -> NetError {
     match error.raw_os_error() {
         Some(code) => net_error(op, code),
         None => NetError::Failed { op, code: 0, reason: error.to_string() },
+    }
+}
+
+/// The ring itself failed, as a network driver tells it.
+pub(crate) fn ring_error(error: DiskError) -> NetError {
+    match error {
+        DiskError::Failed { op, code, reason, .. } => NetError::Failed { op, code, reason },
+        other => NetError::Failed { op: "submit", code: 0, reason: other.to_string() },
     }
 }
