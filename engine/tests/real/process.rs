@@ -1,0 +1,126 @@
+//! The examples as processes. None outlives its test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+/// How long anything may take that should take less than a second.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The program of an example, as `cargo test` builds it beside the tests.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let profile = tests.parent().and_then(Path::parent).unwrap();
+    let program = profile.join("examples").join(name);
+    assert!(
+        program.exists(),
+        "{program:?} is not built: run `cargo build -p coracle --example {name}` first"
+    );
+    program
+}
+
+/// Calls `poll` until it returns something.
+///
+/// # Panics
+/// If that takes too long; says what was awaited.
+pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Loopback addresses that nobody uses, outside the range from which the kernel takes ports for outgoing connections:
+/// they stay free while a node is down.
+pub(crate) fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    let mut found: Vec<TcpListener> = Vec::new();
+    while found.len() < count {
+        let port = rand::rng().random_range(10_000..32_000);
+        found.extend(TcpListener::bind(("127.0.0.1", port)).ok());
+    }
+    found.iter().map(|listener| listener.local_addr().unwrap()).collect()
+}
+
+/// A running example.
+pub(crate) struct Process {
+    name: &'static str,
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    pub(crate) fn start(name: &'static str, args: &[String]) -> Self {
+        let mut child = Command::new(example(name))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        let stdout = child.stdout.take().unwrap();
+        thread::spawn(move || {
+            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            lines.map_while(|line| sender.send(line).ok()).for_each(drop);
+        });
+        Self { name, child, lines }
+    }
+
+    /// Runs an example to its end.
+    pub(crate) fn run(name: &str, args: &[String]) -> Output {
+        Command::new(example(name)).args(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => line,
+            Err(why) => {
+                let said = self.kill();
+                panic!("{} printed nothing ({why}); it said: {said}", self.name)
+            }
+        }
+    }
+
+    /// SIGKILL. Returns what it wrote to standard error.
+    pub(crate) fn kill(&mut self) -> String {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+        let mut said = String::new();
+        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+        said
+    }
+
+    /// SIGTERM, and waits for the end; the exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        wait_for("a process to end after SIGTERM", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// Bytes that it has resident.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let said = self.kill();
+        if thread::panicking() && !said.is_empty() {
+            eprintln!("{} said:\n{said}", self.name);
+        }
+    }
+}
