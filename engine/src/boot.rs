@@ -56,7 +56,7 @@ enum Stage<D: Disk, N: Net, C: Clock> {
 }
 
 /// One shard of one node, in whatever stage it is.
-pub struct Server<D: Disk, N: Net, C: Clock> {
+pub(crate) struct Server<D: Disk, N: Net, C: Clock> {
     stage: Stage<D, N, C>,
     /// Who the directory is, once the cluster is formed.
     identity: Option<Identity>,
@@ -155,7 +155,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     }
 
     /// Whether the cluster is formed and the shard runs.
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         matches!(self.stage, Stage::Running(_))
     }
 
@@ -176,7 +176,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     ///
     /// # Errors
     /// The shard has stopped; every further call returns the same error.
-    pub fn turn(&mut self) -> Result<Turn, Error> {
+    pub(crate) fn turn(&mut self) -> Result<Turn, Error> {
         let result = match &mut self.stage {
             Stage::Running(shard) => shard.turn().map_err(stop_error),
             Stage::Forming(forming) => match forming.turn() {

@@ -37,7 +37,7 @@ const NEW_FILE: &str = "identity.new";
 
 /// A formed cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Its id, drawn at random when it was formed.
     pub id: u128,
     /// Its nodes with their incarnations, by id.
@@ -46,14 +46,14 @@ pub struct Cluster {
 
 impl Cluster {
     /// The incarnation of a member.
-    pub fn incarnation(&self, node: NodeId) -> Option<u64> {
+    pub(crate) fn incarnation(&self, node: NodeId) -> Option<u64> {
         self.members.iter().find(|(id, _)| *id == node).map(|(_, incarnation)| *incarnation)
     }
 }
 
 /// Who a data directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Its node.
     pub node: NodeId,
     /// Drawn when the directory was made.
@@ -95,7 +95,7 @@ impl Identity {
     /// # Errors
     /// [`Error::Directory`]: it is another node's, of another number of shards, damaged, or of a newer version;
     /// [`Error::Disk`].
-    pub fn open<D: Disk>(disk: &mut D, node: NodeId, shards: u16, incarnation: u64) -> Result<Self, Error> {
+    pub(crate) fn open<D: Disk>(disk: &mut D, node: NodeId, shards: u16, incarnation: u64) -> Result<Self, Error> {
         let Some(bytes) = read_file(disk)? else {
             if let Some(entry) = disk.list(Path::new("shard-0")).unwrap_or_default().first() {
                 return Err(wrong(format!(
@@ -131,7 +131,7 @@ impl Identity {
     ///
     /// # Errors
     /// The disk's.
-    pub fn save<D: Disk>(&self, disk: &mut D) -> Result<(), Error> {
+    pub(crate) fn save<D: Disk>(&self, disk: &mut D) -> Result<(), Error> {
         let mut buf = disk.buffer(BLOCK_BYTES);
         buf.put(&self.encode());
         buf.resize(BLOCK_BYTES);

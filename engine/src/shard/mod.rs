@@ -34,7 +34,7 @@ pub use turn::Turn;
 
 /// Why a shard stopped.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ShardError {
+pub(crate) enum ShardError {
     /// Its log cannot be written any more.
     #[error("write-ahead log: {0}")]
     Wal(#[from] WalError),
@@ -77,7 +77,7 @@ enum ReadFor {
 }
 
 /// One thread's worth of Coracle.
-pub struct Shard<D: Disk, N: Net, C: Clock> {
+pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     settings: Settings,
     disk: D,
     net: N,

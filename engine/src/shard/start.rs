@@ -181,7 +181,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     ///
     /// # Errors
     /// The last writes failed; nothing that was acknowledged depends on them.
-    pub fn stop(mut self) -> Result<(), ShardError> {
+    pub(crate) fn stop(mut self) -> Result<(), ShardError> {
         self.answer_everybody();
         self.reply();
         self.transport.flush(&mut self.net, self.now_us);

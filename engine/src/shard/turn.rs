@@ -25,7 +25,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// # Errors
     /// The disk or the network driver failed: the shard has stopped, and every further call returns the same. Nothing
     /// that was not durable has been acknowledged.
-    pub fn turn(&mut self) -> Result<Turn, ShardError> {
+    pub(crate) fn turn(&mut self) -> Result<Turn, ShardError> {
         self.now_us = self.clock.now_us();
         self.status.turns += 1;
         self.again = false;
