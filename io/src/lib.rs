@@ -15,9 +15,11 @@ pub mod fake;
 pub mod net;
 pub mod park;
 pub mod ring;
+pub mod uring_net;
 
 pub use clock::Clock;
 pub use disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 pub use net::{ConnId, Net, NetError, NetEvent};
 pub use park::{Park, Waker};
 pub use ring::Buffer;
+pub use uring_net::UringNet;

@@ -3,6 +3,7 @@
 //! The invariant of ops.rs holds here too: every address in [`SocketOp::entry`] points into a heap block that the
 //! operation owns (a Vec's bytes, a Box), and the operation keeps its socket open.
 
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::{reason, sys};
 use crate::{DiskError, NetError};
@@ -163,6 +166,12 @@ pub(super) fn unconnected(address: &SocketAddr) -> io::Result<TcpStream> {
 pub(crate) fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
     // SAFETY: `socket` is borrowed, so it keeps its descriptor open through the call.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }.try_clone_to_owned()
+}
+
+/// Has the tokio runtime that runs this watch an event for edges.
+pub(crate) fn watch(event: Arc<File>) -> io::Result<AsyncFd<Arc<File>>> {
+    // SAFETY: the Arc always names the same descriptor, and keeps it open as long as the AsyncFd has it.
+    unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// The one translation of a socket's errno.
