@@ -15,7 +15,7 @@ pub enum FileMode {
     Read,
     /// For reading and writing, created if missing. A completed write is *written*, not durable, until `Sync`.
     Write,
-    /// As `Write`, and a completed write is *durable* (O_DIRECT | O_DSYNC).
+    /// As `Write`, and a completed write is *durable* (by default O_DIRECT, each write with O_DSYNC).
     Durable,
 }
 
@@ -29,7 +29,8 @@ pub enum DiskOp {
         /// How.
         mode: FileMode,
     },
-    /// Fills `buf` (its whole length) from `offset`; completes with [`DiskOk::Read`], fewer bytes only at the end.
+    /// Fills `buf` (its whole length) from `offset`; completes with [`DiskOk::Read`], fewer bytes only at the end. The
+    /// buffer keeps its length; what lies beyond the bytes read is not the file's.
     Read {
         /// From where.
         file: FileId,
@@ -47,7 +48,8 @@ pub enum DiskOp {
         /// `buf.len()` bytes.
         buf: Buffer,
     },
-    /// Writes zeros, so that later writes overwrite blocks that already exist. In pieces, off the hot path.
+    /// Writes zeros, so that later writes overwrite blocks that already exist. In pieces, off the hot path. In a durable
+    /// file they are durable at the end.
     Fill {
         /// Where to.
         file: FileId,
@@ -73,7 +75,8 @@ pub enum DiskOp {
         /// To.
         to: PathBuf,
     },
-    /// Removes a file's name. Slow (tens of milliseconds for a large file): never on the hot path.
+    /// Removes a file's name. Slow (tens of milliseconds for a large file), so never waited for on the hot path. Close
+    /// the file first, or closing it is what takes the time.
     Unlink {
         /// Which.
         path: PathBuf,

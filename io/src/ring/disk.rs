@@ -475,3 +475,63 @@ fn lock_dir(root: &Path) -> Result<File, DiskError> {
         Err(TryLockError::Error(error)) => Err(path_error(&path, "lock", &error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The flush of each strategy cannot be seen from outside; losing it would only show in a power cut.
+    #[test]
+    fn a_durable_write_reaches_the_device_as_its_strategy_says() {
+        use Strategy::*;
+        let table = [
+            // strategy, O_DIRECT, the write's own flag, fdatasync after it
+            (Direct, true, WriteThrough::Data, false),
+            (DirectFsync, true, WriteThrough::No, true),
+            (Buffered, false, WriteThrough::No, true),
+            (Sync, false, WriteThrough::All, false),
+            (None, true, WriteThrough::No, false),
+        ];
+        let dir = std::env::temp_dir();
+        let ring = super::super::Ring::new(&Default::default()).unwrap();
+        for (strategy, direct, through, sync_after) in table {
+            let mut disk = RingDisk::open(&ring, &dir, DiskOptions { lock: false, strategy }).unwrap();
+            disk.file_system = FileSystem { name: "ext4".into(), direct: true, volatile: false };
+            let opened = disk.begin_open(Path::new("file"), FileMode::Durable).unwrap();
+            let Begin::Task(_, _, RingOp::Open { flags, .. }) = opened else { panic!("{strategy:?}") };
+            assert_eq!(flags & libc::O_DIRECT != 0, direct, "{strategy:?}");
+
+            let written = |mode| {
+                let mut buf = Buffer::with_capacity(BLOCK_BYTES);
+                buf.resize(BLOCK_BYTES);
+                let open = OpenFile { file: disk.dir.clone(), path: Path::new("file").into(), mode };
+                match disk.begin_write(&open, 0, buf) {
+                    Begin::Task(_, Step::Write { sync_after }, RingOp::Write(_, through)) => {
+                        (through, sync_after)
+                    }
+                    _ => panic!("{strategy:?}"),
+                }
+            };
+            assert_eq!(written(FileMode::Durable), (through, sync_after), "{strategy:?}");
+            assert_eq!(written(FileMode::Write), (WriteThrough::No, false), "{strategy:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_direct_io_is_refused_by_the_strategies_that_need_it() {
+        let ring = super::super::Ring::new(&Default::default()).unwrap();
+        let durable = |strategy| {
+            let options = DiskOptions { lock: false, strategy };
+            let mut disk = RingDisk::open(&ring, &std::env::temp_dir(), options).unwrap();
+            disk.file_system = FileSystem { name: "zfs".into(), direct: false, volatile: false };
+            disk.check_durable()
+        };
+        for strategy in [Strategy::Direct, Strategy::DirectFsync] {
+            let error = durable(strategy).unwrap_err().to_string();
+            assert!(error.contains("zfs") && error.contains("`buffered` or `sync`"), "{error}");
+        }
+        for strategy in [Strategy::Buffered, Strategy::Sync, Strategy::None] {
+            assert_eq!(durable(strategy), Ok(()));
+        }
+    }
+}

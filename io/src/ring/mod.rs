@@ -1,7 +1,7 @@
 //! The real disk and network, on io_uring. All unsafe code and all libc calls of Coracle are in this folder.
 //!
 //! One thread owns one [`Ring`]; its drivers ([`RingDisk`], sockets) and its [`RingPark`] share it. Each puts its
-//! operations in ([`ops`]) and fetches its own completions; whoever enters the kernel submits for all of them.
+//! operations in (ops.rs) and fetches its own completions; whoever enters the kernel submits for all of them.
 #![allow(unsafe_code)]
 
 mod buffer;
