@@ -10,7 +10,7 @@ mod tidy;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use steps::{Error, Step};
 
@@ -33,10 +33,32 @@ enum Command {
         /// Part of a test's name.
         name: Option<String>,
     },
+    /// Runs the consensus scenarios.
+    Scenarios {
+        /// Writes what the code does now into the scenario files; read the difference before you believe it.
+        #[arg(long)]
+        rewrite: bool,
+    },
+    /// Runs a bench program, optimised. Arguments go on to it: cargo xtask bench wal --baseline
+    Bench {
+        /// Which one.
+        what: Bench,
+        /// Its own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// House rules that no compiler checks: dependency direction, where unsafe code may be, file length and the like.
     Tidy,
     /// Copies the layouts in the code's module headers into docs/FORMAT.md.
     Formats,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bench {
+    /// What durable log throughput the disk gives.
+    Wal,
+    /// What a cluster of three processes does.
+    Cluster,
 }
 
 fn main() -> ExitCode {
@@ -45,6 +67,13 @@ fn main() -> ExitCode {
         Command::Check => lint(&root).and_then(|()| steps::run(&root, &[Step::test(None)])),
         Command::Lint => lint(&root),
         Command::Test { name } => steps::run(&root, &[Step::test(name.as_deref())]),
+        Command::Scenarios { rewrite } => steps::run(&root, &[Step::scenarios(rewrite)]),
+        Command::Bench { what: Bench::Wal, arguments } => {
+            steps::run(&root, &[Step::program("coracle-tools", "wal-bench", &arguments)])
+        }
+        Command::Bench { what: Bench::Cluster, arguments } => {
+            steps::run(&root, &[Step::program("coracle-tools", "cluster-bench", &arguments)])
+        }
         Command::Tidy => tidy::run(&root),
         Command::Formats => tidy::rewrite_layouts(&root),
     };

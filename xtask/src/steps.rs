@@ -82,6 +82,22 @@ impl Step {
         step
     }
 
+    /// The stories in engine/raft/testdata.
+    pub(crate) fn scenarios(rewrite: bool) -> Self {
+        let mut step = Self::cargo(&["test", "--locked", "-p", "coracle-raft", "--test", "scenarios"]);
+        if rewrite {
+            step.env.push(("REWRITE", "1"));
+        }
+        step
+    }
+
+    /// One of our programs, optimised, built as it is shipped: alone.
+    pub(crate) fn program(package: &str, program: &str, arguments: &[String]) -> Self {
+        let mut step = Self::cargo(&["run", "--release", "--locked", "-p", package, "--bin", program, "--"]);
+        step.words.extend_from_slice(arguments);
+        step
+    }
+
     fn typed(&self) -> String {
         let env = self.env.iter().map(|(name, value)| format!("{name}='{value}'"));
         env.chain(self.words.iter().cloned()).collect::<Vec<_>>().join(" ")
