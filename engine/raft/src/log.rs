@@ -191,16 +191,160 @@ impl Log {
         }
         (self.snapshot.prev().min(upto), Term::ZERO)
     }
+}
 
-    #[cfg(test)]
-    fn check(&self) {
-        let mut expected = self.first();
-        let mut term = self.snapshot_term;
-        for (at, span) in self.spans.iter().enumerate() {
-            assert!(span.first == expected && span.term >= term && (at == 0 || span.term > term));
-            term = span.term;
-            expected = self.span_last(at).next();
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The same log, entry by entry.
+    #[derive(Debug, Clone)]
+    struct Plain {
+        snapshot: (u64, u64),
+        terms: Vec<u64>,
+    }
+
+    impl Plain {
+        fn last(&self) -> u64 {
+            self.snapshot.0 + self.terms.len() as u64
         }
-        assert_eq!(expected, self.last.next());
+
+        fn term_at(&self, index: u64) -> Option<u64> {
+            if index == self.snapshot.0 {
+                return Some(self.snapshot.1);
+            }
+            self.terms.get(index.checked_sub(self.snapshot.0 + 1)? as usize).copied()
+        }
+
+        fn last_term(&self) -> u64 {
+            self.terms.last().copied().unwrap_or(self.snapshot.1)
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Append { term_step: u64, count: u32 },
+        Truncate { back: u64 },
+        Release { forward: u64 },
+        Reset { index: u64, term: u64 },
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            6 => (0u64..3, 0u32..5).prop_map(|(term_step, count)| Op::Append { term_step, count }),
+            3 => (0u64..8).prop_map(|back| Op::Truncate { back }),
+            2 => (1u64..6).prop_map(|forward| Op::Release { forward }),
+            1 => (0u64..40, 0u64..9).prop_map(|(index, term)| Op::Reset { index, term }),
+        ];
+        prop::collection::vec(op, 0..40)
+    }
+
+    fn apply(ops: &[Op]) -> (Log, Plain) {
+        let mut log = Log::new((Index(0), Term(0)), Index(0), &[]);
+        let mut plain = Plain { snapshot: (0, 0), terms: Vec::new() };
+        for op in ops {
+            match *op {
+                Op::Append { term_step, count } => {
+                    let term = plain.last_term() + term_step;
+                    log.append(Term(term), count);
+                    plain.terms.extend(core::iter::repeat_n(term, count as usize));
+                }
+                Op::Truncate { back } => {
+                    let from = (plain.last() + 2).saturating_sub(back).max(plain.snapshot.0 + 1);
+                    log.truncate(Index(from));
+                    plain.terms.truncate((from - plain.snapshot.0 - 1) as usize);
+                }
+                Op::Release { forward } => {
+                    let index = (plain.snapshot.0 + forward).min(plain.last());
+                    let term = plain.term_at(index).unwrap();
+                    log.release(Index(index), Term(term));
+                    plain.terms.drain(..(index - plain.snapshot.0) as usize);
+                    plain.snapshot = (index, term);
+                }
+                Op::Reset { index, term } => {
+                    log.reset(Index(index), Term(term));
+                    plain = Plain { snapshot: (index, term), terms: Vec::new() };
+                }
+            }
+            check(&log);
+        }
+        (log, plain)
+    }
+
+    fn check(log: &Log) {
+        let (mut expected, mut term) = (log.first(), None);
+        for (at, span) in log.spans.iter().enumerate() {
+            assert!(span.first == expected && span.term >= log.snapshot_term && term < Some(span.term));
+            (expected, term) = (log.span_last(at).next(), Some(span.term));
+        }
+        assert_eq!(expected, log.last.next());
+    }
+
+    proptest! {
+        #[test]
+        fn terms_are_those_of_a_plain_log(ops in ops()) {
+            let (log, plain) = apply(&ops);
+            prop_assert_eq!(log.last(), Index(plain.last()));
+            prop_assert_eq!(log.last_term(), Term(plain.last_term()));
+            for index in 0..plain.last() + 3 {
+                prop_assert_eq!(log.term_at(Index(index)), plain.term_at(index).map(Term), "at {}", index);
+            }
+            let starts: Vec<(Index, Term)> = log.spans.iter().map(|span| (span.first, span.term)).collect();
+            let again = Log::new(log.snapshot(), log.last(), &starts);
+            prop_assert_eq!(again.last_term(), log.last_term());
+        }
+
+        #[test]
+        fn spans_name_every_entry(ops in ops(), from in 0u64..10, count in 0u64..20) {
+            let (log, plain) = apply(&ops);
+            let first = plain.snapshot.0 + 1 + from.min(plain.terms.len() as u64);
+            let last = (first + count).min(plain.last());
+            let spans = log.spans(Index(first), Index(last));
+            let told: Vec<u64> = spans.iter().flat_map(|&(t, n)| core::iter::repeat_n(t.0, n as usize)).collect();
+            let held: Vec<u64> = (first..=last).map(|index| plain.term_at(index).unwrap()).collect();
+            prop_assert_eq!(told, held);
+        }
+
+        #[test]
+        fn the_first_difference_is_found(ops in ops(), back in 0u64..10, spans in prop::collection::vec((0u64..3, 1u32..4), 0..5)) {
+            let (log, plain) = apply(&ops);
+            let prev = plain.last().saturating_sub(back).max(plain.snapshot.0);
+            let mut term = plain.term_at(prev).unwrap();
+            let spans: Vec<(Term, u32)> = spans.into_iter().map(|(step, count)| { term += step; (Term(term), count) }).collect();
+            let told = spans.iter().flat_map(|&(t, n)| core::iter::repeat_n(t.0, n as usize));
+            let differs = (prev + 1..).zip(told).find(|&(index, term)| plain.term_at(index) != Some(term));
+            prop_assert_eq!(log.first_difference(Index(prev), &spans), differs.map(|(index, _)| Index(index)));
+        }
+
+        #[test]
+        fn the_latest_at_most_is_the_latest(ops in ops(), back in 0u64..12, term in 0u64..20) {
+            let (log, plain) = apply(&ops);
+            let upto = (plain.last() + 2).saturating_sub(back);
+            let by_definition = (plain.snapshot.0..=upto.min(plain.last()))
+                .rev()
+                .find(|&index| plain.term_at(index).unwrap() <= term);
+            let (found, found_term) = log.latest_at_most(Index(upto), Term(term));
+            match by_definition {
+                Some(index) => prop_assert_eq!((found.0, Some(found_term.0)), (index, plain.term_at(index))),
+                // What is released cannot be joined to: the leader sends its snapshot then.
+                None => prop_assert!(found < log.snapshot || found == Index::ZERO),
+            }
+        }
+
+        #[test]
+        fn a_message_ends_within_its_bounds(steps in prop::collection::vec((0u64..3, 1u32..4), 1..150), entries_max in 0u32..200) {
+            let ops: Vec<Op> = steps.into_iter().map(|(term_step, count)| Op::Append { term_step, count }).collect();
+            let (log, plain) = apply(&ops);
+            for first in 1..=plain.last() {
+                let end = log.message_end(Index(first), entries_max);
+                let spans = log.spans(Index(first), end).len();
+                prop_assert!(end >= Index(first) && end <= log.last() && spans <= SPANS_MAX);
+                let full = end.since(Index(first - 1)) == u64::from(entries_max.max(1));
+                prop_assert!(full || end == log.last() || spans == SPANS_MAX, "it could be longer");
+            }
+        }
     }
 }

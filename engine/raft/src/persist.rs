@@ -152,3 +152,133 @@ impl PersistRing {
         self.in_flight.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use coracle_base::NodeId;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        /// So many entries of a new kind, after so many of the old ones are cut.
+        Change {
+            cut: usize,
+            add: usize,
+        },
+        Vote,
+        Begin,
+        Complete {
+            writes: usize,
+        },
+        Install {
+            forward: u64,
+        },
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0usize..4, 0usize..4).prop_map(|(cut, add)| Op::Change { cut, add }),
+            1 => Just(Op::Vote),
+            4 => Just(Op::Begin),
+            4 => (1usize..4).prop_map(|writes| Op::Complete { writes }),
+            1 => (1u64..4).prop_map(|forward| Op::Install { forward }),
+        ]
+    }
+
+    /// A log of distinct entries, and a disk that holds exactly what was written to it.
+    #[derive(Debug, Default, Clone)]
+    struct Plain {
+        base: u64,
+        log: Vec<u32>,
+        disk_base: u64,
+        disk: Vec<u32>,
+        disk_ballot: Ballot,
+        writes: Vec<(PersistSeq, u64, u64, Vec<u32>, Ballot)>,
+    }
+
+    impl Plain {
+        fn last(&self) -> u64 {
+            self.base + self.log.len() as u64
+        }
+
+        fn write_oldest(&mut self) -> Option<PersistSeq> {
+            if self.writes.is_empty() {
+                return None;
+            }
+            let (seq, base, first, entries, ballot) = self.writes.remove(0);
+            if base != self.disk_base {
+                (self.disk_base, self.disk) = (base, Vec::new());
+            }
+            if !entries.is_empty() {
+                self.disk.truncate((first - 1 - self.disk_base) as usize);
+                self.disk.extend(entries);
+            }
+            self.disk_ballot = ballot;
+            Some(seq)
+        }
+
+        /// How far the disk holds what the log says.
+        fn durable(&self) -> u64 {
+            if self.base != self.disk_base {
+                return 0;
+            }
+            self.base
+                + self.log.iter().zip(&self.disk).take_while(|(held, written)| held == written).count() as u64
+        }
+    }
+
+    proptest! {
+        /// Entries are numbered through, so that none is ever equal to one that it replaced: what the ring calls durable
+        /// is on the disk, and with no write in flight it is all that is.
+        #[test]
+        fn durable_is_what_the_disk_holds(ops in prop::collection::vec(op(), 0..60)) {
+            let mut ring = PersistRing::new(Index(0), Ballot::default(), Breaks::default());
+            let mut plain = Plain::default();
+            let (mut ballot, mut made, mut installing) = (Ballot::default(), 0, false);
+            for op in ops {
+                match op {
+                    Op::Change { cut, add } => {
+                        let keep = plain.log.len().saturating_sub(cut);
+                        if keep < plain.log.len() {
+                            plain.log.truncate(keep);
+                            ring.lower(Index(plain.last()));
+                        }
+                        plain.log.extend(made..made + add as u32);
+                        made += add as u32;
+                    }
+                    Op::Vote => ballot = Ballot { term: ballot.term.next(), vote: NodeId(1) },
+                    Op::Begin => {
+                        let Some(write) = ring.begin(Index(plain.last()), ballot, installing) else {
+                            prop_assert!(!installing && ballot == plain.writes.last().map_or(plain.disk_ballot, |w| w.4));
+                            continue;
+                        };
+                        installing = false;
+                        let (first, last) = write.entries.map_or((1, 0), |(first, last)| (first.0, last.0));
+                        let entries = (first..=last).map(|i| plain.log[(i - 1 - plain.base) as usize]).collect();
+                        plain.writes.push((write.seq, plain.base, first, entries, ballot));
+                    }
+                    Op::Complete { writes } => {
+                        let seq = (0..writes).filter_map(|_| plain.write_oldest()).last();
+                        seq.into_iter().for_each(|seq| ring.complete(seq));
+                    }
+                    Op::Install { forward } => {
+                        // Nothing is committed here, so nothing of the old log counts any more.
+                        plain.base = plain.last() + forward;
+                        plain.log.clear();
+                        ring.reset(Index(0), Index(plain.base));
+                        installing = true;
+                    }
+                }
+                let durable = ring.durable().get().0;
+                prop_assert!(durable <= plain.durable(), "{} is called durable: {:?}", durable, plain);
+                prop_assert_eq!(ring.ballot(ballot).is_some(), plain.disk_ballot == ballot);
+                if plain.writes.is_empty() && !installing {
+                    prop_assert_eq!(durable, plain.durable());
+                }
+            }
+        }
+    }
+}

@@ -4,6 +4,8 @@
 //!
 //! `RAFT_SEEDS=a..b` chooses the seeds. With `--features breaks` every planted bug must be found.
 
+#![allow(clippy::unwrap_used)]
+
 mod model;
 
 use std::collections::{BTreeMap, VecDeque};
