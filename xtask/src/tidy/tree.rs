@@ -8,7 +8,7 @@ use crate::steps::Error;
 /// Folders that hold nothing of ours.
 const SKIPPED: [&str; 2] = ["target", ".git"];
 /// Only these are read: what people write.
-const ENDINGS: [&str; 8] = [".rs", ".md", ".toml", ".txt", ".yml", ".sh", ".py", ".ci/run"];
+const ENDINGS: [&str; 9] = [".rs", ".md", ".toml", ".txt", ".hex", ".yml", ".sh", ".py", ".ci/run"];
 
 /// A file's text.
 #[derive(Debug, Clone)]
