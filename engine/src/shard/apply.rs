@@ -67,7 +67,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.after_apply(slot);
             }
             // A snapshot was installed meanwhile.
-            Ok(_) | Err(ReadError::Released) => {}
+            Ok(_) | Err(ReadError::Released { .. }) => {}
             Err(error) => poison(one, format!("its log cannot be read back: {error}")),
         }
         let one = &mut self.slots[slot as usize];
