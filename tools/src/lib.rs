@@ -7,3 +7,4 @@
 pub mod latency;
 pub mod size;
 pub mod usage;
+pub mod wal_bench;

@@ -1,0 +1,97 @@
+//! wal-bench as a script sees it: flags, keys, exit codes.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // all of it is a test
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn wal_bench(words: &[&str]) -> (Output, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wal-bench"));
+    command.args(["--strategy", "none", "--wal-file", "4MiB", "--dir"]).arg(dir.path()).args(words);
+    (command.output().unwrap(), dir)
+}
+
+/// The last line of stdout, which must be the report; nothing may be left behind.
+fn report(words: &[&str]) -> Value {
+    let (output, dir) = wal_bench(words);
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "left something in its directory");
+    serde_json::from_str(out.lines().last().unwrap()).unwrap()
+}
+
+const KEYS: [&str; 17] = [
+    "strategy",
+    "shards",
+    "groups",
+    "entry_bytes",
+    "seconds",
+    "entries",
+    "recovered",
+    "entries_per_s",
+    "payload_mib_per_s",
+    "device_mib_per_s",
+    "payload_efficiency",
+    "write_amplification",
+    "prefill_bytes",
+    "batches",
+    "mean_batch_bytes",
+    "cpu_us_per_entry",
+    "latency_us",
+];
+
+#[test]
+fn everything_appended_comes_back() {
+    let report = report(&["--entries", "30001", "--shards", "2", "--groups", "10", "--json"]);
+    for key in KEYS {
+        assert!(!report[key].is_null(), "no key {key} in {report}");
+    }
+    assert_eq!((&report["entries"], &report["recovered"]), (&30001.into(), &30001.into()));
+    assert_eq!((&report["strategy"], &report["shards"]), (&"none".into(), &2.into()));
+    // The log has more bytes than its payload, and never many more.
+    let efficiency = report["payload_efficiency"].as_f64().unwrap();
+    assert!((0.3..1.0).contains(&efficiency), "{report}");
+    for quantile in ["p50", "p99", "p999", "max"] {
+        assert!(report["latency_us"][quantile].as_f64().unwrap() > 0.0);
+    }
+    assert!(report["of_best"].is_null());
+}
+
+#[test]
+fn an_open_loop_appends_at_its_rate() {
+    let report = report(&["--rate", "2000", "--seconds", "1", "--groups", "3", "--json"]);
+    assert_eq!((&report["entries"], &report["recovered"]), (&2000.into(), &2000.into()));
+    assert!(report["seconds"].as_f64().unwrap() >= 0.99);
+}
+
+#[test]
+fn a_baseline_says_how_much_of_the_disk_is_used() {
+    let report = report(&["--entries", "20000", "--baseline", "--json"]);
+    for key in ["of_same_batches", "of_best"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{report}");
+    }
+    for key in ["mib_per_s", "p50_us", "p99_us"] {
+        assert!(report["baseline"][key].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn bad_usage_is_told_apart_from_failure() {
+    let code = |words: &[&str]| wal_bench(words).0.status.code();
+    assert_eq!(code(&["--seconds", "soon"]), Some(2));
+    assert_eq!(code(&["--sweep"]), Some(2));
+    assert_eq!(code(&["--version"]), Some(0));
+    for name in ["buffered", "sync", "direct_fsync"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wal-bench"));
+        let output = command.args(["--strategy", name]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("comes with storage"), "{output:?}");
+    }
+    // A file where a directory should be.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wal-bench"));
+    let output = command.args(["--dir", "/proc/version"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/proc/version"), "{output:?}");
+}
