@@ -1,1 +1,5 @@
-//! (being written)
+//! Sealed WAL files and what becomes of them: the place for file indexes on disk, compaction and snapshot files.
+//!
+//! So far a sealed file is only read and reused, and both are the log's own business: `coracle_wal::Wal::read` brings
+//! entries back, and `Wal::submit` reuses files that hold nothing. Nothing lives here yet.
+#![forbid(unsafe_code)]

@@ -1,1 +1,40 @@
-//! (being written)
+//! Coracle's write-ahead log: ordered, durable batches for many groups. One [`Wal`] is one shard's log, and the log
+//! *is* the storage: a full file stays where it is and entries are read back from it.
+//!
+//! A `Wal` is a state machine over [`coracle_io::Disk`]: records are staged ([`Wal::append`], [`Wal::put_state`],
+//! [`Wal::put_snapshot`]), [`Wal::submit`] hands out writes, [`Wal::on_done`] takes their completions, and
+//! [`Wal::durable`] proves what may be told to others. No clock, no thread; only [`Wal::open`] and [`Wal::shutdown`]
+//! block. Groups are opaque numbers, consensus state is an opaque blob.
+//!
+//! Reading order: `wal.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records mean: live and
+//! replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
+//! `checkpoint.rs` (the one authority on what lives), `recover/` (chain of files, scan, verdict, replay), `read/`
+//! (entries back from files), `format/` (every byte).
+//!
+//! Invariants: (1) a batch counts as durable only when it and every earlier one is; (2) no byte that was written is
+//! rewritten while its file is in use; (3) the log is the newest complete checkpoint and every record after it, nothing
+//! else; (4) a file is reused only when its records precede the older of two checkpoints and the durable log has nothing
+//! in it; (5) a failed write or sync ends the `Wal`: it is never tried again.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "breaks")]
+pub mod breaks;
+mod checkpoint;
+mod config;
+mod error;
+mod files;
+mod format;
+mod groups;
+mod prepare;
+mod read;
+mod recover;
+mod stage;
+mod token;
+mod wal;
+
+pub use config::{Config, Identity, Strategy};
+pub use error::{ReadError, WalError};
+pub use groups::GroupLog;
+pub use read::ReadOut;
+pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
+pub use wal::{BatchSeq, Durable, Stats, Wal, WalState};

@@ -1,0 +1,90 @@
+//! What a log is told when it is opened: where, how large, how durable, and whose it is.
+
+use std::path::PathBuf;
+
+use coracle_base::limits::{BLOCK_BYTES, WRITES_IN_FLIGHT_MAX};
+use coracle_base::{NodeId, ShardId};
+use coracle_io::FileMode;
+
+use crate::error::WalError;
+use crate::format::head::HEAD_AREA_BYTES;
+
+/// Settings of one log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The log's own directory, relative to the disk's.
+    pub dir: PathBuf,
+    /// Size of a file, a multiple of 4 KiB. A record must fit into an empty one: 2 MiB hold any, smaller files are for
+    /// tests.
+    pub file_bytes: u64,
+    /// Files kept ready beyond the one in use.
+    pub spares: usize,
+    /// How a write becomes durable.
+    pub strategy: Strategy,
+    /// A checkpoint is begun after so many bytes of records, and whenever a file is full.
+    pub checkpoint_every_bytes: u64,
+    /// After so much quiet a marker batch makes the last batch provable, too.
+    pub idle_mark_us: u64,
+    /// File identities come from it. To be drawn fresh at every start: a number that was never used with this directory.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults of the house for a log in `dir`.
+    pub fn new(dir: impl Into<PathBuf>, seed: u64) -> Self {
+        Self {
+            dir: dir.into(),
+            file_bytes: 128 << 20,
+            spares: 2,
+            strategy: Strategy::Direct,
+            checkpoint_every_bytes: 64 << 20,
+            idle_mark_us: 75_000,
+            seed,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), WalError> {
+        let block = BLOCK_BYTES as u64;
+        let smallest = HEAD_AREA_BYTES + WRITES_IN_FLIGHT_MAX as u64 * block;
+        if self.file_bytes < smallest
+            || !self.file_bytes.is_multiple_of(block)
+            || self.file_bytes > u64::from(u32::MAX)
+        {
+            return Err(WalError::FileBytes { found: self.file_bytes, smallest });
+        }
+        Ok(())
+    }
+}
+
+/// How a write becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// O_DIRECT and O_DSYNC: durable when it completes.
+    Direct,
+    /// Not at all: for tests and benches. What is reported durable is only written.
+    None,
+}
+
+impl Strategy {
+    pub(crate) fn file_mode(self) -> FileMode {
+        match self {
+            Self::Direct => FileMode::Durable,
+            Self::None => FileMode::Write,
+        }
+    }
+}
+
+/// Whose log it is. In the head of every file; any other's is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: u128,
+    /// The node.
+    pub node: NodeId,
+    /// The node's incarnation, drawn with its data directory.
+    pub incarnation: u64,
+    /// The shard.
+    pub shard: ShardId,
+    /// Shards of the cluster.
+    pub shards: u16,
+}

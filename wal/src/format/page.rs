@@ -1,0 +1,255 @@
+//! The shard checkpoint as records: pages that say what each group's log is, and the root that makes them count.
+//!
+//! ```text
+//!   page body: checkpoint u64, page_no u32, part_count u32, then the parts (at most 64 groups)
+//!   part       0    8   group
+//!              8    4   flags          bit 0 suspect, bit 1 state may be lost, bit 2 has a snapshot, bit 3 more parts follow
+//!              12   4   state_bytes
+//!              16   8   accepted_term
+//!              24   8   base_index     before the first entry
+//!              32   8   base_term
+//!              40   8   last           index
+//!              48   8   snapshot.file_no
+//!              56   8   snapshot.offset of its record
+//!              64   4   snapshot.bytes
+//!              68   4   term_count
+//!              72   4   extent_count
+//!              76   4   zeros
+//!              80   ..  state, then terms (first index u64, term u64), then extents (file_no u64, first u64, count u64)
+//!
+//!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64}, page_count u32, file_count u32,
+//!              then files (file_no u64, uuid u128, end u64)
+//! ```
+//!
+//! A page says what its groups are at the very place in the log where the page lies; records after it come on top. A
+//! group with very many terms or extents goes in several parts, in consecutive pages without a record between them.
+
+use coracle_base::codec::{Reader, Sink};
+use coracle_base::limits::STATE_BYTES_MAX;
+use coracle_base::{GroupId, Index, Term};
+
+use super::record::RecordError;
+use super::{Position, Uuid};
+
+/// Bytes of a page's body before its parts.
+pub(crate) const PAGE_PREFIX_BYTES: usize = 16;
+const PART_PREFIX_BYTES: usize = 80;
+/// Terms, and extents, in one part at most: a part always fits a page.
+pub(crate) const PART_ITEMS_MAX: usize = 512;
+/// Groups in one page at most.
+pub(crate) const PAGE_GROUPS_MAX: usize = 64;
+
+const FLAG_SUSPECT: u32 = 1;
+const FLAG_STATE_LOST: u32 = 2;
+const FLAG_SNAPSHOT: u32 = 4;
+const FLAG_MORE: u32 = 8;
+
+/// Consecutive entries of one group that lie in one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) file_no: u64,
+    pub(crate) first: Index,
+    pub(crate) count: u64,
+}
+
+impl Extent {
+    /// Index of its last entry.
+    pub(crate) fn last(&self) -> Index {
+        Index(self.first.0 + self.count - 1)
+    }
+}
+
+/// Where an inline snapshot lies: its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SnapshotPlace {
+    pub(crate) at: Position,
+    pub(crate) bytes: u32,
+}
+
+/// A group as a checkpoint tells it, or a part of one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) group: GroupId,
+    pub(crate) suspect: bool,
+    pub(crate) state_lost: bool,
+    pub(crate) state: Vec<u8>,
+    pub(crate) accepted_term: Term,
+    pub(crate) base_index: Index,
+    pub(crate) base_term: Term,
+    pub(crate) last: Index,
+    pub(crate) snapshot: Option<SnapshotPlace>,
+    pub(crate) terms: Vec<(Index, Term)>,
+    pub(crate) extents: Vec<Extent>,
+    /// The next part is of the same group.
+    pub(crate) more: bool,
+}
+
+impl Part {
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        PART_PREFIX_BYTES + self.state.len() + 16 * self.terms.len() + 24 * self.extents.len()
+    }
+
+    pub(crate) fn encode(&self, out: &mut impl Sink) {
+        let flag = |on, bit| if on { bit } else { 0 };
+        out.put_u64(self.group.0);
+        out.put_u32(
+            flag(self.suspect, FLAG_SUSPECT)
+                | flag(self.state_lost, FLAG_STATE_LOST)
+                | flag(self.snapshot.is_some(), FLAG_SNAPSHOT)
+                | flag(self.more, FLAG_MORE),
+        );
+        out.put_u32(self.state.len() as u32);
+        out.put_u64(self.accepted_term.0);
+        out.put_u64(self.base_index.0);
+        out.put_u64(self.base_term.0);
+        out.put_u64(self.last.0);
+        let (at, bytes) = self.snapshot.map_or_else(Default::default, |place| (place.at, place.bytes));
+        out.put_u64(at.file_no);
+        out.put_u64(at.offset);
+        out.put_u32(bytes);
+        out.put_u32(self.terms.len() as u32);
+        out.put_u32(self.extents.len() as u32);
+        out.put_u32(0);
+        out.put(&self.state);
+        for (first, term) in &self.terms {
+            out.put_u64(first.0);
+            out.put_u64(term.0);
+        }
+        for extent in &self.extents {
+            out.put_u64(extent.file_no);
+            out.put_u64(extent.first.0);
+            out.put_u64(extent.count);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RecordError> {
+        let group = GroupId(reader.u64()?);
+        let flags = reader.u32()?;
+        let state_bytes = reader.u32()? as usize;
+        let accepted_term = Term(reader.u64()?);
+        let (base_index, base_term) = (Index(reader.u64()?), Term(reader.u64()?));
+        let last = Index(reader.u64()?);
+        let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
+        let place = SnapshotPlace { at, bytes: reader.u32()? };
+        let (terms, extents) = (reader.u32()? as usize, reader.u32()? as usize);
+        if reader.u32()? != 0 {
+            return Err(RecordError::Field("padding"));
+        }
+        if state_bytes > STATE_BYTES_MAX || terms > PART_ITEMS_MAX || extents > PART_ITEMS_MAX {
+            return Err(RecordError::Field("length"));
+        }
+        let state = reader.bytes(state_bytes)?.to_vec();
+        let mut part = Self {
+            group,
+            suspect: flags & FLAG_SUSPECT != 0,
+            state_lost: flags & FLAG_STATE_LOST != 0,
+            state,
+            accepted_term,
+            base_index,
+            base_term,
+            last,
+            snapshot: (flags & FLAG_SNAPSHOT != 0).then_some(place),
+            terms: Vec::with_capacity(terms),
+            extents: Vec::with_capacity(extents),
+            more: flags & FLAG_MORE != 0,
+        };
+        for _ in 0..terms {
+            part.terms.push((Index(reader.u64()?), Term(reader.u64()?)));
+        }
+        for _ in 0..extents {
+            let extent = Extent { file_no: reader.u64()?, first: Index(reader.u64()?), count: reader.u64()? };
+            if extent.count == 0 || extent.first.0.checked_add(extent.count).is_none() {
+                return Err(RecordError::Field("extent"));
+            }
+            part.extents.push(extent);
+        }
+        Ok(part)
+    }
+}
+
+/// One page of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) checkpoint: u64,
+    pub(crate) page_no: u32,
+    pub(crate) parts: Vec<Part>,
+}
+
+impl Page {
+    pub(crate) fn encode(&self, out: &mut impl Sink) {
+        out.put_u64(self.checkpoint);
+        out.put_u32(self.page_no);
+        out.put_u32(self.parts.len() as u32);
+        for part in &self.parts {
+            part.encode(out);
+        }
+    }
+
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, RecordError> {
+        let mut reader = Reader::new(body);
+        let (checkpoint, page_no, count) = (reader.u64()?, reader.u32()?, reader.u32()?);
+        let mut parts = Vec::new();
+        for _ in 0..count {
+            parts.push(Part::decode(&mut reader)?);
+        }
+        if !reader.is_empty() {
+            return Err(RecordError::Field("page length"));
+        }
+        Ok(Self { checkpoint, page_no, parts })
+    }
+}
+
+/// A file as the file map tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileEntry {
+    pub(crate) file_no: u64,
+    pub(crate) uuid: Uuid,
+    /// Where its batches end, as far as was known.
+    pub(crate) end: u64,
+}
+
+/// What makes the pages of a checkpoint count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Root {
+    pub(crate) checkpoint: u64,
+    pub(crate) boot_epoch: u64,
+    /// The batch that the first page is in: replay starts there.
+    pub(crate) begin: Position,
+    pub(crate) begin_seq: u64,
+    pub(crate) page_count: u32,
+    pub(crate) files: Vec<FileEntry>,
+}
+
+impl Root {
+    pub(crate) fn encode(&self, out: &mut impl Sink) {
+        out.put_u64(self.checkpoint);
+        out.put_u64(self.boot_epoch);
+        out.put_u64(self.begin.file_no);
+        out.put_u64(self.begin.offset);
+        out.put_u64(self.begin_seq);
+        out.put_u32(self.page_count);
+        out.put_u32(self.files.len() as u32);
+        for file in &self.files {
+            out.put_u64(file.file_no);
+            out.put_u128(file.uuid.0);
+            out.put_u64(file.end);
+        }
+    }
+
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, RecordError> {
+        let mut reader = Reader::new(body);
+        let (checkpoint, boot_epoch) = (reader.u64()?, reader.u64()?);
+        let begin = Position { file_no: reader.u64()?, offset: reader.u64()? };
+        let begin_seq = reader.u64()?;
+        let (page_count, count) = (reader.u32()?, reader.u32()?);
+        let mut files = Vec::new();
+        for _ in 0..count {
+            let (file_no, uuid) = (reader.u64()?, Uuid(reader.u128()?));
+            files.push(FileEntry { file_no, uuid, end: reader.u64()? });
+        }
+        if !reader.is_empty() {
+            return Err(RecordError::Field("root length"));
+        }
+        Ok(Self { checkpoint, boot_epoch, begin, begin_seq, page_count, files })
+    }
+}

@@ -1,0 +1,324 @@
+//! One group's log as its records make it: terms, extents, state, snapshot. Bytes of entries are not kept.
+//!
+//! The rules, for live records and replay alike:
+//! - A run has overwrite meaning: the later record wins, whatever its term. From the first entry that differs from the
+//!   one held at its index, everything held is dropped; entries that are held already change nothing.
+//! - A snapshot releases the log up to its index if the log holds (index, term); otherwise the whole log is dropped and
+//!   begins after it. An older snapshot than the present one changes nothing.
+//!
+//! Invariants: the log is `(base, last]`, without a gap; `terms` and `extents` cover it exactly, in order.
+
+use coracle_base::{GroupId, Index, RunHeader, Term};
+
+use super::{GroupLog, Refs};
+use crate::format::Position;
+use crate::format::page::{Extent, PART_ITEMS_MAX, Part, SnapshotPlace};
+
+/// Whether a run continues the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Fits,
+    /// Entries before it are missing.
+    Gap,
+    /// The entry before it is of another term than the run says: a record in between is missing.
+    Mismatch,
+}
+
+/// Where a run of the newest file lies: its entries `[first, first + count)` are in the record body at `offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunAt {
+    pub(crate) first: u64,
+    pub(crate) count: u32,
+    pub(crate) offset: u32,
+}
+
+/// A group.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) state: Vec<u8>,
+    pub(crate) accepted_term: Term,
+    /// The entry before the first: the snapshot's last, or 0.
+    pub(crate) base: Index,
+    pub(crate) base_term: Term,
+    pub(crate) snapshot: Option<SnapshotPlace>,
+    pub(crate) last: Index,
+    /// First index of each span of equal terms.
+    pub(crate) terms: Vec<(Index, Term)>,
+    pub(crate) extents: Vec<Extent>,
+    /// Entries that were acknowledged may be missing.
+    pub(crate) suspect: bool,
+    /// A newer state than this one may have been acknowledged.
+    pub(crate) state_lost: bool,
+    /// The state waits to be written once more.
+    pub(crate) repeat: bool,
+    /// Rises whenever entries are dropped otherwise than by release: what was read before may be overwritten.
+    pub(crate) cuts: u64,
+    /// The file that `runs` is about: the newest one with an entry of this group.
+    runs_file: u64,
+    runs: Vec<RunAt>,
+}
+
+impl Group {
+    pub(crate) fn new(id: GroupId) -> Self {
+        Self { id, ..Self::default() }
+    }
+
+    pub(crate) fn log(&self) -> GroupLog {
+        GroupLog {
+            first: self.base.next(),
+            last: self.last,
+            last_term: self.last_term(),
+            snapshot_index: if self.snapshot.is_some() { self.base } else { Index::ZERO },
+        }
+    }
+
+    pub(crate) fn last_term(&self) -> Term {
+        self.terms.last().map_or(self.base_term, |(_, term)| *term)
+    }
+
+    /// The term of an entry that is held, or of the base.
+    pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
+        if index == self.last {
+            return Some(self.last_term());
+        }
+        if index < self.base || index > self.last {
+            return None;
+        }
+        let after = self.terms.partition_point(|(first, _)| *first <= index);
+        Some(after.checked_sub(1).map_or(self.base_term, |at| self.terms[at].1))
+    }
+
+    /// The extent that holds an entry.
+    pub(crate) fn extent_of(&self, index: Index) -> Option<&Extent> {
+        let after = self.extents.partition_point(|extent| extent.first <= index);
+        self.extents[..after].last().filter(|extent| index <= extent.last())
+    }
+
+    /// Where an entry's run lies, if its file is the newest with entries of this group.
+    pub(crate) fn run_of(&self, file_no: u64, index: Index) -> Option<RunAt> {
+        if file_no != self.runs_file {
+            return None;
+        }
+        let after = self.runs.partition_point(|run| run.first <= index.0);
+        self.runs[..after].last().copied().filter(|run| index.0 < run.first + u64::from(run.count))
+    }
+
+    /// A run was written: `spans` are its (term, entries), `at` is where its body lies, in batch `seq`.
+    pub(crate) fn append(
+        &mut self,
+        run: &RunHeader,
+        spans: impl Iterator<Item = (Term, u32)>,
+        at: Position,
+        seq: u64,
+        refs: &mut Refs,
+    ) -> Fit {
+        self.accepted_term = self.accepted_term.max(run.accepted_term);
+        if run.prev_index > self.last {
+            return Fit::Gap;
+        }
+        if run.prev_index >= self.base && self.term_at(run.prev_index) != Some(run.prev_term) {
+            return Fit::Mismatch;
+        }
+        let mut index = run.first();
+        for (term, count) in spans {
+            let end = index.plus(u64::from(count));
+            while index < end && index <= self.last && self.holds(index, term) {
+                index = index.next();
+            }
+            if index < end {
+                self.cut(index, seq, refs);
+                self.extend(end.since(index) as u32, term, at, refs);
+                index = end;
+            }
+        }
+        Fit::Fits
+    }
+
+    /// Whether writing this entry again would change nothing: it is held, or a snapshot covers it.
+    fn holds(&self, index: Index, term: Term) -> bool {
+        index <= self.base || self.term_at(index) == Some(term)
+    }
+
+    /// Drops the entries from `from` on.
+    pub(crate) fn cut(&mut self, from: Index, seq: u64, refs: &mut Refs) {
+        let from = from.max(self.base.next());
+        if from > self.last {
+            return;
+        }
+        self.cuts += 1;
+        self.last = from.prev();
+        while self.terms.last().is_some_and(|(first, _)| *first >= from) {
+            self.terms.pop();
+        }
+        while let Some(extent) = self.extents.last_mut() {
+            if extent.first < from {
+                extent.count = extent.count.min(from.since(extent.first));
+                break;
+            }
+            refs.drop_extent(extent.file_no, seq);
+            self.extents.pop();
+        }
+        while let Some(run) = self.runs.last_mut() {
+            if run.first < from.0 {
+                run.count = run.count.min((from.0 - run.first).min(u64::from(u32::MAX)) as u32);
+                break;
+            }
+            self.runs.pop();
+        }
+    }
+
+    /// Adds `count` entries of one term after the last.
+    fn extend(&mut self, count: u32, term: Term, at: Position, refs: &mut Refs) {
+        let first = self.last.next();
+        if self.last_term() != term || self.terms.is_empty() {
+            self.terms.push((first, term));
+        }
+        match self.extents.last_mut() {
+            Some(extent) if extent.file_no == at.file_no => extent.count += u64::from(count),
+            _ => {
+                refs.hold_extent(at.file_no);
+                self.extents.push(Extent { file_no: at.file_no, first, count: u64::from(count) });
+            }
+        }
+        if self.runs_file != at.file_no {
+            self.runs_file = at.file_no;
+            self.runs.clear();
+        }
+        let offset = at.offset as u32;
+        match self.runs.last_mut() {
+            Some(run) if run.offset == offset => run.count += count,
+            _ => self.runs.push(RunAt { first: first.0, count, offset }),
+        }
+        self.last = self.last.plus(u64::from(count));
+    }
+
+    /// A snapshot was written. False if it changes nothing, being older than the present one.
+    pub(crate) fn install(
+        &mut self,
+        index: Index,
+        term: Term,
+        place: SnapshotPlace,
+        seq: u64,
+        refs: &mut Refs,
+    ) -> bool {
+        if index < self.base || (index == self.base && self.snapshot.is_some() && term != self.base_term) {
+            return false;
+        }
+        if self.term_at(index) == Some(term) {
+            self.release(index, seq, refs);
+        } else {
+            self.cut(self.base.next(), seq, refs);
+            self.last = index;
+        }
+        self.base = index;
+        self.base_term = term;
+        refs.hold_snapshot(place.at.file_no);
+        if let Some(old) = self.snapshot.replace(place) {
+            refs.drop_snapshot(old.at.file_no, seq);
+        }
+        true
+    }
+
+    /// Drops the entries up to `upto`, which is held.
+    fn release(&mut self, upto: Index, seq: u64, refs: &mut Refs) {
+        let kept = self.extents.partition_point(|extent| extent.last() <= upto);
+        for extent in self.extents.drain(..kept) {
+            refs.drop_extent(extent.file_no, seq);
+        }
+        if let Some(extent) = self.extents.first_mut()
+            && extent.first <= upto
+        {
+            extent.count -= upto.next().since(extent.first);
+            extent.first = upto.next();
+        }
+        let over = self.terms.partition_point(|(first, _)| *first <= upto.next());
+        self.terms.drain(..over.saturating_sub(1));
+        if self.last == upto {
+            self.terms.clear();
+        } else if let Some((first, _)) = self.terms.first_mut() {
+            *first = upto.next();
+        }
+    }
+
+    /// The group as a checkpoint tells it: one part, or several if it has very many terms or extents.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let count = self.terms.len().max(self.extents.len()).div_ceil(PART_ITEMS_MAX).max(1);
+        let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
+        (0..count)
+            .map(|i| Part {
+                group: self.id,
+                suspect: self.suspect,
+                state_lost: self.state_lost,
+                state: if i == 0 { self.state.clone() } else { Vec::new() },
+                accepted_term: self.accepted_term,
+                base_index: self.base,
+                base_term: self.base_term,
+                last: self.last,
+                snapshot: self.snapshot,
+                terms: self.terms[chunk(i, self.terms.len())].to_vec(),
+                extents: self.extents[chunk(i, self.extents.len())].to_vec(),
+                more: i + 1 < count,
+            })
+            .collect()
+    }
+
+    /// Becomes what the parts say. False, and unchanged, if they contradict themselves.
+    pub(crate) fn become_parts(&mut self, parts: &[Part], seq: u64, refs: &mut Refs) -> bool {
+        let Some(first) = parts.first() else { return false };
+        let mut new = Self {
+            id: self.id,
+            state: first.state.clone(),
+            accepted_term: first.accepted_term,
+            base: first.base_index,
+            base_term: first.base_term,
+            snapshot: first.snapshot,
+            last: first.last,
+            suspect: first.suspect,
+            state_lost: first.state_lost,
+            ..Self::default()
+        };
+        for part in parts {
+            new.terms.extend_from_slice(&part.terms);
+            new.extents.extend_from_slice(&part.extents);
+        }
+        if !new.is_whole() {
+            return false;
+        }
+        for extent in &new.extents {
+            refs.hold_extent(extent.file_no);
+        }
+        if let Some(place) = new.snapshot {
+            refs.hold_snapshot(place.at.file_no);
+        }
+        for extent in &self.extents {
+            refs.drop_extent(extent.file_no, seq);
+        }
+        if let Some(place) = self.snapshot {
+            refs.drop_snapshot(place.at.file_no, seq);
+        }
+        *self = new;
+        true
+    }
+
+    /// The invariants of this file's header.
+    pub(crate) fn is_whole(&self) -> bool {
+        let mut next = self.base.next();
+        for extent in &self.extents {
+            if extent.first != next || extent.count == 0 {
+                return false;
+            }
+            next = extent.last().next();
+        }
+        let ordered = self.terms.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let covered = match (self.terms.first(), self.terms.last()) {
+            (Some((first, _)), Some((last, _))) => *first == self.base.next() && *last <= self.last,
+            _ => self.last == self.base,
+        };
+        next == self.last.next() && ordered && covered
+    }
+}
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -1,0 +1,122 @@
+//! All groups of the shard: found by uid without hashing, each with the log that its records make.
+//!
+//! Invariants: (1) slots are given in the order of first appearance and never change; (2) live records and replayed ones
+//! go through the same functions ([`group`]), so that what recovery makes is what was there; (3) [`Refs`] counts exactly
+//! the extents and snapshots that the groups hold.
+
+mod group;
+mod refs;
+
+use std::collections::BTreeMap;
+
+use coracle_base::{GroupId, Index, Term};
+
+pub(crate) use group::{Fit, Group};
+pub(crate) use refs::Refs;
+
+/// Groups with a quotient (uid by shards) below this are found by index; any other in a map.
+const DENSE_MAX: u64 = 1 << 20;
+const NO_SLOT: u32 = u32::MAX;
+
+/// A group's log as it was staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupLog {
+    /// Index of the first entry held; `last + 1` if there is none.
+    pub first: Index,
+    /// Index of the last entry, or of the snapshot if there is none.
+    pub last: Index,
+    /// Term at `last`.
+    pub last_term: Term,
+    /// Index of the snapshot, 0 if there is none.
+    pub snapshot_index: Index,
+}
+
+/// The table of groups.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    shards: u64,
+    dense: Vec<u32>,
+    sparse: BTreeMap<GroupId, u32>,
+    slots: Vec<Group>,
+}
+
+impl Groups {
+    pub(crate) fn new(shards: u16) -> Self {
+        Self { shards: u64::from(shards.max(1)), ..Self::default() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn slot(&self, id: GroupId) -> Option<usize> {
+        let quotient = id.0 / self.shards;
+        let slot = if quotient < DENSE_MAX {
+            // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
+            let slot = *self.dense.get(quotient as usize)?;
+            (slot != NO_SLOT && self.slots[slot as usize].id == id).then_some(slot)
+        } else {
+            None
+        };
+        slot.or_else(|| self.sparse.get(&id).copied()).map(|slot| slot as usize)
+    }
+
+    pub(crate) fn slot_or_new(&mut self, id: GroupId) -> usize {
+        if let Some(slot) = self.slot(id) {
+            return slot;
+        }
+        let slot = self.slots.len();
+        self.slots.push(Group::new(id));
+        let quotient = id.0 / self.shards;
+        if quotient < DENSE_MAX {
+            let at = quotient as usize;
+            if self.dense.len() <= at {
+                self.dense.resize(at + 1, NO_SLOT);
+            }
+            if self.dense[at] == NO_SLOT {
+                self.dense[at] = slot as u32;
+                return slot;
+            }
+        }
+        self.sparse.insert(id, slot as u32);
+        slot
+    }
+
+    pub(crate) fn find(&self, id: GroupId) -> Option<&Group> {
+        self.slot(id).map(|slot| &self.slots[slot])
+    }
+
+    pub(crate) fn at(&self, slot: usize) -> &Group {
+        &self.slots[slot]
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: usize) -> &mut Group {
+        &mut self.slots[slot]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.slots.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.slots.iter_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_uid_has_its_own_slot() {
+        let mut groups = Groups::new(4);
+        let uids = [0, 4, 8, 1, 5, u64::MAX, u64::MAX - 3, 4 * DENSE_MAX, 4].map(GroupId);
+        let slots = uids.map(|uid| groups.slot_or_new(uid));
+        assert_eq!(slots, [0, 1, 2, 3, 4, 5, 6, 7, 1]);
+        for (uid, slot) in uids.iter().zip(slots) {
+            assert_eq!(groups.slot(*uid), Some(slot));
+        }
+        assert_eq!(groups.slot(GroupId(12)), None);
+        assert_eq!(groups.slot(GroupId(2)), None, "same quotient as 0 and 1");
+    }
+}

@@ -1,0 +1,53 @@
+//! What each file still holds: extents and snapshots of the groups' logs. Says when a file has nothing in it.
+
+use std::collections::BTreeMap;
+
+/// Per file: how many extents and snapshots lie in it, and which batch dropped the last of them.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Refs {
+    files: BTreeMap<u64, Held>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) extents: u64,
+    pub(crate) snapshots: u64,
+    /// The newest batch that dropped something here: until it is durable, a crash brings that back.
+    pub(crate) dropped_seq: u64,
+}
+
+impl Refs {
+    pub(crate) fn held(&self, file_no: u64) -> Held {
+        self.files.get(&file_no).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn hold_extent(&mut self, file_no: u64) {
+        self.files.entry(file_no).or_default().extents += 1;
+    }
+
+    pub(crate) fn drop_extent(&mut self, file_no: u64, seq: u64) {
+        let held = self.files.entry(file_no).or_default();
+        held.extents -= 1;
+        held.dropped_seq = held.dropped_seq.max(seq);
+    }
+
+    pub(crate) fn hold_snapshot(&mut self, file_no: u64) {
+        self.files.entry(file_no).or_default().snapshots += 1;
+    }
+
+    pub(crate) fn drop_snapshot(&mut self, file_no: u64, seq: u64) {
+        let held = self.files.entry(file_no).or_default();
+        held.snapshots -= 1;
+        held.dropped_seq = held.dropped_seq.max(seq);
+    }
+
+    /// The file is gone.
+    pub(crate) fn forget(&mut self, file_no: u64) {
+        self.files.remove(&file_no);
+    }
+
+    /// Files that hold something, in order.
+    pub(crate) fn files(&self) -> impl Iterator<Item = u64> {
+        self.files.iter().filter(|(_, held)| held.extents + held.snapshots > 0).map(|(file_no, _)| *file_no)
+    }
+}

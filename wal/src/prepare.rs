@@ -1,0 +1,253 @@
+//! How a file becomes ready for use, one step at a time and off the hot path, so that a full log rolls over to the next
+//! one without any operation but the batch's own write.
+//!
+//! ```text
+//!   a dead file:  rename to spare, sync the directory ─┐
+//!   a new file:   open, fill with zeros, sync, close ──┴→ open, head (durable), rename to its number, sync the directory
+//! ```
+//!
+//! Crash-safe because a file has its number only after its head is durable, and loses its old number, durably, before
+//! its head changes: a name and a head that disagree are never our doing.
+
+use std::path::{Path, PathBuf};
+
+use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+
+use crate::files::{log_path, spare_path};
+use crate::format::head::{HEAD_AREA_BYTES, Head};
+use crate::token;
+
+/// Zeros are written in steps of this, so that a batch never waits behind more.
+const FILL_STEP_BYTES: u64 = 512 * 1024;
+/// After the disk was full, wait this long before trying again.
+const FULL_RETRY_US: u64 = 1_000_000;
+
+/// What a file is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Nothing: a new one.
+    New,
+    /// A spare that is already called so.
+    Spare { path: PathBuf, bytes: u64 },
+    /// A file of the log that holds nothing any more.
+    Dead { file_no: u64, handle: Option<FileId>, bytes: u64 },
+}
+
+/// What the operation in flight is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    CloseDead,
+    RenameAway,
+    SyncAway,
+    OpenToFill,
+    Fill { upto: u64 },
+    SyncFill,
+    CloseFill,
+    Open,
+    Head,
+    RenameInto,
+    SyncInto,
+}
+
+#[derive(Debug)]
+struct Job {
+    head: Head,
+    source: Source,
+    /// The spare's path, until it gets its number.
+    path: PathBuf,
+    step: Step,
+    file: Option<FileId>,
+}
+
+/// Prepares one file at a time.
+#[derive(Debug)]
+pub(crate) struct Preparer {
+    dir: PathBuf,
+    file_bytes: u64,
+    mode: FileMode,
+    job: Option<Job>,
+    /// The disk was full: not before this time again.
+    full_until_us: Option<u64>,
+    /// A spare that was begun when the disk became full.
+    unfinished: Option<Source>,
+    pub(crate) prefill_bytes: u64,
+}
+
+/// A file that is ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) head: Head,
+    pub(crate) file: FileId,
+    pub(crate) bytes: u64,
+}
+
+impl Preparer {
+    pub(crate) fn new(dir: &Path, file_bytes: u64, mode: FileMode) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            file_bytes,
+            mode,
+            job: None,
+            full_until_us: None,
+            unfinished: None,
+            prefill_bytes: 0,
+        }
+    }
+
+    /// A spare that was begun when the disk became full.
+    pub(crate) fn take_unfinished(&mut self) -> Option<Source> {
+        self.unfinished.take()
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.job.is_some()
+    }
+
+    /// Whether the disk was full when a file was last prepared.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full_until_us.is_some()
+    }
+
+    /// Whether a preparation may begin.
+    pub(crate) fn may_begin(&self, now_us: u64) -> bool {
+        self.job.is_none() && self.full_until_us.is_none_or(|until| until <= now_us)
+    }
+
+    /// When to try again after the disk was full.
+    pub(crate) fn retry_us(&self) -> Option<u64> {
+        if self.job.is_some() { None } else { self.full_until_us }
+    }
+
+    /// Begins to make the file of this head.
+    pub(crate) fn begin<D: Disk>(&mut self, disk: &mut D, head: Head, source: Source) {
+        let (path, step) = match &source {
+            Source::New => (spare_path(&self.dir, head.file_no), Step::OpenToFill),
+            Source::Spare { path, bytes } if *bytes < self.file_bytes => (path.clone(), Step::OpenToFill),
+            Source::Spare { path, .. } => (path.clone(), Step::Open),
+            Source::Dead { handle: Some(_), .. } => (spare_path(&self.dir, head.file_no), Step::CloseDead),
+            Source::Dead { handle: None, .. } => (spare_path(&self.dir, head.file_no), Step::RenameAway),
+        };
+        self.job = Some(Job { head, source, path, step, file: None });
+        self.start(disk);
+    }
+
+    /// Starts the operation of the job's step.
+    fn start<D: Disk>(&mut self, disk: &mut D) {
+        let Some(job) = &self.job else { return };
+        let fill_file = job.file.unwrap_or(FileId(u32::MAX));
+        let op = match job.step {
+            Step::CloseDead => match job.source {
+                Source::Dead { handle: Some(file), .. } => DiskOp::Close { file },
+                _ => return,
+            },
+            Step::RenameAway => match job.source {
+                Source::Dead { file_no, .. } => {
+                    DiskOp::Rename { from: log_path(&self.dir, file_no), to: job.path.clone() }
+                }
+                _ => return,
+            },
+            Step::SyncAway | Step::SyncInto => DiskOp::SyncDir { path: self.dir.clone() },
+            Step::OpenToFill => DiskOp::Open { path: job.path.clone(), mode: FileMode::Write },
+            Step::Fill { upto } => {
+                let from = upto.saturating_sub(1) / FILL_STEP_BYTES * FILL_STEP_BYTES;
+                DiskOp::Fill { file: fill_file, offset: from, bytes: upto - from }
+            }
+            Step::SyncFill => DiskOp::Sync { file: fill_file },
+            Step::CloseFill => DiskOp::Close { file: fill_file },
+            Step::Open => DiskOp::Open { path: job.path.clone(), mode: self.mode },
+            Step::Head => {
+                let mut buf = disk.buffer(HEAD_AREA_BYTES as usize);
+                job.head.encode(&mut buf);
+                DiskOp::Write { file: fill_file, offset: 0, buf }
+            }
+            Step::RenameInto => {
+                DiskOp::Rename { from: job.path.clone(), to: log_path(&self.dir, job.head.file_no) }
+            }
+        };
+        disk.start(token::PREPARE, op);
+    }
+
+    /// The operation in flight has completed. Returns the file if it is ready now.
+    ///
+    /// # Errors
+    /// Anything but a full disk, which only puts it off.
+    pub(crate) fn on_done<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        done: DiskDone,
+        now_us: u64,
+    ) -> Result<Option<Ready>, DiskError> {
+        if let Some(buf) = done.buf {
+            disk.recycle(buf);
+        }
+        let Some(job) = &mut self.job else { return Ok(None) };
+        let ok = match done.result {
+            Ok(ok) => ok,
+            Err(DiskError::Full { .. }) => {
+                self.put_off(disk, now_us);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if let DiskOk::Opened { file, .. } = ok {
+            job.file = Some(file);
+        }
+        if let Step::Fill { upto } = job.step {
+            self.prefill_bytes += upto - upto.saturating_sub(1) / FILL_STEP_BYTES * FILL_STEP_BYTES;
+        }
+        match next_step(job, self.file_bytes) {
+            Some(step) => {
+                job.step = step;
+                self.start(disk);
+                Ok(None)
+            }
+            None => {
+                self.full_until_us = None;
+                Ok(self.job.take().and_then(|job| {
+                    let bytes = self.file_bytes.max(job.source.bytes());
+                    job.file.map(|file| Ready { head: job.head, file, bytes })
+                }))
+            }
+        }
+    }
+
+    /// The disk is full: what was made so far stays as a spare, and is filled again at the next try.
+    fn put_off<D: Disk>(&mut self, disk: &mut D, now_us: u64) {
+        self.full_until_us = Some(now_us + FULL_RETRY_US);
+        let Some(job) = self.job.take() else { return };
+        self.unfinished = Some(Source::Spare { path: job.path, bytes: 0 });
+        if let Some(file) = job.file {
+            // Nobody waits for it: the handle is only given back.
+            disk.start(token::IGNORED, DiskOp::Close { file });
+        }
+    }
+}
+
+impl Source {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::New => 0,
+            Self::Spare { bytes, .. } | Self::Dead { bytes, .. } => *bytes,
+        }
+    }
+}
+
+fn next_step(job: &Job, file_bytes: u64) -> Option<Step> {
+    Some(match job.step {
+        Step::CloseDead => Step::RenameAway,
+        Step::RenameAway => Step::SyncAway,
+        Step::SyncAway if job.source.bytes() < file_bytes => Step::OpenToFill,
+        Step::SyncAway => Step::Open,
+        Step::OpenToFill => Step::Fill { upto: FILL_STEP_BYTES.min(file_bytes) },
+        Step::Fill { upto } if upto < file_bytes => {
+            Step::Fill { upto: (upto + FILL_STEP_BYTES).min(file_bytes) }
+        }
+        Step::Fill { .. } => Step::SyncFill,
+        Step::SyncFill => Step::CloseFill,
+        Step::CloseFill => Step::Open,
+        Step::Open => Step::Head,
+        Step::Head => Step::RenameInto,
+        Step::RenameInto => Step::SyncInto,
+        Step::SyncInto => return None,
+    })
+}

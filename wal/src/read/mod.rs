@@ -1,0 +1,531 @@
+//! Entries back from files: for followers that are behind what is kept in memory.
+//!
+//! One read at a time, each a few disk operations: find the extent, open its file, look the run up (in memory for the
+//! newest file of a group, in the file's index otherwise, which is built by one scan and kept for a while), read it, check
+//! it. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
+//! begins again.
+//!
+//! Invariants: (1) no byte is handed out whose run header and payload checksums were not checked after this very read;
+//! (2) a file with an operation in flight is not reused; (3) what is handed out is what the log held when it was handed out.
+
+mod index;
+mod scan;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use coracle_base::codec::Reader;
+use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
+use coracle_base::run::{Entries, RUN_HEADER_BYTES};
+use coracle_base::{GroupId, Index, RunError, RunRef, Term};
+use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileMode};
+
+use self::index::FileIndex;
+use self::scan::Scan;
+use crate::error::ReadError;
+use crate::files::log_path;
+use crate::format::Position;
+use crate::format::page::SnapshotPlace;
+use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
+use crate::groups::Group;
+use crate::token;
+use crate::wal::Wal;
+
+/// Indexes of sealed files kept in memory.
+const INDEXES_MAX: usize = 4;
+/// Reads are at least this long: a run is seldom alone.
+const WINDOW_BYTES_MIN: usize = 16 * 1024;
+/// And at most this long, unless one run is longer.
+const WINDOW_BYTES_MAX: usize = 256 * 1024;
+
+/// Entries read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadOut {
+    /// Index of the first.
+    pub first: Index,
+    /// How many.
+    pub count: u32,
+    /// Term of the entry before the first.
+    pub prev_term: Term,
+    /// The encoded entries; every payload's checksum was checked.
+    pub body: Vec<u8>,
+}
+
+/// What a read is for.
+#[derive(Debug, Clone, Copy)]
+enum Want {
+    /// Entries, for the caller who gave this id.
+    Entries { id: u64, last: Index, max_bytes: usize },
+    /// A snapshot, to be written again because its file holds nothing else.
+    Carry { slot: usize, place: SnapshotPlace },
+}
+
+#[derive(Debug)]
+struct Job {
+    want: Want,
+    group: GroupId,
+    out: ReadOut,
+    /// The group's cuts when the read began.
+    cuts: u64,
+    /// The next entry would be too much.
+    full: bool,
+    doing: Doing,
+}
+
+/// The operation in flight.
+#[derive(Debug)]
+enum Doing {
+    Nothing,
+    Opening {
+        file_no: u64,
+    },
+    /// Bytes from this place on.
+    Reading {
+        from: Position,
+    },
+    Scanning(Box<Scan>),
+}
+
+/// What a job needs next.
+enum Next {
+    Open {
+        file_no: u64,
+    },
+    Read {
+        from: Position,
+        bytes: usize,
+    },
+    Scan(Box<Scan>),
+    /// Done with its entries.
+    Finish,
+    Fail(ReadError),
+}
+
+/// All reads of one log.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    queue: VecDeque<Job>,
+    current: Option<Job>,
+    finished: VecDeque<(u64, Result<ReadOut, ReadError>)>,
+    /// The most recently used last.
+    indexes: Vec<(u64, FileIndex)>,
+    /// Groups whose snapshots are to be carried to a newer file.
+    carry: Vec<usize>,
+    carry_due: bool,
+}
+
+impl Reads {
+    /// The file is about to be reused.
+    pub(crate) fn forget(&mut self, file_no: u64) {
+        self.indexes.retain(|(of, _)| *of != file_no);
+    }
+
+    /// A checkpoint was completed: files that hold nothing but snapshots may be freed by carrying those.
+    pub(crate) fn carry_is_due(&mut self) {
+        self.carry_due = true;
+    }
+
+    fn index(&mut self, file_no: u64) -> Option<&FileIndex> {
+        let at = self.indexes.iter().position(|(of, _)| *of == file_no)?;
+        let found = self.indexes.remove(at);
+        self.indexes.push(found);
+        self.indexes.last().map(|(_, index)| index)
+    }
+
+    fn keep_index(&mut self, file_no: u64, index: FileIndex) {
+        if self.indexes.len() == INDEXES_MAX {
+            self.indexes.remove(0);
+        }
+        self.indexes.push((file_no, index));
+    }
+}
+
+impl Wal {
+    /// Begins to read durable entries of `[first, last]` back from files: at least one, and no more than `max_bytes` of
+    /// them unless the first alone is larger. [`poll_read`](Self::poll_read) has the result, under `id`.
+    pub fn read<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        id: u64,
+        group: GroupId,
+        first: Index,
+        last: Index,
+        max_bytes: usize,
+    ) {
+        self.queue_job(Want::Entries { id, last, max_bytes }, group, first);
+        self.step_reads(disk);
+    }
+
+    /// The result of a read that is finished.
+    pub fn poll_read(&mut self) -> Option<(u64, Result<ReadOut, ReadError>)> {
+        self.reads.finished.pop_front()
+    }
+
+    fn queue_job(&mut self, want: Want, group: GroupId, first: Index) {
+        let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
+        self.reads.queue.push_back(Job { want, group, out, cuts: 0, full: false, doing: Doing::Nothing });
+    }
+
+    /// Carries one snapshot at a time out of a file that holds nothing else.
+    pub(crate) fn step_carry<D: Disk>(&mut self, disk: &mut D) {
+        if self.reads.current.is_some() || !self.reads.queue.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.reads.carry_due)
+            && let Some(file_no) = self.files.only_snapshots(self.checkpoints.needed_from(), &self.refs)
+        {
+            let lies_there = |group: &Group| group.snapshot.is_some_and(|place| place.at.file_no == file_no);
+            self.reads.carry =
+                (0..self.groups.len()).filter(|slot| lies_there(self.groups.at(*slot))).collect();
+        }
+        let Some(slot) = self.reads.carry.pop() else { return };
+        let group = self.groups.at(slot);
+        let id = group.id;
+        if let Some(place) = group.snapshot
+            && place.at.file_no < self.checkpoints.needed_from()
+        {
+            self.queue_job(Want::Carry { slot, place }, id, Index::ZERO);
+            self.step_reads(disk);
+        }
+    }
+
+    /// Goes on with reads until an operation is in flight or nothing is left to do.
+    fn step_reads<D: Disk>(&mut self, disk: &mut D) {
+        loop {
+            let mut job = match self.reads.current.take() {
+                Some(job) if !matches!(job.doing, Doing::Nothing) => {
+                    self.reads.current = Some(job);
+                    return;
+                }
+                Some(job) => job,
+                None => match self.reads.queue.pop_front() {
+                    Some(job) => self.begin_job(job),
+                    None => return,
+                },
+            };
+            match self.next_step(&mut job) {
+                Next::Finish => self.finish_job(job, Ok(())),
+                Next::Fail(error) => self.finish_job(job, Err(error)),
+                Next::Open { file_no } => {
+                    let op = DiskOp::Open { path: log_path(&self.config.dir, file_no), mode: FileMode::Read };
+                    disk.start(token::READ, op);
+                    job.doing = Doing::Opening { file_no };
+                    self.reads.current = Some(job);
+                }
+                Next::Read { from, bytes } => {
+                    self.start_read(disk, from, bytes);
+                    job.doing = Doing::Reading { from };
+                    self.reads.current = Some(job);
+                }
+                Next::Scan(scan) => match scan.wants() {
+                    Some((offset, bytes)) => {
+                        self.start_read(disk, Position { file_no: scan.file_no, offset }, bytes);
+                        job.doing = Doing::Scanning(scan);
+                        self.reads.current = Some(job);
+                    }
+                    None => {
+                        self.reads.keep_index(scan.file_no, scan.finish());
+                        self.reads.current = Some(job);
+                    }
+                },
+            }
+        }
+    }
+
+    fn begin_job(&self, mut job: Job) -> Job {
+        if let Some(group) = self.groups.find(job.group) {
+            job.cuts = group.cuts;
+            job.out.prev_term = group.term_at(job.out.first.prev()).unwrap_or_default();
+        }
+        job.out.count = 0;
+        job.out.body.clear();
+        job.full = false;
+        job
+    }
+
+    fn start_read<D: Disk>(&mut self, disk: &mut D, from: Position, bytes: usize) {
+        let Some(file) = self.files.get_mut(from.file_no) else { return };
+        let Some(handle) = file.handle else { return };
+        file.busy += 1;
+        let mut buf = disk.buffer(bytes);
+        buf.resize(bytes);
+        disk.start(token::READ, DiskOp::Read { file: handle, offset: from.offset, buf });
+    }
+
+    /// What the job needs next.
+    fn next_step(&mut self, job: &mut Job) -> Next {
+        let (last, max_bytes) = match job.want {
+            Want::Carry { slot, place } => return self.next_for_carry(slot, place),
+            Want::Entries { last, max_bytes, .. } => (last, max_bytes),
+        };
+        let index = job.out.first.plus(u64::from(job.out.count));
+        let Some(group) = self.groups.find(job.group) else {
+            return Next::Fail(ReadError::Released { index, first: Index(1), last: Index::ZERO });
+        };
+        let over = index > last || job.out.body.len() >= max_bytes || job.full;
+        if job.out.count > 0 && over {
+            return Next::Finish;
+        }
+        let Some(extent) = group.extent_of(index) else {
+            let log = group.log();
+            return Next::Fail(ReadError::Released { index, first: log.first, last: log.last });
+        };
+        let file_no = extent.file_no;
+        let Some(file) = self.files.get(file_no) else {
+            return Next::Fail(self.corrupt(file_no, index, "the file is missing"));
+        };
+        let run = group.run_of(file_no, index).map(|run| run.offset);
+        let run = match run {
+            Some(offset) => Some(offset),
+            None => match self.reads.index(file_no) {
+                Some(found) => found.find(job.group, index).map(|run| run.offset),
+                None if file.handle.is_none() => return Next::Open { file_no },
+                None => return Next::Scan(Box::new(Scan::new(file_no, file))),
+            },
+        };
+        let Some(offset) = run else {
+            return Next::Fail(self.corrupt(file_no, index, "its run is damaged"));
+        };
+        if (Position { file_no, offset: u64::from(offset) }) >= self.durable_at {
+            return Next::Fail(ReadError::NotDurable { index });
+        }
+        if file.handle.is_none() {
+            return Next::Open { file_no };
+        }
+        let wanted = max_bytes.saturating_sub(job.out.body.len()).saturating_add(BLOCK_BYTES);
+        let from = Position { file_no, offset: u64::from(offset) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 };
+        let bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
+        Next::Read { from, bytes: bytes.min((file.bytes.saturating_sub(from.offset)) as usize) }
+    }
+
+    fn next_for_carry(&self, slot: usize, place: SnapshotPlace) -> Next {
+        let is_current = self.groups.at(slot).snapshot == Some(place);
+        let file_no = place.at.file_no;
+        match self.files.get(file_no).filter(|_| is_current) {
+            None => Next::Finish,
+            Some(file) if file.handle.is_none() => Next::Open { file_no },
+            Some(_) => {
+                let block = BLOCK_BYTES as u64;
+                let start = place.at.offset / block * block;
+                let bytes =
+                    RECORD_HEADER_BYTES as u64 + SNAPSHOT_PREFIX_BYTES as u64 + u64::from(place.bytes);
+                let end = (place.at.offset + bytes).next_multiple_of(block);
+                Next::Read { from: Position { file_no, offset: start }, bytes: (end - start) as usize }
+            }
+        }
+    }
+
+    fn finish_job(&mut self, job: Job, result: Result<(), ReadError>) {
+        let Want::Entries { id, .. } = job.want else { return };
+        let cut = self.groups.find(job.group).is_some_and(|group| group.cuts != job.cuts);
+        if cut && job.out.count > 0 {
+            // Part of it may have been overwritten since it was read.
+            self.reads.queue.push_front(job);
+            return;
+        }
+        let result = match result {
+            Err(error) if job.out.count == 0 => Err(error),
+            _ => Ok(job.out),
+        };
+        self.reads.finished.push_back((id, result));
+    }
+
+    // ---- completions ---------------------------------------------------------------------------------------------
+
+    pub(crate) fn on_read_done<D: Disk>(&mut self, disk: &mut D, done: DiskDone) {
+        let DiskDone { result, buf, .. } = done;
+        if let Some(mut job) = self.reads.current.take() {
+            match std::mem::replace(&mut job.doing, Doing::Nothing) {
+                Doing::Nothing => self.reads.current = Some(job),
+                Doing::Opening { file_no } => self.on_opened(job, file_no, result),
+                Doing::Reading { from } => {
+                    self.let_go(from.file_no);
+                    match (result, &buf) {
+                        (Ok(DiskOk::Read { bytes }), Some(buf)) => self.on_bytes(disk, job, from, buf, bytes),
+                        (Err(error), _) => self.finish_job(job, Err(error.into())),
+                        _ => self.finish_job(job, Ok(())),
+                    }
+                }
+                Doing::Scanning(mut scan) => {
+                    self.let_go(scan.file_no);
+                    match (result, &buf) {
+                        (Ok(DiskOk::Read { bytes }), Some(buf)) => {
+                            scan.on_bytes(&buf[..bytes.min(buf.len())])
+                        }
+                        _ => scan.on_error(),
+                    }
+                    self.go_on_scanning(disk, job, scan);
+                }
+            }
+        }
+        if let Some(buf) = buf {
+            disk.recycle(buf);
+        }
+        self.step_reads(disk);
+    }
+
+    fn let_go(&mut self, file_no: u64) {
+        if let Some(file) = self.files.get_mut(file_no) {
+            file.busy -= 1;
+        }
+    }
+
+    fn on_opened(&mut self, job: Job, file_no: u64, result: Result<DiskOk, DiskError>) {
+        match result {
+            Ok(DiskOk::Opened { file: handle, bytes }) => {
+                if let Some(file) = self.files.get_mut(file_no) {
+                    file.handle = Some(handle);
+                    file.bytes = bytes;
+                }
+                self.reads.current = Some(job);
+            }
+            Ok(_) => self.finish_job(job, Ok(())),
+            Err(error) => self.finish_job(job, Err(error.into())),
+        }
+    }
+
+    fn go_on_scanning<D: Disk>(&mut self, disk: &mut D, mut job: Job, scan: Box<Scan>) {
+        match scan.wants() {
+            Some((offset, bytes)) => {
+                self.start_read(disk, Position { file_no: scan.file_no, offset }, bytes);
+                job.doing = Doing::Scanning(scan);
+            }
+            None => self.reads.keep_index(scan.file_no, scan.finish()),
+        }
+        self.reads.current = Some(job);
+    }
+
+    fn on_bytes<D: Disk>(&mut self, disk: &mut D, mut job: Job, from: Position, buf: &Buffer, bytes: usize) {
+        let bytes = &buf[..bytes.min(buf.len())];
+        if let Want::Carry { slot, place } = job.want {
+            self.carry_snapshot(
+                slot,
+                place,
+                &bytes[((place.at.offset - from.offset) as usize).min(bytes.len())..],
+            );
+            return;
+        }
+        match self.take_runs(&mut job, from, bytes) {
+            Ok(None) => self.reads.current = Some(job),
+            Ok(Some((from, bytes))) => {
+                self.start_read(disk, from, bytes);
+                job.doing = Doing::Reading { from };
+                self.reads.current = Some(job);
+            }
+            Err(error) => self.finish_job(job, Err(error)),
+        }
+    }
+
+    /// Takes the entries wanted from all runs that lie whole in these bytes. If not even the first does, says what to
+    /// read instead.
+    fn take_runs(
+        &mut self,
+        job: &mut Job,
+        from: Position,
+        bytes: &[u8],
+    ) -> Result<Option<(Position, usize)>, ReadError> {
+        let Want::Entries { last, max_bytes, .. } = job.want else { return Ok(None) };
+        let before = job.out.count;
+        loop {
+            let index = job.out.first.plus(u64::from(job.out.count));
+            let over = index > last || job.out.body.len() >= max_bytes || job.full;
+            if job.out.count > 0 && over {
+                return Ok(None);
+            }
+            let Some(offset) = self.run_in(from.file_no, job.group, index) else { return Ok(None) };
+            let at = offset.checked_sub(from.offset).map(|at| at as usize);
+            let Some(run_bytes) = at.and_then(|at| bytes.get(at..)) else { return Ok(None) };
+            if offset >= self.durable_at.offset && from.file_no == self.durable_at.file_no {
+                return Ok(None);
+            }
+            match RunRef::parse(run_bytes) {
+                Ok(run) => self.take_run(job, run, index, from.file_no)?,
+                Err(RunError::Truncated(_)) if job.out.count > before => return Ok(None),
+                Err(RunError::Truncated(short)) => {
+                    let wanted = (bytes.len() + short.missing).next_multiple_of(BLOCK_BYTES);
+                    let is_all = self.files.get(from.file_no).is_none_or(|file| {
+                        from.offset + wanted as u64 > file.bytes.next_multiple_of(BLOCK_BYTES as u64)
+                    });
+                    if is_all || wanted > BATCH_BYTES_MAX + BLOCK_BYTES {
+                        return Err(self.corrupt(from.file_no, index, "its run ends beyond the file"));
+                    }
+                    return Ok(Some((from, wanted)));
+                }
+                Err(error) => return Err(self.corrupt(from.file_no, index, &error.to_string())),
+            }
+        }
+    }
+
+    /// The offset of the run that holds an entry, if its extent is in this file.
+    fn run_in(&mut self, file_no: u64, group: GroupId, index: Index) -> Option<u64> {
+        let of_group = self.groups.find(group)?;
+        if of_group.extent_of(index)?.file_no != file_no {
+            return None;
+        }
+        let run = of_group.run_of(file_no, index).map(|run| run.offset);
+        let offset = match run {
+            Some(offset) => offset,
+            None => self.reads.index(file_no)?.find(group, index)?.offset,
+        };
+        Some(u64::from(offset))
+    }
+
+    /// Takes the entries of a run from `index` on, as far as the log holds them there.
+    fn take_run(&self, job: &mut Job, run: RunRef<'_>, index: Index, file_no: u64) -> Result<(), ReadError> {
+        let Want::Entries { last, max_bytes, .. } = job.want else { return Ok(()) };
+        if run.header.group != job.group || run.header.first() > index || run.header.last() < index {
+            return Err(self.corrupt(file_no, index, "another run lies there"));
+        }
+        let Some(group) = self.groups.find(job.group) else { return Ok(()) };
+        let mut entries = Entries::new(run.header.first(), run.body);
+        loop {
+            let encoded = entries.rest();
+            let Some(entry) = entries.next() else { return Ok(()) };
+            if entry.index < index {
+                continue;
+            }
+            let encoded = &encoded[..encoded.len() - entries.rest().len()];
+            job.full = job.out.count > 0 && job.out.body.len() + encoded.len() > max_bytes;
+            if entry.index > last || job.full {
+                return Ok(());
+            }
+            if group.term_at(entry.index) != Some(entry.header.term) {
+                // Beyond what the log holds of this run.
+                return if entry.index > index {
+                    Ok(())
+                } else {
+                    Err(self.corrupt(file_no, index, "it is of another term"))
+                };
+            }
+            if coracle_base::checksum::crc32c(entry.payload) != entry.header.payload_crc {
+                return Err(self.corrupt(file_no, entry.index, "its payload checksum does not hold"));
+            }
+            job.out.body.extend_from_slice(encoded);
+            job.out.count += 1;
+        }
+    }
+
+    fn carry_snapshot(&mut self, slot: usize, place: SnapshotPlace, bytes: &[u8]) {
+        let group = self.groups.at(slot);
+        let (id, index, term) = (group.id, group.base, group.base_term);
+        let is_current = group.snapshot == Some(place);
+        match Record::read(&mut Reader::new(bytes)) {
+            Ok(Record::Snapshot(found))
+                if is_current && (found.group, found.index, found.term) == (id, index, term) =>
+            {
+                self.put_snapshot(id, index, term, found.bytes);
+            }
+            Ok(_) | Err(_) if is_current => {
+                tracing::warn!(group = id.0, file = place.at.file_no, "a snapshot in the log is damaged");
+            }
+            _ => {}
+        }
+    }
+
+    fn corrupt(&self, file_no: u64, index: Index, why: &str) -> ReadError {
+        let file: PathBuf = log_path(&self.config.dir, file_no);
+        ReadError::Corrupt { file, index, why: why.to_owned() }
+    }
+}
+
+const _: () = assert!(WINDOW_BYTES_MIN > RUN_HEADER_BYTES + BLOCK_BYTES);

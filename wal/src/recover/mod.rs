@@ -1,0 +1,526 @@
+//! From files to a log: the newest complete checkpoint and every record after it, and nothing else.
+//!
+//! ```text
+//!   chain.rs    which files, in which order          roots.rs   where a replay may begin
+//!   scan.rs     which batches, and what a bad one means        replay.rs  what their records make
+//! ```
+//!
+//! Nothing is written before all of that is known. Then what was kept is made durable, and a new file is begun whose head
+//! cuts the old tail off for ever: that head is the one atomic step, so a crash before or after it, and another
+//! recovery, come to the same log. Only after it are void files reused and strays put aside.
+
+mod chain;
+mod reader;
+mod replay;
+mod roots;
+mod scan;
+
+use std::path::{Path, PathBuf};
+
+use coracle_base::codec::Reader;
+use coracle_base::limits::WRITES_IN_FLIGHT_MAX;
+use coracle_base::{GroupId, Index, Term};
+use coracle_io::disk::run;
+use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
+
+use self::chain::{Directory, Link};
+use self::reader::Readers;
+pub use self::replay::Hole;
+use self::replay::Replay;
+use self::roots::FoundRoot;
+use self::scan::{From, Scan, Tail};
+use crate::checkpoint::{Checkpoints, Kept};
+use crate::config::{Config, Identity, Strategy};
+use crate::error::WalError;
+use crate::files::{File, Files, log_path};
+use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
+use crate::format::page::FileEntry;
+use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
+use crate::format::{Position, Uuid};
+use crate::groups::Group;
+use crate::prepare::{Preparer, Ready, Source};
+use crate::wal::Start;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// Rises with every start.
+    pub boot_epoch: u64,
+    /// Every group that has a record, by uid.
+    pub groups: Vec<RecoveredGroup>,
+    /// How it went.
+    pub report: Report,
+}
+
+/// A group's log as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredGroup {
+    /// Which.
+    pub group: GroupId,
+    /// The newest consensus blob; empty if there was none.
+    pub state: Vec<u8>,
+    /// The snapshot, if there is one and it is readable.
+    pub snapshot: Option<InlineSnapshot>,
+    /// Index of the first entry held; `last + 1` if there is none.
+    pub first: Index,
+    /// Index of the last entry, or of the snapshot.
+    pub last: Index,
+    /// First index of each span of equal terms, from the snapshot's index (if there is one) to `last`.
+    pub terms: Vec<(Index, Term)>,
+    /// The highest term of a leader whose run was accepted.
+    pub accepted_term: Term,
+    /// Acknowledged entries may be missing: the member must not vote or acknowledge as if it had them all.
+    pub suspect: bool,
+    /// A newer state may have been acknowledged than this one: the member may have voted without knowing.
+    pub state_lost: bool,
+}
+
+/// A snapshot that lay in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InlineSnapshot {
+    /// The last entry it covers.
+    pub index: Index,
+    /// That entry's term.
+    pub term: Term,
+    /// What the machine made of it.
+    pub bytes: Vec<u8>,
+}
+
+/// How a recovery went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// There was no log: a new one was begun.
+    pub created: bool,
+    /// The checkpoint that was relied on; `None`: from the beginning of the log.
+    pub checkpoint: Option<u64>,
+    /// Files of the log.
+    pub files: u64,
+    /// Batches replayed.
+    pub batches: u64,
+    /// Records replayed.
+    pub records: u64,
+    /// Entries held by all groups.
+    pub entries: u64,
+    /// Where the log ended: the file, and the offset in it.
+    pub tail: Option<(PathBuf, u64)>,
+    /// Unfinished batches lay beyond it and were cut off, as after any crash.
+    pub torn: bool,
+    /// Durable batches may have been lost at the tail: groups that are not even named here may have had records.
+    pub tail_suspect: bool,
+    /// Durable batches that cannot be read. The same holds for groups.
+    pub holes: Vec<Hole>,
+    /// Copies of file heads that were damaged; the other copy served.
+    pub damaged_heads: u32,
+    /// Files that the log needs and that are gone, or are not what they should be.
+    pub missing: Vec<PathBuf>,
+    /// Files that did not belong there and were renamed.
+    pub strays: Vec<PathBuf>,
+}
+
+/// The log as it was found, before anything is written.
+struct Found<'a> {
+    replay: Replay<'a>,
+    tail: Tail,
+    kept: [Option<Kept>; 2],
+    last_checkpoint: u64,
+    ends: Vec<FileEntry>,
+}
+
+/// Creates the log, or finds it and cuts its tail; either way a new file is ready afterwards.
+pub(crate) fn recover<D: Disk>(
+    disk: &mut D,
+    config: Config,
+    identity: Identity,
+) -> Result<(Start, Recovery), WalError> {
+    disk.make_dir(&config.dir)?;
+    let directory = Directory::read(disk, &config, &identity)?;
+    if directory.logs.is_empty() && directory.strays.is_empty() {
+        return create(disk, config, identity, directory);
+    }
+    let links = directory.chain();
+    let dir = config.dir.clone();
+    let mut readers = Readers::new(disk, &dir);
+    let found = find_log(&mut readers, &dir, &links, &identity);
+    let mut found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            readers.close();
+            return Err(error);
+        }
+    };
+    // A file that may have been newer than all others, and says nothing any more.
+    let newest = links.last().map_or(0, |link| link.file_no);
+    let lost_newest = directory.logs.iter().any(|(no, log)| *no > newest && log.head.is_none());
+    found.tail.suspect |= lost_newest;
+    found.replay.finish(found.tail.suspect);
+    let missing = mark_missing(&mut found, &directory, &dir);
+    let mut groups: Vec<_> = found.replay.groups.iter().map(|group| recovered(&mut readers, group)).collect();
+    readers.close();
+    groups.sort_by_key(|group| group.group);
+    let mut report = found.report(&directory, &dir);
+    report.missing = missing;
+    let (start, strays) = begin_anew(disk, config, identity, &directory, &links, found)?;
+    report.strays = strays;
+    log_report(&dir, &report);
+    let boot_epoch = start.boot_epoch;
+    Ok((start, Recovery { boot_epoch, groups, report }))
+}
+
+fn log_report(dir: &Path, report: &Report) {
+    let damage = report.holes.len() + report.missing.len() + report.strays.len();
+    if damage > 0 || report.tail_suspect {
+        tracing::error!(dir = %dir.display(), ?report, "the log is damaged: groups are suspect");
+    } else {
+        let Report { files, batches, entries, torn, .. } = report;
+        tracing::info!(dir = %dir.display(), files, batches, entries, torn, "the log was recovered");
+    }
+}
+
+impl Found<'_> {
+    fn report(&self, directory: &Directory, dir: &Path) -> Report {
+        Report {
+            created: false,
+            checkpoint: self.kept[0].map(|kept| kept.id),
+            files: directory.logs.len() as u64,
+            batches: self.replay.batches,
+            records: self.replay.records,
+            entries: self.replay.groups.iter().map(Group::entries).sum(),
+            tail: Some((log_path(dir, self.tail.at.file_no), self.tail.at.offset)),
+            torn: self.tail.torn,
+            tail_suspect: self.tail.suspect,
+            holes: self.replay.holes.clone(),
+            damaged_heads: directory.bad_copies,
+            missing: Vec::new(),
+            strays: Vec::new(),
+        }
+    }
+}
+
+// ---- finding -----------------------------------------------------------------------------------------------------
+
+/// Replays from the newest checkpoint that is complete, or from the beginning if the log still has it.
+fn find_log<'a, D: Disk>(
+    readers: &mut Readers<'_, D>,
+    dir: &'a Path,
+    links: &[Link],
+    identity: &Identity,
+) -> Result<Found<'a>, WalError> {
+    let mut roots: Vec<FoundRoot> = Vec::new();
+    let mut tried = 0;
+    let mut last_checkpoint = 0;
+    let mut unread = links.iter().rev();
+    loop {
+        while tried == roots.len() {
+            let Some(link) = unread.next() else { break };
+            roots.extend(roots::in_file(readers, link)?.into_iter().rev());
+        }
+        let Some(candidate) = roots.get(tried).cloned() else { break };
+        tried += 1;
+        last_checkpoint = last_checkpoint.max(candidate.root.checkpoint);
+        let from = From { at: candidate.root.begin, seq: candidate.root.begin_seq, chain: None };
+        let replay = Replay::new(dir, identity.shards, Some(candidate.root.clone()));
+        let Some((replay, tail)) = replay_from(readers, links, from, replay)? else { continue };
+        while tried == roots.len() {
+            let Some(link) = unread.next() else { break };
+            roots.extend(roots::in_file(readers, link)?.into_iter().rev());
+        }
+        let older = roots.get(tried).map(kept);
+        let kept = [Some(kept(&candidate)), older];
+        return Ok(Found { replay, tail, kept, last_checkpoint, ends: candidate.root.files });
+    }
+    let origin = links.first().and_then(|link| link.head).filter(|head| head.prev.is_none());
+    let Some(origin) = origin else {
+        let missing = if links.is_empty() {
+            "no file has a sound head".to_owned()
+        } else {
+            "there is no whole checkpoint, and the first file is gone".to_owned()
+        };
+        return Err(WalError::Lost { dir: dir.to_owned(), missing });
+    };
+    let at = Position { file_no: origin.file_no, offset: HEAD_AREA_BYTES };
+    let from = From { at, seq: origin.first_seq, chain: Some(0) };
+    match replay_from(readers, links, from, Replay::new(dir, identity.shards, None))? {
+        Some((replay, tail)) => {
+            Ok(Found { replay, tail, kept: [None, None], last_checkpoint, ends: Vec::new() })
+        }
+        None => Err(WalError::Lost { dir: dir.to_owned(), missing: "the first file is gone".to_owned() }),
+    }
+}
+
+fn kept(found: &FoundRoot) -> Kept {
+    Kept { id: found.root.checkpoint, begin: found.root.begin, root_seq: found.seq }
+}
+
+/// `None` if the checkpoint turns out not to be whole.
+fn replay_from<'a, D: Disk>(
+    readers: &mut Readers<'_, D>,
+    links: &[Link],
+    from: From,
+    mut replay: Replay<'a>,
+) -> Result<Option<(Replay<'a>, Tail)>, WalError> {
+    let Some(scan) = Scan::new(readers, links, from) else { return Ok(None) };
+    let tail = scan.run(&mut replay)?;
+    Ok(replay.complete.then_some((replay, tail)))
+}
+
+/// Files that the log needs and that are not there: their groups are suspect.
+fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &Path) -> Vec<PathBuf> {
+    let uuids: std::collections::BTreeMap<u64, Uuid> =
+        found.ends.iter().map(|entry| (entry.file_no, entry.uuid)).collect();
+    let is_there = |file_no: u64| {
+        let head = directory.logs.get(&file_no).and_then(|log| log.head);
+        // A file whose head is damaged can still be read: the checkpoint knows its identity.
+        let known = uuids.get(&file_no);
+        match head {
+            Some(head) => known.is_none_or(|uuid| *uuid == head.uuid),
+            None => directory.logs.contains_key(&file_no) && known.is_some(),
+        }
+    };
+    let gone: Vec<u64> = found.replay.refs.files().filter(|file_no| !is_there(*file_no)).collect();
+    for group in found.replay.groups.iter_mut() {
+        let in_gone = |file_no: u64| gone.binary_search(&file_no).is_ok();
+        if group.extents.iter().any(|extent| in_gone(extent.file_no)) {
+            group.suspect = true;
+        }
+    }
+    gone.into_iter().map(|file_no| log_path(dir, file_no)).collect()
+}
+
+fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> RecoveredGroup {
+    let snapshot = group.snapshot.and_then(|place| {
+        let bytes = RECORD_HEADER_BYTES + SNAPSHOT_PREFIX_BYTES + place.bytes as usize;
+        let bytes = readers.get(place.at.file_no, place.at.offset, bytes).ok()?;
+        match Record::read(&mut Reader::new(bytes)) {
+            Ok(Record::Snapshot(found))
+                if (found.group, found.index, found.term) == (group.id, group.base, group.base_term) =>
+            {
+                Some(InlineSnapshot { index: found.index, term: found.term, bytes: found.bytes.to_vec() })
+            }
+            _ => None,
+        }
+    });
+    let base = (group.base > Index::ZERO).then_some((group.base, group.base_term));
+    RecoveredGroup {
+        group: group.id,
+        state: group.state.clone(),
+        suspect: group.suspect || (group.snapshot.is_some() && snapshot.is_none()),
+        snapshot,
+        first: group.base.next(),
+        last: group.last,
+        terms: base.into_iter().chain(group.terms.iter().copied()).collect(),
+        accepted_term: group.accepted_term,
+        state_lost: group.state_lost,
+    }
+}
+
+// ---- beginning anew ----------------------------------------------------------------------------------------------
+
+fn create<D: Disk>(
+    disk: &mut D,
+    config: Config,
+    identity: Identity,
+    directory: Directory,
+) -> Result<(Start, Recovery), WalError> {
+    let head = Head {
+        identity,
+        window: WRITES_IN_FLIGHT_MAX as u32,
+        file_no: 1,
+        uuid: Uuid::of(config.seed, 1),
+        boot_epoch: 1,
+        first_seq: 1,
+        prev: None,
+    };
+    let mut leftovers = spares(&directory);
+    let source = leftovers.pop().unwrap_or(Source::New);
+    let (ready, prefill_bytes) = make_ready(disk, &config, head, source)?;
+    let mut files = Files::default();
+    files.insert_ready(&ready);
+    let start = Start {
+        identity,
+        boot_epoch: 1,
+        groups: crate::groups::Groups::new(identity.shards),
+        refs: crate::groups::Refs::default(),
+        files,
+        checkpoints: Checkpoints::default(),
+        leftovers,
+        file_no: 1,
+        first_seq: 1,
+        chain: 0,
+        prefill_bytes,
+        config,
+    };
+    let report = Report { created: true, files: 1, ..Report::default() };
+    Ok((start, Recovery { boot_epoch: 1, groups: Vec::new(), report }))
+}
+
+fn spares(directory: &Directory) -> Vec<Source> {
+    directory.spares.iter().map(|(path, bytes)| Source::Spare { path: path.clone(), bytes: *bytes }).collect()
+}
+
+/// Makes what was kept durable, cuts the tail off with a new file, and puts everything else in its place.
+fn begin_anew<D: Disk>(
+    disk: &mut D,
+    config: Config,
+    identity: Identity,
+    directory: &Directory,
+    links: &[Link],
+    found: Found<'_>,
+) -> Result<(Start, Vec<PathBuf>), WalError> {
+    let Found { replay, tail, kept, last_checkpoint, ends } = found;
+    sync_kept(disk, &config, links, &tail)?;
+    let mut files = files_in_use(directory, links, &tail, &ends, &replay);
+    let checkpoints = Checkpoints::recovered(kept, last_checkpoint, replay.batches > 0);
+    let mut refs = replay.refs;
+    let mut leftovers = spares(directory);
+    let source =
+        leftovers.pop().unwrap_or_else(|| match files.dead(checkpoints.needed_from(), tail.seq, &refs) {
+            Some(file_no) => {
+                refs.forget(file_no);
+                let bytes = files.remove(file_no).map_or(0, |file| file.bytes);
+                Source::Dead { file_no, handle: None, bytes }
+            }
+            None => Source::New,
+        });
+    let uuid_of = |file_no| links.iter().find(|link| link.file_no == file_no).map(|link| link.uuid);
+    let cut = Cut { end: tail.at.offset, end_seq: tail.seq, end_chain: tail.chain, suspect: tail.suspect };
+    let first_seq = tail.seq_seen.max(tail.seq) + WRITES_IN_FLIGHT_MAX as u64 + 1;
+    let file_no = directory.highest_no + 1;
+    let head = Head {
+        identity,
+        window: WRITES_IN_FLIGHT_MAX as u32,
+        file_no,
+        uuid: Uuid::of(config.seed, file_no),
+        boot_epoch: directory.boot_epoch + 1,
+        first_seq,
+        prev: Some(Prev {
+            file_no: tail.at.file_no,
+            uuid: uuid_of(tail.at.file_no).unwrap_or_default(),
+            cut: Some(cut),
+        }),
+    };
+    let reused = matches!(&source, Source::Dead { file_no, .. } if *file_no > 0).then(|| source.clone());
+    let (ready, prefill_bytes) = make_ready(disk, &config, head, source)?;
+    files.insert_ready(&ready);
+    let strays = put_strays_aside(disk, &config, directory, &files, head.boot_epoch)?;
+    let was_reused = |no: u64| matches!(reused, Some(Source::Dead { file_no, .. }) if file_no == no);
+    let void = directory
+        .logs
+        .iter()
+        .filter(|(no, log)| files.get(**no).is_none() && log.head.is_some() && !was_reused(**no));
+    // Spares first: a void file's new name must not be that of a spare that is still to be used.
+    let void = void.map(|(no, log)| Source::Dead { file_no: *no, handle: None, bytes: log.bytes });
+    let leftovers = void.chain(leftovers).collect();
+    let start = Start {
+        identity,
+        boot_epoch: head.boot_epoch,
+        groups: replay.groups,
+        refs,
+        files,
+        checkpoints,
+        leftovers,
+        file_no,
+        first_seq,
+        chain: tail.chain,
+        prefill_bytes,
+        config,
+    };
+    Ok((start, strays))
+}
+
+/// A batch that was read may so far be in the device's cache only: what is kept is made durable before it is relied on.
+fn sync_kept<D: Disk>(disk: &mut D, config: &Config, links: &[Link], tail: &Tail) -> Result<(), WalError> {
+    if config.strategy == Strategy::None {
+        return Ok(());
+    }
+    let upto = links.iter().position(|link| link.file_no == tail.at.file_no).map_or(0, |at| at + 1);
+    // Writes in flight lie in the last file, and in the one before if the log had just gone on.
+    for link in links[..upto].iter().rev().filter(|link| link.bytes > 0).take(2) {
+        let path = log_path(&config.dir, link.file_no);
+        let DiskOk::Opened { file, .. } = run(disk, DiskOp::Open { path, mode: FileMode::Write })?.0 else {
+            continue;
+        };
+        run(disk, DiskOp::Sync { file })?;
+        run(disk, DiskOp::Close { file })?;
+    }
+    Ok(())
+}
+
+/// The files of the log: those up to the tail, and whatever the groups hold something in.
+fn files_in_use(
+    directory: &Directory,
+    links: &[Link],
+    tail: &Tail,
+    ends: &[FileEntry],
+    replay: &Replay<'_>,
+) -> Files {
+    let mut files = Files::default();
+    let known_end = |file_no: u64| ends.iter().find(|entry| entry.file_no == file_no);
+    for link in links.iter().take_while(|link| link.file_no <= tail.at.file_no) {
+        if link.bytes == 0 {
+            continue;
+        }
+        let is_replayed = replay.files.is_some_and(|(first, _)| link.file_no >= first);
+        let end = match known_end(link.file_no) {
+            _ if link.file_no == tail.at.file_no => tail.at.offset,
+            _ if link.cut.is_some() => link.cut.map_or(link.bytes, |cut| cut.end),
+            Some(entry) if !is_replayed => entry.end,
+            // Its batches go on in the next file: whatever holds in it is the log's.
+            _ => link.bytes,
+        };
+        files.insert(link.file_no, File::closed(link.uuid, end, link.bytes));
+    }
+    for file_no in replay.refs.files() {
+        let (Some(entry), Some(log)) = (known_end(file_no), directory.logs.get(&file_no)) else { continue };
+        if files.get(file_no).is_none() {
+            files.insert(file_no, File::closed(entry.uuid, entry.end, log.bytes));
+        }
+    }
+    files
+}
+
+/// Renames files that are not what they should be, for a person to look at.
+fn put_strays_aside<D: Disk>(
+    disk: &mut D,
+    config: &Config,
+    directory: &Directory,
+    files: &Files,
+    boot_epoch: u64,
+) -> Result<Vec<PathBuf>, WalError> {
+    let headless = directory.logs.iter().filter(|(no, log)| log.head.is_none() && files.get(**no).is_none());
+    let headless = headless.map(|(no, _)| log_path(&config.dir, *no));
+    let mut strays = Vec::new();
+    for from in directory.strays.iter().cloned().chain(headless) {
+        let name = from.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let to = config.dir.join(format!("stray-{boot_epoch}-{name}"));
+        run(disk, DiskOp::Rename { from, to: to.clone() })?;
+        strays.push(to);
+    }
+    if !strays.is_empty() {
+        run(disk, DiskOp::SyncDir { path: config.dir.clone() })?;
+    }
+    Ok(strays)
+}
+
+/// Prepares a file and waits for it. Returns it, and how many zeros were written for it.
+fn make_ready<D: Disk>(
+    disk: &mut D,
+    config: &Config,
+    head: Head,
+    source: Source,
+) -> Result<(Ready, u64), WalError> {
+    let mut preparer = Preparer::new(&config.dir, config.file_bytes, config.strategy.file_mode());
+    preparer.begin(disk, head, source);
+    let mut done = Vec::new();
+    loop {
+        disk.wait()?;
+        disk.completions(&mut done);
+        for one in done.drain(..) {
+            if let Some(ready) = preparer.on_done(disk, one, 0)? {
+                return Ok((ready, preparer.prefill_bytes));
+            }
+        }
+        if preparer.is_full() {
+            return Err(DiskError::Full { path: log_path(&config.dir, head.file_no) }.into());
+        }
+    }
+}

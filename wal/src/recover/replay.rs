@@ -1,0 +1,218 @@
+//! From batches to groups: a checkpoint's pages, and every record after it.
+//!
+//! A page says what its groups are at its own place in the log, so it replaces whatever the records before it made of
+//! them; those may have made little sense without it. Records after it come on top.
+
+use coracle_base::codec::Reader;
+use coracle_base::limits::WRITES_IN_FLIGHT_MAX;
+use coracle_base::{GroupId, RunRef};
+
+use super::scan::Sink;
+use crate::error::WalError;
+use crate::files::log_path;
+use crate::format::Position;
+use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
+use crate::format::page::{Page, Part, Root, SnapshotPlace};
+use crate::format::record::{RECORD_HEADER_BYTES, Record, RecordError};
+use crate::groups::{Fit, Group, Groups, Refs};
+
+/// Durable batches that cannot be read any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// The file in which it begins.
+    pub file: std::path::PathBuf,
+    /// Its offset there.
+    pub offset: u64,
+    /// The first batch lost.
+    pub first_seq: u64,
+    /// The last batch lost.
+    pub last_seq: u64,
+}
+
+/// A replay from one checkpoint, or from the beginning of the log.
+pub(crate) struct Replay<'a> {
+    dir: &'a std::path::Path,
+    pub(crate) groups: Groups,
+    pub(crate) refs: Refs,
+    /// The checkpoint to begin with.
+    root: Option<Root>,
+    pages_met: u32,
+    /// The checkpoint's root was met after all of its pages.
+    pub(crate) complete: bool,
+    /// The checkpoint cannot be completed any more.
+    failed: bool,
+    parts: Vec<Part>,
+    pub(crate) batches: u64,
+    pub(crate) records: u64,
+    pub(crate) holes: Vec<Hole>,
+    /// A lost batch whose states may be written once more in later ones.
+    states_missing: Option<u64>,
+    /// The last file of which a batch was taken, and the first.
+    pub(crate) files: Option<(u64, u64)>,
+}
+
+impl<'a> Replay<'a> {
+    pub(crate) fn new(dir: &'a std::path::Path, shards: u16, root: Option<Root>) -> Self {
+        Self {
+            dir,
+            groups: Groups::new(shards),
+            refs: Refs::default(),
+            complete: root.is_none(),
+            root,
+            pages_met: 0,
+            failed: false,
+            parts: Vec::new(),
+            batches: 0,
+            records: 0,
+            holes: Vec::new(),
+            states_missing: None,
+            files: None,
+        }
+    }
+
+    /// What is lost for good is noted in the groups.
+    pub(crate) fn finish(&mut self, tail_suspect: bool) {
+        if self.states_missing.take().is_some() || tail_suspect {
+            self.groups.iter_mut().for_each(|group| group.state_lost = true);
+        }
+        if tail_suspect {
+            self.groups.iter_mut().for_each(|group| group.suspect = true);
+        }
+    }
+
+    fn apply(&mut self, record: Record<'_>, body: Position, seq: u64) -> bool {
+        match record {
+            Record::Run(run) => self.apply_run(run, body, seq),
+            Record::State { group, blob } => {
+                let slot = self.groups.slot_or_new(group);
+                self.groups.at_mut(slot).state = blob.to_vec();
+            }
+            Record::Snapshot(snapshot) => {
+                let slot = self.groups.slot_or_new(snapshot.group);
+                let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
+                let place = SnapshotPlace { at, bytes: snapshot.bytes.len() as u32 };
+                let group = self.groups.at_mut(slot);
+                group.install(snapshot.index, snapshot.term, place, seq, &mut self.refs);
+            }
+            Record::Page(page) => return self.apply_page(page, seq),
+            Record::Root(root) => self.apply_root(&root),
+            Record::Skipped => {}
+        }
+        true
+    }
+
+    fn apply_run(&mut self, run: RunRef<'_>, at: Position, seq: u64) {
+        let slot = self.groups.slot_or_new(run.header.group);
+        let group = self.groups.at_mut(slot);
+        match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs) {
+            Fit::Fits => {}
+            Fit::Gap => group.suspect = true,
+            Fit::Mismatch => {
+                group.suspect = true;
+                group.cut(run.header.prev_index, seq, &mut self.refs);
+            }
+        }
+    }
+
+    /// False if the page contradicts itself.
+    fn apply_page(&mut self, page: Page, seq: u64) -> bool {
+        let Some(root) = self.root.as_ref().filter(|root| root.checkpoint == page.checkpoint) else {
+            return true;
+        };
+        if self.complete || page.page_no != self.pages_met || page.page_no >= root.page_count {
+            self.failed |= !self.complete;
+            return true;
+        }
+        self.pages_met += 1;
+        for part in page.parts {
+            let more = part.more;
+            self.parts.push(part);
+            if !more {
+                let parts = std::mem::take(&mut self.parts);
+                if !self.apply_parts(&parts, seq) {
+                    self.failed = true;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn apply_parts(&mut self, parts: &[Part], seq: u64) -> bool {
+        let id = parts.first().map_or(GroupId(0), |part| part.group);
+        if parts.iter().any(|part| part.group != id) {
+            return false;
+        }
+        let slot = self.groups.slot_or_new(id);
+        self.groups.at_mut(slot).become_parts(parts, seq, &mut self.refs)
+    }
+
+    fn apply_root(&mut self, root: &Root) {
+        let Some(ours) = self.root.as_ref().filter(|ours| ours.checkpoint == root.checkpoint) else { return };
+        if self.pages_met == ours.page_count && self.parts.is_empty() && !self.failed {
+            self.complete = true;
+        } else {
+            self.failed = true;
+        }
+    }
+}
+
+impl Sink for Replay<'_> {
+    fn batch(&mut self, at: Position, head: &BatchHead, payload: &[u8]) -> Result<bool, WalError> {
+        let body_of = |reader: &Reader<'_>| {
+            let within = payload.len() - reader.rest().len() + RECORD_HEADER_BYTES;
+            Position { offset: at.offset + (BATCH_HEADER_BYTES + within) as u64, ..at }
+        };
+        let mut records = Vec::with_capacity(head.record_count as usize);
+        let mut reader = Reader::new(payload);
+        while !reader.is_empty() {
+            let body = body_of(&reader);
+            match Record::read(&mut reader) {
+                Ok(record) => records.push((record, body)),
+                Err(RecordError::Unknown(kind)) => {
+                    let file = log_path(self.dir, at.file_no);
+                    return Err(WalError::UnknownRecord { file, offset: at.offset, kind });
+                }
+                Err(_) => return Ok(false),
+            }
+        }
+        if records.len() != head.record_count as usize {
+            return Ok(false);
+        }
+        self.batches += 1;
+        self.records += records.len() as u64;
+        for (record, body) in records {
+            if !self.apply(record, body, head.seq) {
+                break;
+            }
+        }
+        if self.states_missing.is_some_and(|lost| head.repeated_upto >= lost) {
+            self.states_missing = None;
+        }
+        let first = self.files.map_or(at.file_no, |(first, _)| first);
+        self.files = Some((first, at.file_no));
+        Ok(true)
+    }
+
+    fn hole(&mut self, at: Position, first: u64, last: u64) {
+        let file = log_path(self.dir, at.file_no);
+        self.holes.push(Hole { file, offset: at.offset, first_seq: first, last_seq: last });
+        self.groups.iter_mut().for_each(|group| group.suspect = true);
+        // A state is written once more in the very next batch. If that is lost too, or never came, so is the state.
+        let lost_before = self.states_missing.replace(last).is_some();
+        if lost_before || last > first || last >= first + WRITES_IN_FLIGHT_MAX as u64 {
+            self.groups.iter_mut().for_each(|group| group.state_lost = true);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.failed
+    }
+}
+
+impl Group {
+    /// Entries held.
+    pub(crate) fn entries(&self) -> u64 {
+        self.last.since(self.base)
+    }
+}

@@ -1,0 +1,194 @@
+//! Records into batches. A batch knows from the start where it will lie, so a record's place is known when it is staged,
+//! even if its file is not ready yet.
+//!
+//! Invariants: (1) batches follow one another without a gap, in `seq` and in place; a batch that does not fit its file
+//! begins the next; (2) a record lies in one batch; (3) at most one batch is open; what is closed is not changed;
+//! (4) in the steady state no memory is allocated: buffers come back through [`Stage::reuse`].
+
+use std::collections::VecDeque;
+
+use coracle_base::checksum::crc32c_from;
+use coracle_base::limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BLOCK_BYTES};
+use coracle_io::{Buffer, Disk};
+
+use crate::format::batch::BATCH_HEADER_BYTES;
+use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::{Position, Uuid};
+
+/// Buffers kept for the next batches. Beyond it they go back to the disk.
+const BUFFERS_MAX: usize = 16;
+/// Buffers taken from the disk at the start: four in flight, one open, one on its way.
+const BUFFERS_AT_START: usize = 6;
+
+/// A batch that is being gathered, or waits to be written.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) seq: u64,
+    pub(crate) at: Position,
+    /// Room for the header, then records; once closed, padded to a block.
+    pub(crate) buf: Buffer,
+    pub(crate) records: u32,
+    pub(crate) payload_bytes: u32,
+    pub(crate) payload_crc: u32,
+    /// Nothing but proof that earlier batches are durable.
+    pub(crate) mark: bool,
+    /// Closed because the next record did not fit.
+    pub(crate) full: bool,
+    pub(crate) repeated_upto: u64,
+}
+
+impl Batch {
+    /// Where the batch ends, once it is closed.
+    pub(crate) fn end(&self) -> Position {
+        Position { file_no: self.at.file_no, offset: self.at.offset + self.buf.len() as u64 }
+    }
+}
+
+/// The batches that were not submitted yet.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    open: Option<Batch>,
+    closed: VecDeque<Batch>,
+    closed_bytes: usize,
+    next_seq: u64,
+    next_at: Position,
+    file_bytes: u64,
+    /// Identities of files come from it.
+    seed: u64,
+    buffer_bytes: usize,
+    free: Vec<Buffer>,
+}
+
+impl Stage {
+    pub(crate) fn new<D: Disk>(disk: &mut D, file_bytes: u64, seed: u64, seq: u64, at: Position) -> Self {
+        let buffer_bytes = BATCH_BYTES_TARGET.min(file_bytes as usize);
+        let free = (0..BUFFERS_AT_START).map(|_| disk.buffer(buffer_bytes)).collect();
+        Self {
+            open: None,
+            closed: VecDeque::new(),
+            closed_bytes: 0,
+            next_seq: seq,
+            next_at: at,
+            file_bytes,
+            seed,
+            buffer_bytes,
+            free,
+        }
+    }
+
+    /// The newest batch begun: the open one, or the last before it.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// The place of the next batch, or of the open one.
+    pub(crate) fn at(&self) -> Position {
+        self.open.as_ref().map_or(self.next_at, |batch| batch.at)
+    }
+
+    /// Bytes of batches that were not submitted.
+    pub(crate) fn bytes(&self) -> usize {
+        self.closed_bytes + self.open.as_ref().map_or(0, |batch| batch.buf.len())
+    }
+
+    /// Whether the open batch has room for so many bytes.
+    pub(crate) fn fits(&self, bytes: usize) -> bool {
+        self.room() >= bytes
+    }
+
+    /// Bytes that fit into the open batch.
+    pub(crate) fn room(&self) -> usize {
+        let Some(batch) = &self.open else { return 0 };
+        let limit = batch.buf.capacity().min((self.file_bytes - batch.at.offset) as usize);
+        limit - batch.buf.len()
+    }
+
+    /// Closes the open batch and opens the next one, with room for `bytes` of records. Returns where the file before ends
+    /// if the new batch begins a new file.
+    ///
+    /// # Panics
+    /// If no batch could hold them: the record is over the limits, or the files are too small for it.
+    pub(crate) fn open_next(&mut self, bytes: usize) -> Option<Position> {
+        self.close(true);
+        let need = BATCH_HEADER_BYTES + bytes;
+        let largest = (self.file_bytes - HEAD_AREA_BYTES).min(BATCH_BYTES_MAX as u64);
+        assert!(need as u64 <= largest, "a record of {bytes} bytes does not fit a batch of {largest}");
+        let end = self.next_at;
+        let rolls = end.offset + need as u64 > self.file_bytes;
+        if rolls {
+            self.next_at = Position { file_no: self.next_at.file_no + 1, offset: HEAD_AREA_BYTES };
+        }
+        let mut buf = match self.free.pop() {
+            Some(buf) if buf.capacity() >= need => buf,
+            unfit => {
+                self.free.extend(unfit);
+                Buffer::with_capacity(need.max(self.buffer_bytes))
+            }
+        };
+        buf.resize(BATCH_HEADER_BYTES);
+        let (seq, at) = (self.next_seq, self.next_at);
+        self.next_seq += 1;
+        self.open = Some(Batch {
+            seq,
+            at,
+            buf,
+            records: 0,
+            payload_bytes: 0,
+            payload_crc: 0,
+            mark: false,
+            full: false,
+            repeated_upto: 0,
+        });
+        rolls.then_some(end)
+    }
+
+    /// The open batch, which must be there: a caller has just made room in it.
+    pub(crate) fn batch(&mut self) -> &mut Batch {
+        self.open.as_mut().expect("open_next was called before")
+    }
+
+    /// Closes the open batch, if there is one: pads it and makes its checksum while it is in the cache.
+    fn close(&mut self, full: bool) {
+        let Some(mut batch) = self.open.take() else { return };
+        batch.full = full;
+        let seed = Uuid::of(self.seed, batch.at.file_no).seed();
+        batch.payload_bytes = (batch.buf.len() - BATCH_HEADER_BYTES) as u32;
+        batch.payload_crc = crc32c_from(seed, &batch.buf[BATCH_HEADER_BYTES..]);
+        batch.buf.resize(batch.buf.len().next_multiple_of(BLOCK_BYTES));
+        self.next_at = batch.end();
+        self.closed_bytes += batch.buf.len();
+        self.closed.push_back(batch);
+    }
+
+    /// The first batch that waits to be written; the open one if there is no other.
+    pub(crate) fn first(&self) -> Option<&Batch> {
+        self.closed.front().or(self.open.as_ref())
+    }
+
+    /// Takes the first batch that waits to be written, closed.
+    pub(crate) fn take_first(&mut self) -> Option<Batch> {
+        if self.closed.is_empty() {
+            self.close(false);
+        }
+        let batch = self.closed.pop_front()?;
+        self.closed_bytes -= batch.buf.len();
+        Some(batch)
+    }
+
+    /// A buffer has come back.
+    pub(crate) fn reuse<D: Disk>(&mut self, disk: &mut D, mut buf: Buffer) {
+        if self.free.len() < BUFFERS_MAX && buf.capacity() == self.buffer_bytes {
+            buf.clear();
+            self.free.push(buf);
+        } else {
+            disk.recycle(buf);
+        }
+    }
+
+    /// Gives all buffers back to the disk.
+    pub(crate) fn give_back<D: Disk>(&mut self, disk: &mut D) {
+        for buf in self.free.drain(..) {
+            disk.recycle(buf);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A log under test beside a plain model of it: every record goes to both, and what comes back is compared.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+pub mod model;
+
+use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, ShardId, Term};
+use coracle_io::fake::{Completing, FakeDisk};
+use coracle_io::{Disk, DiskDone};
+use coracle_wal::{BatchSeq, Config, Identity, ReadError, Recovery, Wal, WalError};
+use model::Model;
+
+pub const DIR: &str = "wal";
+
+pub fn identity() -> Identity {
+    Identity { cluster: 0xC1, node: NodeId(2), incarnation: 3, shard: ShardId(0), shards: 1 }
+}
+
+pub fn config(seed: u64) -> Config {
+    Config { file_bytes: 64 * 1024, checkpoint_every_bytes: 48 * 1024, ..Config::new(DIR, seed) }
+}
+
+/// Entries with payloads that say where they belong.
+pub fn entries(group: u64, first: u64, term: u64, count: u32, bytes: usize) -> EntryBatch {
+    let mut batch = EntryBatch::new();
+    for i in 0..u64::from(count) {
+        let mut payload = format!("g{group} i{} t{term} ", first + i).into_bytes();
+        payload.resize(payload.len().max(bytes), b'.');
+        batch.push(first + i, EntryKind::Command, &payload).unwrap();
+    }
+    batch.stamp(Term(term), 1000);
+    batch
+}
+
+/// A log and its model.
+pub struct Rig {
+    pub disk: FakeDisk,
+    pub wal: Wal,
+    pub now_us: u64,
+    /// The model after every record staged, from what recovery found on; with the record's batch.
+    pub history: Vec<(BatchSeq, Model)>,
+    done: Vec<DiskDone>,
+}
+
+impl Rig {
+    pub fn open(disk: FakeDisk, config: Config) -> Result<(Self, Recovery), WalError> {
+        let mut handle = disk.clone();
+        let (wal, recovery) = Wal::open(&mut handle, config, identity())?;
+        let found = Model::of(&recovery);
+        let history = vec![(BatchSeq(0), found)];
+        Ok((Self { disk, wal, now_us: 0, history, done: Vec::new() }, recovery))
+    }
+
+    pub fn fresh(seed: u64) -> Self {
+        Self::open(FakeDisk::new(seed), config(seed)).unwrap().0
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.history.last().unwrap().1
+    }
+
+    fn note(&mut self, seq: BatchSeq, change: impl FnOnce(&mut Model)) {
+        let mut model = self.model().clone();
+        change(&mut model);
+        self.history.push((seq, model));
+    }
+
+    /// A run after `prev`, whose term the model knows.
+    pub fn append(&mut self, group: u64, prev: u64, term: u64, accepted: u64, count: u32, bytes: usize) {
+        let batch = entries(group, prev + 1, term, count, bytes);
+        let header = RunHeader {
+            group: GroupId(group),
+            accepted_term: Term(accepted),
+            prev_index: Index(prev),
+            prev_term: Term(self.model().term_at(group, prev).expect("the model holds the entry before")),
+            count,
+            body_bytes: batch.bytes().len() as u32,
+        };
+        let seq = self.wal.append(&header, &[batch.bytes()]);
+        self.note(seq, |model| model.append(&header, &batch));
+    }
+
+    pub fn put_state(&mut self, group: u64, blob: &[u8]) {
+        let seq = self.wal.put_state(GroupId(group), blob);
+        self.note(seq, |model| model.group(group).state = blob.to_vec());
+    }
+
+    pub fn put_snapshot(&mut self, group: u64, index: u64, term: u64, bytes: &[u8]) {
+        let seq = self.wal.put_snapshot(GroupId(group), Index(index), Term(term), bytes);
+        self.note(seq, |model| model.snapshot(group, index, term, bytes));
+    }
+
+    /// Hands out what may be written.
+    pub fn submit(&mut self) -> Result<(), WalError> {
+        self.wal.submit(&mut self.disk, self.now_us)?;
+        Ok(self.disk.submit()?)
+    }
+
+    /// Takes what has completed.
+    pub fn complete(&mut self) -> Result<(), WalError> {
+        let mut done = std::mem::take(&mut self.done);
+        self.disk.completions(&mut done);
+        let mut result = Ok(());
+        for one in done.drain(..) {
+            result = result.and(self.wal.on_done(&mut self.disk, one));
+        }
+        self.done = done;
+        result
+    }
+
+    /// Submits and completes until everything staged is durable and nothing is going on in the background.
+    pub fn settle(&mut self) {
+        self.disk.set_completing(Completing::AtOnce);
+        for _ in 0..10_000 {
+            self.submit().unwrap();
+            if self.disk.in_flight() == 0 && self.wal.backlog_bytes() == 0 {
+                return;
+            }
+            self.complete().unwrap();
+        }
+        panic!("the log does not come to rest");
+    }
+
+    /// How many of the records in `history` are durable.
+    pub fn acked(&self) -> usize {
+        let durable = self.wal.durable();
+        self.history.iter().take_while(|(seq, _)| durable.covers(*seq)).count()
+    }
+
+    /// Reads a group's log back whole.
+    pub fn read_all(&mut self, group: u64) -> Result<Vec<(u64, u64, Vec<u8>)>, ReadError> {
+        read_all(&mut self.wal, &mut self.disk, group)
+    }
+
+    /// The log holds exactly what the model does, entries and all.
+    pub fn check(&mut self) -> Result<(), String> {
+        let model = self.model().clone();
+        for id in model.ids() {
+            let read = self.read_all(id).map_err(|error| format!("group {id}: {error}"))?;
+            model.check_entries(id, &read)?;
+        }
+        Ok(())
+    }
+}
+
+/// A group's entries (index, term, payload), read back from files.
+pub fn read_all(
+    wal: &mut Wal,
+    disk: &mut FakeDisk,
+    group: u64,
+) -> Result<Vec<(u64, u64, Vec<u8>)>, ReadError> {
+    let Some(log) = wal.group(GroupId(group)) else { return Ok(Vec::new()) };
+    let mut all = Vec::new();
+    let mut next = log.first;
+    while next <= log.last {
+        let out = read_some(wal, disk, group, next, log.last, 700)?;
+        assert_eq!(out.first, next, "a read begins where it was asked to");
+        let entries = coracle_base::run::Entries::new(out.first, &out.body);
+        let mut count = 0;
+        for entry in entries {
+            all.push((entry.index.0, entry.header.term.0, entry.payload.to_vec()));
+            count += 1;
+        }
+        assert_eq!(count, out.count, "a read has as many entries as it says");
+        next = next.plus(u64::from(count));
+    }
+    Ok(all)
+}
+
+pub fn read_some(
+    wal: &mut Wal,
+    disk: &mut FakeDisk,
+    group: u64,
+    first: Index,
+    last: Index,
+    max_bytes: usize,
+) -> Result<coracle_wal::ReadOut, ReadError> {
+    wal.read(disk, 77, GroupId(group), first, last, max_bytes);
+    let mut done = Vec::new();
+    for _ in 0..100_000 {
+        if let Some((id, result)) = wal.poll_read() {
+            assert_eq!(id, 77);
+            return result;
+        }
+        disk.submit()?;
+        disk.completions(&mut done);
+        for one in done.drain(..) {
+            // What the writes come to is not the question here.
+            let _ = wal.on_done(disk, one);
+        }
+    }
+    panic!("a read does not end");
+}
