@@ -78,13 +78,25 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             ),
             _ => None,
         };
+        if found.as_ref().is_some_and(|one| one.state_lost) {
+            // It may have voted in a term that it no longer knows; no waiting makes that safe.
+            let reason = "its vote may be lost with a damaged part of the log, so it must not vote again: replace this \
+                          member, or restore the directory";
+            return Err(Error::Machine { group, reason: reason.into() });
+        }
         let snapshot = found.as_ref().and_then(|one| one.snapshot.as_ref());
         let last = found.as_ref().map_or(Index::ZERO, |one| one.last);
+        if snapshot.is_none() && found.as_ref().is_some_and(|one| one.first > Index(1)) {
+            let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
+                          replace this member";
+            return Err(Error::Machine { group, reason: reason.into() });
+        }
+        let terms = found.as_ref().map_or(Vec::new(), |one| terms_above(snapshot.map(|one| one.index), last, &one.terms));
         let restored = Restored {
             hard_state,
             snapshot: snapshot.map(|one| (one.index, one.term)),
             last,
-            terms: found.as_ref().map_or(&[], |one| &one.terms),
+            terms: &terms,
             accepted_term: found.as_ref().map_or(Default::default(), |one| one.accepted_term),
             suspect: found.as_ref().is_some_and(|one| one.suspect),
         };
@@ -216,5 +228,37 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.forwards.stop(&mut answers);
         self.reply();
+    }
+}
+
+/// The term spans of the log above a snapshot, of those that begin with the snapshot's own.
+fn terms_above(snapshot: Option<Index>, last: Index, spans: &[(Index, Term)]) -> Vec<(Index, Term)> {
+    let first = snapshot.unwrap_or(Index::ZERO).next();
+    let mut above: Vec<(Index, Term)> = Vec::with_capacity(spans.len());
+    for (from, term) in spans {
+        let from = (*from).max(first);
+        if above.last().is_some_and(|(at, _)| *at == from) {
+            above.pop();
+        }
+        if from <= last {
+            above.push((from, *term));
+        }
+    }
+    above
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_cut_at_the_snapshot() {
+        let spans = [(Index(5), Term(1)), (Index(6), Term(2)), (Index(9), Term(4))];
+        let cut = |snapshot, last| terms_above(snapshot, Index(last), &spans);
+        assert_eq!(cut(Some(Index(5)), 9), vec![(Index(6), Term(2)), (Index(9), Term(4))]);
+        assert_eq!(cut(Some(Index(7)), 9), vec![(Index(8), Term(2)), (Index(9), Term(4))]);
+        assert_eq!(cut(Some(Index(9)), 9), vec![]);
+        assert_eq!(terms_above(None, Index(3), &[(Index(1), Term(1))]), vec![(Index(1), Term(1))]);
+        assert_eq!(terms_above(None, Index(0), &[]), vec![]);
     }
 }
