@@ -4,6 +4,7 @@
 //! number is taken from a clock, a counter of the kernel or the code under test, and never estimated.
 #![forbid(unsafe_code)]
 
+pub mod cluster_bench;
 pub mod latency;
 pub mod size;
 pub mod usage;
