@@ -58,7 +58,7 @@ pub(crate) struct Peer {
     pub(crate) waiting_since: Option<u64>,
     fetch: Option<Fetch>,
     inflight: VecDeque<(Index, u32)>,
-    inflight_bytes: u32,
+    inflight_bytes: u64,
 }
 
 impl Peer {
@@ -90,6 +90,7 @@ impl Peer {
         self.commit_acked = Index::ZERO;
         self.doubt = None;
         self.read_asked = false;
+        self.forget_inflight(Index::ZERO);
         self.probe_from(last.next());
     }
 
@@ -104,43 +105,47 @@ impl Peer {
         self.probe_from(if known { self.match_index.next() } else { last.next() });
     }
 
-    /// Back to one message at a time, the next one starting at `next`.
+    /// Back to one message at a time, the next one starting at `next`. What is on the way may have arrived all the same:
+    /// it stays in the window until a reply tells.
     pub(crate) fn probe_from(&mut self, next: Index) {
         self.mode = Mode::Probe { sent: false };
         self.next_index = next;
         self.confirm = false;
         self.waiting_since = None;
-        self.inflight.clear();
-        self.inflight_bytes = 0;
         if let Some(fetch) = &mut self.fetch {
             fetch.wanted = false;
         }
     }
 
-    /// The logs agree up to `matched`, so entries may flow from there.
+    /// The logs agree up to `matched`, so entries may flow from there; what was sent beyond has been lost.
     pub(crate) fn stream_from(&mut self, matched: Index) {
+        let matched = matched.max(self.match_index);
         self.mode = Mode::Stream;
-        self.next_index = matched.max(self.match_index).next();
+        self.next_index = matched.next();
+        self.forget_inflight(matched);
+    }
+
+    fn forget_inflight(&mut self, after: Index) {
+        while let Some((_, bytes)) = self.inflight.pop_back_if(|(last, _)| *last > after) {
+            self.inflight_bytes -= u64::from(bytes);
+        }
     }
 
     /// Whether another append may be on the way. The last one may exceed the window: an entry of any size must pass.
     pub(crate) fn window_open(&self, window_bytes: u32, window_messages: u32) -> bool {
-        self.inflight_bytes < window_bytes && (self.inflight.len() as u32) < window_messages
+        self.inflight_bytes < u64::from(window_bytes) && (self.inflight.len() as u32) < window_messages
     }
 
     pub(crate) fn sent(&mut self, last: Index, bytes: u32) {
         self.inflight.push_back((last, bytes));
-        self.inflight_bytes = self.inflight_bytes.saturating_add(bytes);
+        self.inflight_bytes += u64::from(bytes);
         self.next_index = last.next();
     }
 
     /// Entries up to `durable` are off the window.
     pub(crate) fn arrived(&mut self, durable: Index) {
         while let Some((_, bytes)) = self.inflight.pop_front_if(|(last, _)| *last <= durable) {
-            self.inflight_bytes = self.inflight_bytes.saturating_sub(bytes);
-        }
-        if self.inflight.is_empty() {
-            self.inflight_bytes = 0;
+            self.inflight_bytes -= u64::from(bytes);
         }
     }
 
@@ -174,7 +179,7 @@ impl Peer {
                 || self.read_asked)
     }
 
-    pub(crate) fn inflight(&self) -> (u32, u32) {
+    pub(crate) fn inflight(&self) -> (u32, u64) {
         (self.inflight.len() as u32, self.inflight_bytes)
     }
 }

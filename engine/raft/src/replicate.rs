@@ -140,12 +140,14 @@ impl Group {
         }
     }
 
-    /// One message, with entries if they are at hand: a new leader's first probe brings its no-op along.
+    /// One message without entries, as they might be refused, or there already. Only a new leader's first probe brings
+    /// its no-op along, and what was proposed since.
     fn probe(&mut self, at: usize, sizes: &impl Sizes, out: &mut Vec<Output>) {
         let first = self.peers[at].next_index;
+        let with_entries = first == self.term_start && self.peers[at].match_index == Index::ZERO;
         let (last, bytes) = match self.fit(first, sizes) {
-            Some(Fit::Resident { last, bytes }) => (last, bytes),
-            Some(Fit::OnDisk) | None => (first.prev(), 0),
+            Some(Fit::Resident { last, bytes }) if with_entries => (last, bytes),
+            _ => (first.prev(), 0),
         };
         self.peers[at].mode = Mode::Probe { sent: true };
         self.send_append(at, first.prev(), last, bytes, true, out);

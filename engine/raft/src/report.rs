@@ -37,7 +37,7 @@ pub struct PeerOverview {
     /// Appends without an acknowledgement.
     pub inflight_messages: u32,
     /// Their bytes.
-    pub inflight_bytes: u32,
+    pub inflight_bytes: u64,
     /// It may have lost entries and counts for nothing at the moment.
     pub suspect: bool,
 }

@@ -733,7 +733,7 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn random_clusters_are_safe_and_come_back() {
-    let seeds = seeds(4000);
+    let seeds = seeds(2500);
     let mut marks: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in seeds.clone() {
         match run(seed, Breaks::default(), true) {
