@@ -446,6 +446,22 @@ fn nothing_durable_is_ever_lost() {
 }
 
 #[test]
+fn a_crash_says_what_it_took() {
+    let mut disk = FakeDisk::new(5);
+    for i in 0..60u8 {
+        let file = open(&mut disk, &format!("f{i}"), FileMode::Write);
+        write(&mut disk, file, 0, i + 1).unwrap();
+    }
+    disk.crash(CrashPolicy { kept_percent: 40, lost_percent: 30, garbage: 0 });
+    let counts = disk.fault_counts();
+    let paths = disk.image().paths();
+    assert_eq!((counts["crash"], counts["lost_name_change"]), (1, 60 - paths.len() as u64));
+    // A file whose name was lost shows nothing of what became of its bytes.
+    let empty = paths.iter().filter(|path| disk.read_file(path).unwrap().is_empty()).count() as u64;
+    assert!(0 < empty && empty <= counts["lost_unsynced_write"] && counts["torn_write"] > 0, "{counts:?}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let life = |seed: u64| {
         let mut disk = FakeDisk::new(seed);

@@ -137,12 +137,13 @@ impl Origin {
     }
 }
 
-/// One crash by chance.
+/// One crash by chance. `count` hears what became of each unit that did not survive whole.
 pub(super) fn crash_by_chance(
     durable: &DiskImage,
     units: &[Effect],
     policy: CrashPolicy,
     rng: &mut SmallRng,
+    mut count: impl FnMut(&'static str),
 ) -> DiskImage {
     let mut plan: Plan = Vec::with_capacity(units.len());
     for unit in units {
@@ -156,6 +157,14 @@ pub(super) fn crash_by_chance(
         });
     }
     make_legal(units, &mut plan);
+    for (unit, keep) in units.iter().zip(&plan) {
+        match (unit, keep) {
+            (_, Keep::All) => {}
+            (Effect::Name(_), _) => count("lost_name_change"),
+            (Effect::Data { .. }, Keep::Nothing) => count("lost_unsynced_write"),
+            (Effect::Data { .. }, _) => count("torn_write"),
+        }
+    }
     survivors(durable, units, &plan)
 }
 

@@ -250,7 +250,8 @@ impl Device {
                 let Some(effect) = self.effect_in_flight(op) else { return };
                 let traces = CrashPolicy { kept_percent: 10, lost_percent: 30, garbage: 0 };
                 let mut rng = SmallRng::seed_from_u64(self.rng.next_u64());
-                let torn = crash_by_chance(&self.written, std::slice::from_ref(&effect), traces, &mut rng);
+                let torn =
+                    crash_by_chance(&self.written, std::slice::from_ref(&effect), traces, &mut rng, |_| {});
                 if let Effect::Data { inode, pages, end } = effect {
                     let content = torn.shared_content(inode);
                     let pages = pages.into_iter().map(|(n, _)| (n, content.page(n).clone())).collect();
@@ -470,8 +471,9 @@ impl Device {
 
     pub(super) fn crash(&mut self, policy: CrashPolicy) {
         let units = self.units();
-        let image = crash_by_chance(&self.durable, &units, policy, &mut self.rng);
         self.faults.count("crash");
+        let count = |kind| self.faults.count(kind);
+        let image = crash_by_chance(&self.durable, &units, policy, &mut self.rng, count);
         self.reboot(image);
     }
 

@@ -320,3 +320,31 @@ fn set_nodelay(socket: &TcpStream) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{RealClock, Ring, RingOptions, RingPark};
+    use super::*;
+    use crate::{Clock, Park};
+
+    /// A failed accept (here: cancelled) makes the listener rest and then accept who has come meanwhile.
+    #[test]
+    fn a_listener_that_cannot_accept_tries_again() {
+        let ring = Ring::new(&RingOptions::default()).unwrap();
+        let (mut net, mut park) = (RingNet::new(&ring), RingPark::new(&ring).unwrap());
+        let address = net.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        net.submit().unwrap();
+        let start_us = RealClock.now_us();
+        ring.borrow_mut().cancel(net.listeners[0].in_flight);
+        net.submit().unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        let mut events = Vec::new();
+        while events.is_empty() {
+            park.park(Some(10_000_000), &|| true).unwrap();
+            net.events(&mut events);
+            assert!(RealClock.now_us() - start_us < 10_000_000, "deaf");
+        }
+        assert!(matches!(events[..], [NetEvent::Accepted { .. }]));
+        assert!(RealClock.now_us() - start_us >= REST.as_micros() as u64, "it did not rest");
+    }
+}
