@@ -36,7 +36,6 @@ pub(crate) enum Answer {
         granted: bool,
     },
     Read {
-        term: Term,
         round: u64,
     },
     /// To a leader of the past: our term.
@@ -267,8 +266,8 @@ impl Group {
         match answer {
             Answer::Ballot => Message::VoteReply { ballot },
             Answer::PreVote { asked, granted } => Message::PreVoteReply { asked, granted, term },
-            Answer::Read { term: asked, round } if asked == term.get() => Message::ReadAck { term, round },
-            Answer::Read { .. } | Answer::Term => Message::AppendReply(AppendReply {
+            Answer::Read { round } => Message::ReadAck { term, round },
+            Answer::Term => Message::AppendReply(AppendReply {
                 term,
                 durable: self.ring.durable().at_most(Index::ZERO),
                 matched: Index::ZERO,

@@ -139,9 +139,9 @@ impl Group {
         out.push(Output::Install { index, term: snap_term });
     }
 
-    pub(crate) fn on_read_probe(&mut self, from: NodeId, term: Term, round: u64) {
+    pub(crate) fn on_read_probe(&mut self, from: NodeId, round: u64) {
         if !self.suspect && !self.leader_gone {
-            self.owe(from, Answer::Read { term, round });
+            self.owe(from, Answer::Read { round });
         }
     }
 

@@ -427,7 +427,7 @@ impl Group {
             }
             Message::ReadProbe { term, round } => {
                 if self.accept_leader(now_us, from, term, out) {
-                    self.on_read_probe(from, term, round);
+                    self.on_read_probe(from, round);
                 }
             }
             Message::ReadAck { term, round } => self.on_read_ack(now_us, at, term.get(), round, out),
