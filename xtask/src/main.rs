@@ -39,6 +39,10 @@ enum Command {
         #[arg(long)]
         rewrite: bool,
     },
+    /// Crashes the log at every operation, on the simulated disk; then kills real processes on a real one.
+    Crash,
+    /// The long runs: crashes, kills, random clusters, and what we take from others (needs cargo-deny).
+    Night,
     /// Runs a bench program, optimised. Arguments go on to it: cargo xtask bench wal --baseline
     Bench {
         /// Which one.
@@ -68,6 +72,11 @@ fn main() -> ExitCode {
         Command::Lint => lint(&root),
         Command::Test { name } => steps::run(&root, &[Step::test(name.as_deref())]),
         Command::Scenarios { rewrite } => steps::run(&root, &[Step::scenarios(rewrite)]),
+        Command::Crash => steps::run(&root, &[Step::crash("5"), Step::kills("30")]),
+        Command::Night => steps::run(
+            &root,
+            &[Step::deny(), Step::crash("20"), Step::kills("100"), Step::random_groups("0..20000")],
+        ),
         Command::Bench { what: Bench::Wal, arguments } => {
             steps::run(&root, &[Step::program("coracle-tools", "wal-bench", &arguments)])
         }

@@ -91,6 +91,37 @@ impl Step {
         step
     }
 
+    /// Crash enumeration of the log, `scale` times as long as in `cargo test`.
+    pub(crate) fn crash(scale: &'static str) -> Self {
+        let mut step =
+            Self::cargo(&["test", "--release", "--locked", "-p", "coracle-wal", "--test", "crash"]);
+        step.words.extend(["--", "--nocapture"].map(str::to_owned));
+        step.env.push(("CRASH_SCALE", scale));
+        step
+    }
+
+    /// Real processes killed at random while clients count on them.
+    pub(crate) fn kills(kills: &'static str) -> Self {
+        let mut step =
+            Self::cargo(&["test", "--release", "--locked", "-p", "coracle", "--test", "real", "kills"]);
+        step.words.extend(["--", "--nocapture"].map(str::to_owned));
+        step.env.push(("CORACLE_KILLS", kills));
+        step
+    }
+
+    /// Random clusters of the consensus core.
+    pub(crate) fn random_groups(seeds: &'static str) -> Self {
+        let mut step =
+            Self::cargo(&["test", "--release", "--locked", "-p", "coracle-raft", "--test", "random"]);
+        step.env.push(("RAFT_SEEDS", seeds));
+        step
+    }
+
+    /// What we take from others: licences, advisories, sources (deny.toml).
+    pub(crate) fn deny() -> Self {
+        Self::cargo(&["deny", "--locked", "check"])
+    }
+
     /// One of our programs, optimised, built as it is shipped: alone.
     pub(crate) fn program(package: &str, program: &str, arguments: &[String]) -> Self {
         let mut step = Self::cargo(&["run", "--release", "--locked", "-p", package, "--bin", program, "--"]);
