@@ -5,8 +5,9 @@
 //! durable. Two are kept: files whose records precede the older one may be reused.
 
 use crate::files::Files;
-use crate::format::Position;
-use crate::format::page::{FileEntry, PAGE_GROUPS_MAX, PAGE_PREFIX_BYTES, Page, Part, Root};
+use crate::format::page::{
+    Begin, FileEntry, PAGE_GROUPS_MAX, PAGE_PREFIX_BYTES, Page, Part, ROOT_PREFIX_BYTES, Root,
+};
 use crate::format::record::RecordKind;
 use crate::groups::Groups;
 use crate::wal::Wal;
@@ -22,15 +23,14 @@ const STAGED_BYTES_MAX: usize = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept {
     pub(crate) id: u64,
-    pub(crate) begin: Position,
+    pub(crate) begin: Begin,
     pub(crate) root_seq: u64,
 }
 
 #[derive(Debug)]
 struct Running {
     id: u64,
-    /// Of the batch with the first page.
-    begin: Option<(Position, u64)>,
+    begin: Begin,
     next_slot: usize,
     page_no: u32,
 }
@@ -83,7 +83,7 @@ impl Checkpoints {
 
     /// Files before this number hold no record that recovery could need.
     pub(crate) fn needed_from(&self) -> u64 {
-        self.older.map_or(0, |kept| kept.begin.file_no)
+        self.older.map_or(0, |kept| kept.begin.at.file_no)
     }
 
     fn is_due(&self, every_bytes: u64) -> bool {
@@ -91,9 +91,9 @@ impl Checkpoints {
         enough && self.since_bytes > 0 && self.running.is_none() && self.closing.is_none()
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self, begin: Begin) {
         self.last_id += 1;
-        self.running = Some(Running { id: self.last_id, begin: None, next_slot: 0, page_no: 0 });
+        self.running = Some(Running { id: self.last_id, begin, next_slot: 0, page_no: 0 });
         self.since_bytes = 0;
         self.rolled = false;
     }
@@ -103,7 +103,7 @@ impl Wal {
     /// Stages the next pages of a checkpoint, if one is due or running; at most [`STEP_BYTES`] and the rest of a group.
     pub(crate) fn step_checkpoint(&mut self) {
         if self.checkpoints.is_due(self.config.checkpoint_every_bytes) {
-            self.checkpoints.begin();
+            self.checkpoints.begin(self.durable_end());
         }
         let mut staged = 0;
         while staged < STEP_BYTES && self.stage.bytes() < STAGED_BYTES_MAX {
@@ -126,7 +126,6 @@ impl Wal {
             self.place_record(RecordKind::CheckpointPage, body_bytes);
             let batch = self.stage.batch();
             page.encode(&mut batch.buf);
-            running.begin.get_or_insert((batch.at, batch.seq));
             running.page_no += 1;
             staged += body_bytes;
         }
@@ -135,15 +134,14 @@ impl Wal {
 
     fn put_root(&mut self, running: Running) {
         let files = file_map(&self.files);
-        let body_bytes = 48 + 32 * files.len();
+        let body_bytes = ROOT_PREFIX_BYTES + 32 * files.len();
         self.place_record(RecordKind::CheckpointRoot, body_bytes);
         let batch = self.stage.batch();
-        let (begin, begin_seq) = running.begin.unwrap_or((batch.at, batch.seq));
+        let Running { begin, .. } = running;
         let root = Root {
             checkpoint: running.id,
             boot_epoch: self.boot_epoch,
             begin,
-            begin_seq,
             page_count: running.page_no,
             files,
         };

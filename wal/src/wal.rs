@@ -26,7 +26,7 @@ use crate::error::WalError;
 use crate::files::Files;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
 use crate::format::head::{HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::SnapshotPlace;
+use crate::format::page::{Begin, SnapshotPlace};
 use crate::format::record::{
     self, RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, STATE_PREFIX_BYTES,
 };
@@ -98,6 +98,7 @@ pub struct Stats {
 struct Flight {
     seq: u64,
     end: Position,
+    chain: u64,
     bytes: usize,
     done: bool,
 }
@@ -134,7 +135,10 @@ pub struct Wal {
     in_flight: usize,
     in_flight_bytes: usize,
     durable: u64,
+    /// Where the newest durable batch ends, and its chain value.
     pub(crate) durable_at: Position,
+    durable_chain: u64,
+    /// Of the newest batch submitted.
     chain: u64,
     now_us: u64,
     last_submit_us: u64,
@@ -199,6 +203,7 @@ impl Wal {
             in_flight_bytes: 0,
             durable: first_seq - 1,
             durable_at: at,
+            durable_chain: start.chain,
             chain: start.chain,
             now_us: 0,
             last_submit_us: 0,
@@ -429,7 +434,8 @@ impl Wal {
         if let Some(file) = self.files.get_mut(batch.at.file_no) {
             file.busy += 1;
         }
-        let flight = Flight { seq: batch.seq, end: batch.end(), bytes: batch.buf.len(), done: false };
+        let (seq, end, bytes) = (batch.seq, batch.end(), batch.buf.len());
+        let flight = Flight { seq, end, chain: self.chain, bytes, done: false };
         self.flight.push_back(flight);
         DiskOp::Write { file, offset: batch.at.offset, buf: batch.buf }
     }
@@ -485,12 +491,18 @@ impl Wal {
         while let Some(flight) = self.flight.pop_front_if(|flight| flight.done) {
             self.durable = flight.seq;
             self.durable_at = flight.end;
+            self.durable_chain = flight.chain;
         }
         if self.checkpoints.on_durable(self.durable) {
             self.stats.checkpoints = self.checkpoints.written;
             self.reads.carry_is_due();
         }
         Ok(())
+    }
+
+    /// Where a replay could start: after everything that is durable now.
+    pub(crate) fn durable_end(&self) -> Begin {
+        Begin { at: self.durable_at, seq: self.durable + 1, chain: self.durable_chain }
     }
 
     fn stop(&mut self, error: WalError) -> WalError {

@@ -17,9 +17,13 @@
 //!              76   4   zeros
 //!              80   ..  state, then terms (first index u64, term u64), then extents (file_no u64, first u64, count u64)
 //!
-//!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64}, page_count u32, file_count u32,
-//!              then files (file_no u64, uuid u128, end u64)
+//!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64, chain u64}, page_count u32,
+//!              file_count u32, then files (file_no u64, uuid u128, end u64)
 //! ```
+//!
+//! `begin` is where the newest batch ended that was durable when the first page was staged, with that batch's chain value
+//! and the number of the next. Replay starts there, not at the first page: the batches in between must be there too, or
+//! the pages speak of entries that a crash has taken.
 //!
 //! A page says what its groups are at the very place in the log where the page lies; records after it come on top. A
 //! group with very many terms or extents goes in several parts, in consecutive pages without a record between them.
@@ -33,6 +37,8 @@ use super::{Position, Uuid};
 
 /// Bytes of a page's body before its parts.
 pub(crate) const PAGE_PREFIX_BYTES: usize = 16;
+/// Bytes of a root's body before its files.
+pub(crate) const ROOT_PREFIX_BYTES: usize = 56;
 const PART_PREFIX_BYTES: usize = 80;
 /// Terms, and extents, in one part at most: a part always fits a page.
 pub(crate) const PART_ITEMS_MAX: usize = 512;
@@ -208,14 +214,22 @@ pub(crate) struct FileEntry {
     pub(crate) end: u64,
 }
 
+/// Where a replay starts: everything before it was durable when the first page was staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Begin {
+    pub(crate) at: Position,
+    /// Of the first batch.
+    pub(crate) seq: u64,
+    /// Of the batch before.
+    pub(crate) chain: u64,
+}
+
 /// What makes the pages of a checkpoint count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Root {
     pub(crate) checkpoint: u64,
     pub(crate) boot_epoch: u64,
-    /// The batch that the first page is in: replay starts there.
-    pub(crate) begin: Position,
-    pub(crate) begin_seq: u64,
+    pub(crate) begin: Begin,
     pub(crate) page_count: u32,
     pub(crate) files: Vec<FileEntry>,
 }
@@ -224,9 +238,10 @@ impl Root {
     pub(crate) fn encode(&self, out: &mut impl Sink) {
         out.put_u64(self.checkpoint);
         out.put_u64(self.boot_epoch);
-        out.put_u64(self.begin.file_no);
-        out.put_u64(self.begin.offset);
-        out.put_u64(self.begin_seq);
+        out.put_u64(self.begin.at.file_no);
+        out.put_u64(self.begin.at.offset);
+        out.put_u64(self.begin.seq);
+        out.put_u64(self.begin.chain);
         out.put_u32(self.page_count);
         out.put_u32(self.files.len() as u32);
         for file in &self.files {
@@ -239,8 +254,8 @@ impl Root {
     pub(crate) fn decode(body: &[u8]) -> Result<Self, RecordError> {
         let mut reader = Reader::new(body);
         let (checkpoint, boot_epoch) = (reader.u64()?, reader.u64()?);
-        let begin = Position { file_no: reader.u64()?, offset: reader.u64()? };
-        let begin_seq = reader.u64()?;
+        let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
+        let begin = Begin { at, seq: reader.u64()?, chain: reader.u64()? };
         let (page_count, count) = (reader.u32()?, reader.u32()?);
         let mut files = Vec::new();
         for _ in 0..count {
@@ -250,6 +265,6 @@ impl Root {
         if !reader.is_empty() {
             return Err(RecordError::Field("root length"));
         }
-        Ok(Self { checkpoint, boot_epoch, begin, begin_seq, page_count, files })
+        Ok(Self { checkpoint, boot_epoch, begin, page_count, files })
     }
 }

@@ -28,13 +28,13 @@ use self::reader::Readers;
 pub use self::replay::Hole;
 use self::replay::Replay;
 use self::roots::FoundRoot;
-use self::scan::{From, Scan, Tail};
+use self::scan::{Scan, Tail};
 use crate::checkpoint::{Checkpoints, Kept};
 use crate::config::{Config, Identity, Strategy};
 use crate::error::WalError;
 use crate::files::{File, Files, log_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::FileEntry;
+use crate::format::page::{Begin, FileEntry, SnapshotPlace};
 use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
 use crate::format::{Position, Uuid};
 use crate::groups::Group;
@@ -144,7 +144,7 @@ pub(crate) fn recover<D: Disk>(
     let mut found = match found {
         Ok(found) => found,
         Err(error) => {
-            readers.close();
+            readers.close()?;
             return Err(error);
         }
     };
@@ -154,8 +154,10 @@ pub(crate) fn recover<D: Disk>(
     found.tail.suspect |= lost_newest;
     found.replay.finish(found.tail.suspect);
     let missing = mark_missing(&mut found, &directory, &dir);
-    let mut groups: Vec<_> = found.replay.groups.iter().map(|group| recovered(&mut readers, group)).collect();
-    readers.close();
+    let groups: Result<Vec<_>, _> =
+        found.replay.groups.iter().map(|group| recovered(&mut readers, group)).collect();
+    readers.close()?;
+    let mut groups = groups?;
     groups.sort_by_key(|group| group.group);
     let mut report = found.report(&directory, &dir);
     report.missing = missing;
@@ -217,7 +219,7 @@ fn find_log<'a, D: Disk>(
         let Some(candidate) = roots.get(tried).cloned() else { break };
         tried += 1;
         last_checkpoint = last_checkpoint.max(candidate.root.checkpoint);
-        let from = From { at: candidate.root.begin, seq: candidate.root.begin_seq, chain: None };
+        let from = candidate.root.begin;
         let replay = Replay::new(dir, identity.shards, Some(candidate.root.clone()));
         let Some((replay, tail)) = replay_from(readers, links, from, replay)? else { continue };
         while tried == roots.len() {
@@ -238,7 +240,7 @@ fn find_log<'a, D: Disk>(
         return Err(WalError::Lost { dir: dir.to_owned(), missing });
     };
     let at = Position { file_no: origin.file_no, offset: HEAD_AREA_BYTES };
-    let from = From { at, seq: origin.first_seq, chain: Some(0) };
+    let from = Begin { at, seq: origin.first_seq, chain: 0 };
     match replay_from(readers, links, from, Replay::new(dir, identity.shards, None))? {
         Some((replay, tail)) => {
             Ok(Found { replay, tail, kept: [None, None], last_checkpoint, ends: Vec::new() })
@@ -255,7 +257,7 @@ fn kept(found: &FoundRoot) -> Kept {
 fn replay_from<'a, D: Disk>(
     readers: &mut Readers<'_, D>,
     links: &[Link],
-    from: From,
+    from: Begin,
     mut replay: Replay<'a>,
 ) -> Result<Option<(Replay<'a>, Tail)>, WalError> {
     let Some(scan) = Scan::new(readers, links, from) else { return Ok(None) };
@@ -286,21 +288,13 @@ fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &Path) -> Vec
     gone.into_iter().map(|file_no| log_path(dir, file_no)).collect()
 }
 
-fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> RecoveredGroup {
-    let snapshot = group.snapshot.and_then(|place| {
-        let bytes = RECORD_HEADER_BYTES + SNAPSHOT_PREFIX_BYTES + place.bytes as usize;
-        let bytes = readers.get(place.at.file_no, place.at.offset, bytes).ok()?;
-        match Record::read(&mut Reader::new(bytes)) {
-            Ok(Record::Snapshot(found))
-                if (found.group, found.index, found.term) == (group.id, group.base, group.base_term) =>
-            {
-                Some(InlineSnapshot { index: found.index, term: found.term, bytes: found.bytes.to_vec() })
-            }
-            _ => None,
-        }
-    });
+fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<RecoveredGroup, WalError> {
+    let snapshot = match group.snapshot {
+        None => None,
+        Some(place) => read_snapshot(readers, group, place)?,
+    };
     let base = (group.base > Index::ZERO).then_some((group.base, group.base_term));
-    RecoveredGroup {
+    Ok(RecoveredGroup {
         group: group.id,
         state: group.state.clone(),
         suspect: group.suspect || (group.snapshot.is_some() && snapshot.is_none()),
@@ -310,7 +304,28 @@ fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> RecoveredG
         terms: base.into_iter().chain(group.terms.iter().copied()).collect(),
         accepted_term: group.accepted_term,
         state_lost: group.state_lost,
-    }
+    })
+}
+
+/// `None` if it is damaged.
+fn read_snapshot<D: Disk>(
+    readers: &mut Readers<'_, D>,
+    group: &Group,
+    place: SnapshotPlace,
+) -> Result<Option<InlineSnapshot>, WalError> {
+    let bytes = RECORD_HEADER_BYTES + SNAPSHOT_PREFIX_BYTES + place.bytes as usize;
+    let bytes = match readers.get(place.at.file_no, place.at.offset, bytes) {
+        Ok(bytes) => bytes,
+        Err(DiskError::Crashed) => return Err(DiskError::Crashed.into()),
+        Err(_) => return Ok(None),
+    };
+    let whole = (group.id, group.base, group.base_term);
+    Ok(match Record::read(&mut Reader::new(bytes)) {
+        Ok(Record::Snapshot(found)) if (found.group, found.index, found.term) == whole => {
+            Some(InlineSnapshot { index: found.index, term: found.term, bytes: found.bytes.to_vec() })
+        }
+        _ => None,
+    })
 }
 
 // ---- beginning anew ----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ pub(crate) struct Readers<'d, D: Disk> {
 #[derive(Debug, Default, Clone, Copy)]
 struct Window {
     file: Option<FileId>,
+    file_bytes: u64,
     start: u64,
     bytes: usize,
 }
@@ -41,8 +42,10 @@ impl<'d, D: Disk> Readers<'d, D> {
         if !inside {
             let start = offset / BLOCK * BLOCK;
             let wide = (BATCH_BYTES_MAX as u64).max((end - start).next_multiple_of(BLOCK));
-            if self.fill(file_no, start, wide).is_err() {
-                self.fill(file_no, start, (end - start).next_multiple_of(BLOCK))?;
+            match self.fill(file_no, start, wide) {
+                Ok(()) => {}
+                Err(DiskError::Crashed) => return Err(DiskError::Crashed),
+                Err(_) => self.fill(file_no, start, (end - start).next_multiple_of(BLOCK))?,
             }
         }
         let held = self.open.get(&file_no).copied().unwrap_or_default();
@@ -52,40 +55,49 @@ impl<'d, D: Disk> Readers<'d, D> {
     }
 
     fn fill(&mut self, file_no: u64, start: u64, bytes: u64) -> Result<(), DiskError> {
-        let file = match self.open.get(&file_no).and_then(|window| window.file) {
-            Some(file) => file,
+        let window = match self.open.get(&file_no) {
+            Some(window) => Window { start, bytes: 0, ..*window },
             None => {
                 let op = DiskOp::Open { path: log_path(&self.dir, file_no), mode: FileMode::Read };
-                match run(self.disk, op)?.0 {
-                    DiskOk::Opened { file, .. } => file,
-                    _ => return Ok(()),
-                }
+                let DiskOk::Opened { file, bytes } = self.run(op)?.0 else { return Ok(()) };
+                Window { file: Some(file), file_bytes: bytes, start, bytes: 0 }
             }
         };
         self.of = 0;
-        self.open.insert(file_no, Window { file: Some(file), start, bytes: 0 });
+        self.open.insert(file_no, window);
+        let bytes = bytes.min(window.file_bytes.saturating_sub(start).next_multiple_of(BLOCK)) as usize;
+        let Some(file) = window.file.filter(|_| bytes > 0) else { return Ok(()) };
         let mut buf = match self.buf.take() {
-            Some(buf) if buf.capacity() as u64 >= bytes => buf,
-            _ => self.disk.buffer(bytes as usize),
+            Some(buf) if buf.capacity() >= bytes => buf,
+            _ => self.disk.buffer(bytes),
         };
-        buf.resize(bytes as usize);
-        let (ok, buf) = run(self.disk, DiskOp::Read { file, offset: start, buf })?;
+        buf.resize(bytes);
+        let (ok, buf) = self.run(DiskOp::Read { file, offset: start, buf })?;
         self.buf = buf;
         if let DiskOk::Read { bytes } = ok {
-            self.open.insert(file_no, Window { file: Some(file), start, bytes });
+            self.open.insert(file_no, Window { bytes, ..window });
             self.of = file_no;
         }
         Ok(())
     }
 
+    /// Runs one operation; none if an earlier one never ended, for then the disk is gone.
+    fn run(&mut self, op: DiskOp) -> Result<(DiskOk, Option<Buffer>), DiskError> {
+        if self.disk.in_flight() > 0 {
+            return Err(DiskError::Crashed);
+        }
+        run(self.disk, op)
+    }
+
     /// Closes all files and gives the buffer back.
-    pub(crate) fn close(self) {
-        for file in self.open.values().filter_map(|window| window.file) {
-            // A file that was only read: nothing depends on how this ends.
-            let _ = run(self.disk, DiskOp::Close { file });
+    pub(crate) fn close(mut self) -> Result<(), DiskError> {
+        let files: Vec<_> = self.open.values().filter_map(|window| window.file).collect();
+        for file in files {
+            self.run(DiskOp::Close { file })?;
         }
         if let Some(buf) = self.buf {
             self.disk.recycle(buf);
         }
+        Ok(())
     }
 }

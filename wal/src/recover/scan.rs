@@ -19,6 +19,7 @@ use crate::error::WalError;
 use crate::format::Position;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::page::Begin;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// How far beyond a bad batch others can have been in flight.
@@ -34,15 +35,6 @@ pub(crate) trait Sink {
     fn is_done(&self) -> bool {
         false
     }
-}
-
-/// Where a scan begins.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct From {
-    pub(crate) at: Position,
-    pub(crate) seq: u64,
-    /// Of the batch before; `None`: take it from the first batch.
-    pub(crate) chain: Option<u64>,
 }
 
 /// Where the log ends.
@@ -116,6 +108,7 @@ pub(crate) struct Scan<'a, 'd, D: Disk> {
     link: usize,
     offset: u64,
     seq: u64,
+    /// Of the batch before; `None` after a hole: then it is taken from the next batch.
     chain: Option<u64>,
     /// Of the last sound batch.
     last_chain: u64,
@@ -126,7 +119,7 @@ pub(crate) struct Scan<'a, 'd, D: Disk> {
 
 impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
     /// `None` if the place is in none of the links.
-    pub(crate) fn new(readers: &'a mut Readers<'d, D>, links: &'a [Link], from: From) -> Option<Self> {
+    pub(crate) fn new(readers: &'a mut Readers<'d, D>, links: &'a [Link], from: Begin) -> Option<Self> {
         let link = links.iter().position(|link| link.file_no == from.at.file_no)?;
         Some(Self {
             readers,
@@ -134,8 +127,8 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
             link,
             offset: from.at.offset,
             seq: from.seq,
-            chain: from.chain,
-            last_chain: from.chain.unwrap_or(0),
+            chain: Some(from.chain),
+            last_chain: from.chain,
             seq_seen: from.seq.saturating_sub(1),
             nonsense: false,
         })
@@ -219,7 +212,7 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
     /// The log may go on in the next file of the same start: then that file's first batch is the next one.
     fn begin_next_file(&mut self, sink: &mut impl Sink) -> Result<bool, WalError> {
         let next = self.link + 1;
-        if self.cut().is_some() || next == self.links.len() || self.chain.is_none() {
+        if self.cut().is_some() || next == self.links.len() {
             return Ok(false);
         }
         self.take(sink, next, HEAD_AREA_BYTES)

@@ -19,12 +19,14 @@ pub fn config(seed: u64) -> Config {
     Config { file_bytes: 64 * 1024, checkpoint_every_bytes: 48 * 1024, ..Config::new(DIR, seed) }
 }
 
-/// Entries with payloads that say where they belong.
+/// Entries with payloads of at most `bytes` (and of some bytes in any case) that say where they belong: as in Raft, the
+/// same group, index and term have the same payload.
 pub fn entries(group: u64, first: u64, term: u64, count: u32, bytes: usize) -> EntryBatch {
     let mut batch = EntryBatch::new();
     for i in 0..u64::from(count) {
         let mut payload = format!("g{group} i{} t{term} ", first + i).into_bytes();
-        payload.resize(payload.len().max(bytes), b'.');
+        let eighths = (group + 3 * (first + i) + 5 * term) as usize % 8 + 1;
+        payload.resize(payload.len().max(bytes * eighths / 8), b'.');
         batch.push(first + i, EntryKind::Command, &payload).unwrap();
     }
     batch.stamp(Term(term), 1000);

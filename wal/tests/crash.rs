@@ -1,0 +1,307 @@
+//! Crash enumeration: histories of a log on the fake disk, a crash at every operation, every image that it may leave
+//! (sampled where there are too many), recovery, comparison with the model; then a crash at every operation of that very
+//! recovery, and recovery again.
+//!
+//! What must hold: the log is what it was after some record no older than the last acknowledged one, whole and in order,
+//! entries and all; nothing is called damaged; a second recovery comes to the same.
+//!
+//! `CRASH_SCALE=20 cargo test -p coracle-wal --release --test crash -- --nocapture` is the long run.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::model::Model;
+use common::{Rig, config, read_all};
+use coracle_io::fake::{Completing, CrashLimits, FakeDisk};
+use coracle_wal::{BatchSeq, Recovery, Wal};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// What a history is made of: how often each kind of record comes, and how large it is.
+#[derive(Debug, Clone, Copy)]
+struct Story {
+    name: &'static str,
+    append: u32,
+    conflict: u32,
+    state: u32,
+    snapshot: u32,
+    bytes: usize,
+    /// Records before the first crash: so many that files roll, checkpoints are written and files are reused.
+    warm_up: usize,
+    steps: usize,
+    seeds: u64,
+    /// Of 100 completions, how many wait for others to gather.
+    depth: u32,
+}
+
+const PLAIN: Story = Story {
+    name: "append",
+    append: 8,
+    conflict: 0,
+    state: 0,
+    snapshot: 0,
+    bytes: 600,
+    warm_up: 0,
+    steps: 40,
+    seeds: 4,
+    depth: 50,
+};
+
+const STORIES: [Story; 7] = [
+    PLAIN,
+    Story { name: "deep", bytes: 3000, depth: 85, seeds: 5, ..PLAIN },
+    Story { name: "state", append: 3, state: 5, bytes: 200, ..PLAIN },
+    Story { name: "conflict", append: 4, conflict: 4, state: 1, ..PLAIN },
+    Story { name: "roll", append: 8, state: 1, bytes: 9000, warm_up: 6, ..PLAIN },
+    Story { name: "snapshot", append: 5, conflict: 1, snapshot: 3, bytes: 4000, warm_up: 20, ..PLAIN },
+    Story {
+        name: "reuse",
+        append: 6,
+        conflict: 1,
+        state: 1,
+        snapshot: 3,
+        bytes: 9000,
+        warm_up: 120,
+        seeds: 8,
+        ..PLAIN
+    },
+];
+
+const LIMITS: CrashLimits = CrashLimits { units_all: 4, sectors_all: 8, tears: 4, sample: 6 };
+const LIMITS_AGAIN: CrashLimits = CrashLimits { units_all: 2, sectors_all: 4, tears: 2, sample: 2 };
+
+/// Images tried, by what they were images of.
+#[derive(Debug, Default)]
+struct Tally {
+    images: BTreeMap<String, u64>,
+    /// Recoveries that found a torn tail, or relied on a checkpoint: without them the enumeration shows little.
+    torn: u64,
+    from_checkpoint: u64,
+    reused: u64,
+}
+
+impl Tally {
+    fn add(&mut self, name: &str) {
+        *self.images.entry(name.to_owned()).or_default() += 1;
+    }
+
+    fn total(&self) -> u64 {
+        self.images.values().sum()
+    }
+}
+
+/// One history being told.
+struct Telling {
+    rig: Rig,
+    rng: SmallRng,
+    story: Story,
+    term: u64,
+}
+
+impl Telling {
+    fn new(story: Story, seed: u64) -> Self {
+        let mut telling = Self { rig: Rig::fresh(seed), rng: SmallRng::seed_from_u64(seed), story, term: 1 };
+        for _ in 0..story.warm_up {
+            telling.record();
+            telling.rig.settle();
+        }
+        telling.rig.disk.set_completing(Completing::Manual);
+        telling
+    }
+
+    /// Stages one record of the kinds that the story has.
+    fn record(&mut self) {
+        let Story { append, conflict, state, snapshot, bytes, .. } = self.story;
+        let group = self.rng.random_range(1..4);
+        let model = self.rig.model();
+        let (last, base) = (model.last(group), model.get(group).base.0);
+        let mut dice = self.rng.random_range(0..append + conflict + state + snapshot);
+        let mut is = |weight: u32| {
+            let hit = dice < weight;
+            dice = dice.wrapping_sub(weight);
+            hit
+        };
+        if is(append) {
+            let count = self.rng.random_range(1..3);
+            let last_term = model.term_at(group, last).unwrap().max(1);
+            self.rig.append(group, last, last_term, self.term.max(last_term), count, bytes);
+        } else if is(conflict) {
+            // A new leader overwrites: its entries may be of a lower term than those they replace, its own is higher.
+            self.term += 1;
+            let prev = last - self.rng.random_range(0..=(last - base).min(3));
+            let least = model.term_at(group, prev).unwrap().max(1);
+            let term = self.rng.random_range(least..=self.term.max(least));
+            self.rig.append(group, prev, term, self.term.max(term), 1, bytes);
+        } else if is(state) {
+            let blob: Vec<u8> = (0..self.rng.random_range(1..200)).map(|_| self.rng.random()).collect();
+            self.rig.put_state(group, &blob);
+        } else {
+            // Mostly something that is held; sometimes one that a leader sent because we were far behind.
+            let ahead = if self.rng.random_ratio(1, 8) { 5 } else { 0 };
+            let index = self.rng.random_range(base..=last).max(1) + ahead;
+            let term = model.term_at(group, index).unwrap_or(self.term).max(1);
+            let bytes = vec![index as u8; self.rng.random_range(1..3000)];
+            self.rig.put_snapshot(group, index, term, &bytes);
+        }
+    }
+
+    /// One step: some records and a submission, or a completion. True if the disk saw something of it.
+    fn step(&mut self) -> bool {
+        let flights = self.rig.disk.flights().len();
+        let gather = self.rng.random_range(0..100) < self.story.depth && flights < 6;
+        if flights == 0 || gather {
+            for _ in 0..self.rng.random_range(1..3) {
+                self.record();
+            }
+            if self.rng.random_ratio(1, 10) {
+                self.rig.now_us += 100_000;
+            }
+            self.rig.submit().unwrap();
+        } else {
+            let at = self.rng.random_range(0..flights);
+            self.rig.disk.complete(at);
+            self.rig.complete().unwrap();
+            // Background steps begin new operations.
+            self.rig.submit().unwrap();
+        }
+        true
+    }
+}
+
+/// Recovers an image and compares. Returns which point of the history it is.
+fn check_image(
+    disk: &FakeDisk,
+    seed: u64,
+    history: &[(BatchSeq, Model)],
+    acked: usize,
+    tally: &mut Tally,
+) -> Result<usize, String> {
+    let mut disk = disk.clone();
+    let (mut wal, recovery) = open(&mut disk, seed)?;
+    tally.torn += u64::from(recovery.report.torn);
+    tally.from_checkpoint += u64::from(recovery.report.checkpoint.is_some());
+    let found = Model::of(&recovery);
+    let candidates = (acked - 1..history.len()).filter(|at| history[*at].1.same_shape(&found));
+    let mut why = format!("it is no state between {} and {}: {found:?}", acked - 1, history.len() - 1);
+    for at in candidates {
+        match check_entries(&mut wal, &mut disk, &history[at].1) {
+            Ok(()) => return Ok(at),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+fn open(disk: &mut FakeDisk, seed: u64) -> Result<(Wal, Recovery), String> {
+    let (wal, recovery) =
+        Wal::open(disk, config(seed), common::identity()).map_err(|error| error.to_string())?;
+    let report = &recovery.report;
+    let damaged = report.tail_suspect
+        || !report.holes.is_empty()
+        || !report.missing.is_empty()
+        || !report.strays.is_empty()
+        || recovery.groups.iter().any(|group| group.suspect || group.state_lost);
+    if damaged { Err(format!("a mere crash is called damage: {report:?}")) } else { Ok((wal, recovery)) }
+}
+
+fn check_entries(wal: &mut Wal, disk: &mut FakeDisk, model: &Model) -> Result<(), String> {
+    for id in model.ids() {
+        let read = read_all(wal, disk, id).map_err(|error| format!("group {id}: {error}"))?;
+        model.check_entries(id, &read)?;
+    }
+    Ok(())
+}
+
+/// Crashes at every operation of the recovery of this image, and recovers again: always to the same point.
+fn crash_again(
+    image: &FakeDisk,
+    seed: u64,
+    history: &[(BatchSeq, Model)],
+    at: usize,
+    tally: &mut Tally,
+) -> Result<(), String> {
+    let before = image.image();
+    for step in 0.. {
+        let mut disk = FakeDisk::from_image(before.clone(), seed + step);
+        disk.crash_after(step);
+        let opened = Wal::open(&mut disk, config(seed + 1), common::identity());
+        for second in disk.crash_images(LIMITS_AGAIN) {
+            tally.add("again");
+            let only = &history[..=at];
+            check_image(&second, seed + 2, only, at + 1, tally)
+                .map_err(|error| format!("after a crash in step {step} of recovery: {error}"))?;
+        }
+        if opened.is_ok() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Tells a history and crashes it at every step. Returns the first thing that is wrong.
+fn tell(story: Story, seed: u64, tally: &mut Tally) -> Result<(), String> {
+    let mut telling = Telling::new(story, seed);
+    for step in 0..story.steps {
+        if !telling.step() {
+            continue;
+        }
+        let acked = telling.rig.acked();
+        let limits = LIMITS;
+        for (n, image) in telling.rig.disk.crash_images(limits).enumerate() {
+            tally.add(story.name);
+            let before = FakeDisk::from_image(image.image(), seed);
+            let context = |error| {
+                format!(
+                    "story {}, seed {seed}, step {step}, image {n} ({}): {error}",
+                    story.name,
+                    image.story()
+                )
+            };
+            let at = check_image(&image, seed + 1, &telling.rig.history, acked, tally).map_err(context)?;
+            if (step * 31 + n) % 160 == 7 {
+                crash_again(&before, seed, &telling.rig.history, at, tally).map_err(context)?;
+            }
+        }
+    }
+    tally.reused += telling.rig.wal.stats().files_reused;
+    Ok(())
+}
+
+fn scale() -> u64 {
+    std::env::var("CRASH_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
+}
+
+#[test]
+fn every_crash_leaves_a_log_that_recovery_understands() {
+    let mut tally = Tally::default();
+    for story in STORIES {
+        for seed in 0..story.seeds * scale() {
+            if let Err(error) = tell(story, 1000 * seed + 1, &mut tally) {
+                panic!("{error}");
+            }
+        }
+    }
+    println!("images: {} in all, {:?}", tally.total(), tally.images);
+    println!(
+        "torn {}, from a checkpoint {}, files reused {}",
+        tally.torn, tally.from_checkpoint, tally.reused
+    );
+    assert!(tally.total() >= 20_000, "{tally:?}");
+    assert!(tally.torn > 1000 && tally.from_checkpoint > 1000 && tally.reused > 20, "{tally:?}");
+}
+
+/// The enumeration can fail: each planted bug is caught.
+#[cfg(feature = "breaks")]
+#[test]
+fn planted_bugs_are_caught() {
+    use coracle_wal::breaks::{Break, plant};
+    for (name, bug) in Break::ALL {
+        plant(Some(bug));
+        let mut tally = Tally::default();
+        let caught = STORIES.iter().find_map(|story| tell(*story, 1, &mut tally).err());
+        plant(None);
+        let caught = caught.unwrap_or_else(|| panic!("{name} was not noticed in {} images", tally.total()));
+        println!("{name}, after {} images: {caught}", tally.total());
+    }
+}
