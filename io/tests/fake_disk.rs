@@ -168,6 +168,17 @@ fn names_survive_in_legal_subsets_only() {
 }
 
 #[test]
+fn a_file_renamed_twice_has_one_name() {
+    let mut disk = FakeDisk::new(1);
+    disk.put_file("a", &[1; 10]);
+    run(&mut disk, DiskOp::Rename { from: "a".into(), to: "b".into() }).unwrap();
+    run(&mut disk, DiskOp::Rename { from: "b".into(), to: "c".into() }).unwrap();
+    let images = disk.crash_images(CrashLimits::default());
+    let seen: BTreeSet<Vec<PathBuf>> = images.map(|image| image.image().paths()).collect();
+    assert_eq!(seen, ["a", "b", "c"].map(|name| vec![PathBuf::from(name)]).into());
+}
+
+#[test]
 fn a_replacing_rename_leaves_the_old_or_the_new_file_and_never_none() {
     let mut disk = FakeDisk::new(1);
     disk.put_file("live", &[1; BLOCK_BYTES]);
@@ -229,6 +240,19 @@ fn the_fuse_stops_a_scenario_after_each_step_and_an_atomic_replace_holds() {
         outcomes.contains(&(11, 1)) && outcomes.contains(&(11, 2)),
         "not sure until the directory is synced"
     );
+}
+
+/// What was in flight when the fuse blew may have happened; once a crash has decided, it is history.
+#[test]
+fn what_the_fuse_cut_off_is_decided_by_one_crash_only() {
+    let (mut disk, file) = with_file(1, FileMode::Durable);
+    disk.crash_after(1);
+    assert_eq!(write(&mut disk, file, 0, 2), Err(DiskError::Crashed));
+    let bytes = |image: FakeDisk| image.read_file("a").unwrap()[0];
+    let limits = CrashLimits { sample: 0, ..CrashLimits::default() };
+    assert_eq!(disk.crash_images(limits).map(bytes).collect::<BTreeSet<_>>(), [1, 2].into());
+    disk.crash(CrashPolicy::LOSE_ALL);
+    assert_eq!(disk.crash_images(limits).map(bytes).collect::<BTreeSet<_>>(), [1].into());
 }
 
 /// Without the sync, the same scenario is broken, and the images show it.
