@@ -1,0 +1,117 @@
+//! Many seeds on a few threads, and one report of all. Seeds share nothing; their verdicts are merged in the order of the
+//! seeds, so the report does not depend on the threads.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use coracle::breaks::Breaks;
+use coracle_base::checksum::mix64;
+
+use crate::oracle::Violation;
+use crate::run::{Verdict, run_seed};
+use crate::tally::Tally;
+
+/// A seed that broke an invariant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which seed.
+    pub seed: u64,
+    /// What broke.
+    pub violation: Violation,
+}
+
+/// What the seed in the middle had of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Medians {
+    /// Simulated time.
+    pub simulated_us: u64,
+    /// Commands proposed.
+    pub commands: u64,
+    /// Faults of all kinds.
+    pub faults: u64,
+    /// Processes that ended by kill, power loss or disk error.
+    pub crashes: u64,
+}
+
+/// What became of all seeds.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// How many were run.
+    pub seeds: u64,
+    /// Simulated time of all of them.
+    pub simulated_us: u64,
+    /// All their counters; the trace is over the traces of all seeds, in order.
+    pub tally: Tally,
+    /// Those that failed, in order.
+    pub failures: Vec<Failure>,
+    figures: [Vec<u64>; 4],
+}
+
+impl Report {
+    fn add(&mut self, verdict: Verdict) {
+        self.seeds += 1;
+        self.simulated_us += verdict.simulated_us;
+        let Tally { faults, marks, trace_hash, events } = verdict.tally;
+        let figures = [verdict.simulated_us, verdict.commands, faults.values().sum(), verdict.crashes];
+        self.figures.iter_mut().zip(figures).for_each(|(all, one)| all.push(one));
+        for (into, from) in [(&mut self.tally.faults, faults), (&mut self.tally.marks, marks)] {
+            from.into_iter().for_each(|(name, count)| *into.entry(name).or_default() += count);
+        }
+        self.tally.events += events;
+        self.tally.trace_hash = mix64(self.tally.trace_hash, mix64(verdict.seed, trace_hash));
+        self.failures.extend(verdict.violation.map(|violation| Failure { seed: verdict.seed, violation }));
+    }
+
+    /// The seed in the middle, figure by figure; zeros if there was none.
+    pub fn medians(&self) -> Medians {
+        let median = |figures: &Vec<u64>| {
+            let mut sorted = figures.clone();
+            sorted.sort_unstable();
+            sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+        };
+        let [simulated_us, commands, faults, crashes] = [0, 1, 2, 3].map(|nth| median(&self.figures[nth]));
+        Medians { simulated_us, commands, faults, crashes }
+    }
+}
+
+/// Runs `seeds` in order, on so many threads, for as long as `go_on` says after each verdict.
+pub fn campaign(
+    seeds: Range<u64>,
+    breaks: Breaks,
+    threads: usize,
+    mut go_on: impl FnMut(&Report, &Verdict) -> bool,
+) -> Report {
+    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let (sender, verdicts) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            let (sender, next, stop) = (sender.clone(), &next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || sender.send(run_seed(seed, breaks)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut report = Report::default();
+        let mut early = BTreeMap::new();
+        let mut due = seeds.start;
+        for verdict in verdicts {
+            early.insert(verdict.seed, verdict);
+            while let Some(verdict) = early.remove(&due) {
+                due += 1;
+                report.add(verdict.clone());
+                if !go_on(&report, &verdict) {
+                    stop.store(true, Ordering::Relaxed);
+                    return report;
+                }
+            }
+        }
+        report
+    })
+}

@@ -1,0 +1,247 @@
+//! One node of the simulation: a disk and a clock that stay, and a process that comes and goes. The process is the
+//! engine's own [`SimNode`]; here is only when it gets a turn, and how it ends.
+//!
+//! Invariant: a process stops by itself only for a cause that was planted: anything else is a violation.
+
+use coracle::breaks::Breaks;
+use coracle::sim::{Answer, SimNode};
+use coracle::{Config, Error, GroupId, Index, NodeId, Peer};
+use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
+
+use crate::machine::{Journal, State, TestMachine};
+use crate::oracle::{Claim, View, Violation};
+use crate::plan::Plan;
+
+/// What a client waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked {
+    /// A command, by its id.
+    Command(u64),
+    /// A query of a group, with what was acknowledged when it was asked.
+    Query(usize, Index),
+}
+
+/// A client's question and where its answer will be.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) asked: Asked,
+    pub(crate) answer: Answer,
+}
+
+/// A running process.
+pub(crate) struct Process {
+    pub(crate) sim: SimNode<FakeDisk, FakeNet, FakeClock>,
+    pub(crate) journal: Journal,
+    pub(crate) views: Vec<View>,
+    pub(crate) waiting: Vec<Waiting>,
+    /// Groups that are not started yet, latest first.
+    starts: Vec<(u64, GroupId)>,
+    /// By the node's own clock.
+    deadline_us: u64,
+    /// There is something to do at once.
+    ready: bool,
+    next_turn_us: u64,
+}
+
+/// One node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) disk: FakeDisk,
+    pub(crate) clock: FakeClock,
+    pub(crate) process: Option<Process>,
+    /// When a process that is gone comes back.
+    pub(crate) restart_us: u64,
+    pub(crate) paused_until_us: u64,
+    /// What the node must not have forgotten when it comes back, by group.
+    pub(crate) claims: Vec<Claim>,
+    /// Power will go at a step of the disk.
+    pub(crate) fused: bool,
+    config: Config,
+    boots: u64,
+    errors_excused: u64,
+}
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum End {
+    /// The process is killed; what the kernel has stays.
+    Killed,
+    /// The machine loses power, and with it what was not durable, as the policy says.
+    PowerLoss(CrashPolicy),
+}
+
+impl Node {
+    pub(crate) fn new(plan: &Plan, id: NodeId, clock: FakeClock, seed: u64) -> Self {
+        let disk = FakeDisk::new(seed);
+        disk.set_completing(Completing::Timed(plan.disk));
+        Self {
+            id,
+            disk,
+            clock,
+            process: None,
+            restart_us: 0,
+            paused_until_us: 0,
+            claims: vec![Claim::default(); plan.groups as usize],
+            fused: false,
+            config: config(plan, id),
+            boots: 0,
+            errors_excused: 0,
+        }
+    }
+
+    /// Starts a process. Fails without a violation if a planted fault is the cause.
+    pub(crate) fn boot(
+        &mut self,
+        plan: &Plan,
+        network: &FakeNetwork,
+        breaks: Breaks,
+        seed: u64,
+        mut late_us: impl FnMut() -> u64,
+    ) -> Result<bool, Violation> {
+        self.boots += 1;
+        let now_us = self.clock.true_us();
+        self.disk.advance(now_us);
+        let net = network.driver(self.id.0);
+        let sim = match SimNode::open(&self.config, self.disk.clone(), net, self.clock.clone(), seed, breaks)
+        {
+            Ok(sim) => sim,
+            Err(error) => return self.excuse("start", &error).map(|()| false),
+        };
+        let mut starts: Vec<_> =
+            (1..=plan.groups).map(|group| (now_us + late_us(), GroupId(group))).collect();
+        starts.sort_by_key(|(at, group)| std::cmp::Reverse((*at, *group)));
+        self.process = Some(Process {
+            sim,
+            journal: Journal::default(),
+            views: vec![View::default(); plan.groups as usize],
+            waiting: Vec::new(),
+            starts,
+            deadline_us: 0,
+            ready: true,
+            next_turn_us: now_us,
+        });
+        Ok(true)
+    }
+
+    /// When the process wants its next turn, or to be started.
+    pub(crate) fn due_us(&self, network: &FakeNetwork) -> u64 {
+        let Some(process) = &self.process else { return self.restart_us };
+        let wanted = if process.ready || network.has_events(self.id.0) {
+            0
+        } else {
+            let start_us = process.starts.last().map_or(u64::MAX, |(at, _)| *at);
+            self.clock.true_us_at(process.deadline_us).min(start_us)
+        };
+        wanted.max(process.next_turn_us).max(self.paused_until_us)
+    }
+
+    /// The disk's time moves, also while nobody turns.
+    pub(crate) fn advance_disk(&mut self, now_us: u64) {
+        let completes = self.disk.next_event_us().is_some_and(|at| at <= now_us);
+        self.disk.advance(now_us);
+        if completes && let Some(process) = &mut self.process {
+            process.ready = true;
+        }
+    }
+
+    /// One turn; `false` if the process has stopped for a planted cause, and is still there to be looked at.
+    pub(crate) fn turn(&mut self, plan: &Plan, turn_us: u64) -> Result<bool, Violation> {
+        let now_us = self.clock.true_us();
+        let Some(process) = &mut self.process else { return Ok(true) };
+        while process.starts.pop_if(|(at, _)| *at <= now_us).is_some_and(|(_, group)| {
+            process.sim.start_group(group, Box::new(machine(plan, group, &process.journal)));
+            true
+        }) {}
+        process.next_turn_us = now_us + turn_us;
+        match process.sim.turn() {
+            Ok(turn) => {
+                process.ready = turn.busy;
+                process.deadline_us = turn.deadline_us;
+                Ok(true)
+            }
+            Err(error) => self.excuse("turn", &error).map(|()| false),
+        }
+    }
+
+    /// A client has put something into the process's inbox.
+    pub(crate) fn wake(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.ready = true;
+        }
+    }
+
+    /// An error is to be expected after the machine has crashed or its disk has failed.
+    fn excuse(&mut self, when: &'static str, error: &Error) -> Result<(), Violation> {
+        let errors = self.disk_errors();
+        if self.disk.is_crashed() || errors > self.errors_excused {
+            self.errors_excused = errors;
+            return Ok(());
+        }
+        Err(Violation {
+            invariant: "a node stops only for a cause",
+            detail: format!("node {} at {when}: {error}", self.id),
+        })
+    }
+
+    fn disk_errors(&self) -> u64 {
+        let counts = self.disk.fault_counts();
+        ["write_error", "sync_error", "read_error"].iter().filter_map(|kind| counts.get(kind)).sum()
+    }
+
+    /// What the node must not forget, as its groups see it now.
+    fn claims_now(&self) -> Vec<Claim> {
+        let Some(process) = &self.process else { return self.claims.clone() };
+        if !process.sim.is_running() {
+            // The disk crashed or failed in the middle of a turn, and there is nobody to ask any more: what was durable
+            // before the turn may have been overwritten in it.
+            return self.claims.iter().map(|claim| Claim { durable: None, ..*claim }).collect();
+        }
+        let claim = |(nth, before): (usize, &Claim)| {
+            // A group that has not come up yet owes what it owed.
+            let Some(status) = process.views[nth].status() else { return *before };
+            let led = if status.leader == Some(self.id) { status.term } else { before.led };
+            Claim { durable: process.sim.durable(status.group), led: led.max(before.led) }
+        };
+        self.claims.iter().enumerate().map(claim).collect()
+    }
+
+    /// The process is gone. Returns who waited for it.
+    pub(crate) fn stop(&mut self, network: &FakeNetwork, end: End, restart_us: u64) -> Vec<Waiting> {
+        self.claims = self.claims_now();
+        let how = if matches!(end, End::Killed) { NodeStop::Killed } else { NodeStop::PowerLoss };
+        network.stop_node(self.id.0, how);
+        let process = self.process.take();
+        match end {
+            End::Killed => self.disk.crash(CrashPolicy::KEEP_ALL),
+            End::PowerLoss(policy) => self.disk.crash(policy),
+        }
+        self.fused = false;
+        self.paused_until_us = 0;
+        self.restart_us = restart_us;
+        process.map(|process| process.waiting).unwrap_or_default()
+    }
+}
+
+/// A group's machine, empty.
+fn machine(plan: &Plan, group: GroupId, journal: &Journal) -> TestMachine {
+    TestMachine {
+        group,
+        state: State::default(),
+        release_every: plan.settings.release_every,
+        padding: plan.settings.snapshot_padding,
+        journal: journal.clone(),
+    }
+}
+
+const PORT: u16 = 7100;
+
+fn config(plan: &Plan, id: NodeId) -> Config {
+    let peer = |id| Peer { id: NodeId(id), address: FakeNetwork::address(id, PORT) };
+    let mut config = Config::new(id.0, (1..=plan.nodes).map(peer).collect(), "data");
+    config.shards = 1;
+    config.wal_max_size_bytes = plan.settings.wal_bytes;
+    config.beat_us = plan.settings.beat_us;
+    config.election_us = plan.settings.election_us;
+    config.command_timeout_us = plan.settings.command_timeout_us;
+    config
+}

@@ -1,0 +1,264 @@
+//! What a seed draws before anything happens: the cluster, its settings, the load, and which faults there will be, how
+//! often. Each seed leaves most faults out and stresses a few (swarm testing): a fault that is always there hides what
+//! only its absence would show.
+//!
+//! Invariant: a plan follows from its seed alone.
+
+use coracle_base::checksum::mix64;
+use coracle_io::fake::{CrashPolicy, Latency, NetOptions, NetRates};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// Something that goes wrong once, at a chosen time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    /// One node loses power.
+    PowerLoss,
+    /// One node's process is killed.
+    Kill,
+    /// The leader of some group loses power.
+    LeaderPowerLoss,
+    /// All nodes lose power at once.
+    Blackout,
+    /// Power goes between two operations of a node's disk, while it is at work.
+    Fuse,
+    /// The nodes fall into two halves.
+    Partition,
+    /// One node is cut off.
+    Isolate,
+    /// The leader of some group is cut off.
+    IsolateLeader,
+    /// One node cannot reach another one, but hears it.
+    OneWay,
+    /// The connections between two nodes are reset.
+    Reset,
+    /// A process stands still, and goes on as if nothing had happened.
+    Pause,
+    /// The next write of a node fails.
+    WriteError,
+    /// A node's disk is slow for a while.
+    SlowDisk,
+    /// A node's clock runs fast or slow for a while.
+    Drift,
+    /// A node's wall clock jumps.
+    WallJump,
+}
+
+impl Fault {
+    const ALL: [(Self, &'static str); 15] = [
+        (Self::PowerLoss, "power_loss"),
+        (Self::Kill, "kill"),
+        (Self::LeaderPowerLoss, "leader_power_loss"),
+        (Self::Blackout, "blackout"),
+        (Self::Fuse, "power_loss_at_disk_step"),
+        (Self::Partition, "partition"),
+        (Self::Isolate, "isolation"),
+        (Self::IsolateLeader, "leader_isolation"),
+        (Self::OneWay, "one_way_partition"),
+        (Self::Reset, "link_reset"),
+        (Self::Pause, "pause"),
+        (Self::WriteError, "write_error"),
+        (Self::SlowDisk, "slow_disk"),
+        (Self::Drift, "clock_drift"),
+        (Self::WallJump, "wall_clock_jump"),
+    ];
+
+    /// As reports name it.
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+/// How nodes are set up.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) wal_bytes: u64,
+    /// A machine lets go of its log after so many commands; 0 for never.
+    pub(crate) release_every: u64,
+    pub(crate) snapshot_padding: usize,
+    pub(crate) beat_us: u64,
+    pub(crate) election_us: u64,
+    pub(crate) command_timeout_us: u64,
+    /// A turn takes so long.
+    pub(crate) turn_us: (u64, u64),
+    /// A group is started at most so long after its node.
+    pub(crate) late_start_us: u64,
+}
+
+/// What clients do.
+#[derive(Debug, Clone)]
+pub(crate) struct Load {
+    /// Commands in all, about.
+    pub(crate) commands: u64,
+    /// Commands proposed at once, at most.
+    pub(crate) burst: u64,
+    /// Of 100 bursts, so many come with queries.
+    pub(crate) queries_percent: u32,
+    /// Bytes of padding of a command, at most.
+    pub(crate) padding: usize,
+    /// Clients ask every node, not only one that leads.
+    pub(crate) any_node: bool,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone)]
+pub(crate) struct Weather {
+    /// Faults that happen, each as often as it is listed.
+    pub(crate) faults: Vec<Fault>,
+    /// Time between two of them.
+    pub(crate) gap_us: (u64, u64),
+    /// How long one lasts.
+    pub(crate) lasting_us: (u64, u64),
+    /// How long a node is down.
+    pub(crate) down_us: (u64, u64),
+    /// One change of leader in so many is followed at once by a fault; 0 for none.
+    pub(crate) ambush_one_in: u32,
+    /// At most so long after it.
+    pub(crate) ambush_us: u64,
+    /// One restart in so many meets a power loss before it is done; 0 for none.
+    pub(crate) fuse_at_open_one_in: u32,
+    /// Trouble while the cluster is being formed.
+    pub(crate) early: bool,
+    pub(crate) rates: NetRates,
+    pub(crate) crash: CrashPolicy,
+}
+
+/// Everything that a seed decides in advance.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) nodes: u64,
+    pub(crate) groups: u64,
+    /// Until then things go wrong; then everything is repaired.
+    pub(crate) storm_us: u64,
+    pub(crate) settings: Settings,
+    pub(crate) net: NetOptions,
+    pub(crate) disk: Latency,
+    pub(crate) load: Load,
+    pub(crate) weather: Weather,
+}
+
+impl Plan {
+    /// The plan of `seed`.
+    pub(crate) fn draw(seed: u64) -> Self {
+        let rng = &mut SmallRng::seed_from_u64(mix64(seed, 0x91a7));
+        let storm_us = rng.random_range(60_000_000..90_000_000);
+        Self {
+            seed,
+            nodes: pick(rng, &[1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5]),
+            groups: pick(rng, &[1, 1, 2, 2, 3, 4, 6, 8]),
+            storm_us,
+            settings: Settings::draw(rng),
+            net: NetOptions {
+                latency_us: pick(rng, &[(20, 60), (20, 60), (50, 1_000), (500, 5_000), (200, 30_000)]),
+                window_bytes: pick(rng, &[8 << 10, 64 << 10, 4 << 20]),
+                timeout_us: pick(rng, &[500_000, 2_000_000, 10_000_000]),
+            },
+            disk: draw_disk(rng),
+            load: Load {
+                commands: rng.random_range(2_200..4_500),
+                burst: pick(rng, &[1, 4, 16, 64, 256]),
+                queries_percent: pick(rng, &[0, 20, 50, 100]),
+                padding: pick(rng, &[0, 16, 100, 400]),
+                any_node: rng.random_ratio(2, 3),
+            },
+            weather: Weather::draw(rng),
+        }
+    }
+}
+
+impl Settings {
+    fn draw(rng: &mut SmallRng) -> Self {
+        let beat_us = pick(rng, &[100_000, 100_000, 100_000, 50_000, 200_000]);
+        Self {
+            wal_bytes: pick(rng, &[256 << 10, 512 << 10, 1 << 20, 2 << 20]),
+            release_every: pick(rng, &[0, 20, 50, 100, 300, 1_000]),
+            snapshot_padding: pick(rng, &[0, 0, 100, 5_000, 40_000]),
+            beat_us,
+            election_us: beat_us * rng.random_range(3..=6),
+            command_timeout_us: pick(rng, &[500_000, 2_000_000, 5_000_000]),
+            turn_us: pick(rng, &[(5, 20), (20, 100), (50, 500)]),
+            late_start_us: pick(rng, &[0, 0, 0, 5_000, 500_000]),
+        }
+    }
+}
+
+impl Weather {
+    fn draw(rng: &mut SmallRng) -> Self {
+        let gap_us = pick(rng, &[500_000, 1_500_000, 1_500_000, 3_000_000]);
+        let lasting_us = pick(rng, &[50_000, 500_000, 2_000_000, 5_000_000]);
+        Self {
+            faults: draw_faults(rng),
+            gap_us: (gap_us / 10, gap_us),
+            lasting_us: (lasting_us / 20, lasting_us),
+            down_us: pick(rng, &[(1_000, 20_000), (1_000, 500_000), (10_000, 3_000_000)]),
+            ambush_one_in: pick(rng, &[0, 0, 2, 6]),
+            ambush_us: pick(rng, &[500, 5_000, 50_000, 500_000]),
+            fuse_at_open_one_in: pick(rng, &[0, 0, 3, 10]),
+            early: rng.random_ratio(1, 3),
+            rates: NetRates {
+                drop: rarely(rng),
+                duplicate: rarely(rng),
+                reorder: rarely(rng),
+                corrupt: rarely(rng),
+                split: rarely(rng),
+                reset: rarely(rng),
+            },
+            crash: pick(
+                rng,
+                &[
+                    CrashPolicy::default(),
+                    CrashPolicy::default(),
+                    CrashPolicy::LOSE_ALL,
+                    CrashPolicy { kept_percent: 5, lost_percent: 5, garbage: 0 },
+                    CrashPolicy { kept_percent: 60, lost_percent: 0, garbage: 8 },
+                ],
+            ),
+        }
+    }
+}
+
+/// Half of the faults, some of them often. Nodes crash in nearly every run: that is what the log is for.
+fn draw_faults(rng: &mut SmallRng) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (fault, _) in Fault::ALL {
+        if rng.random_ratio(1, 2) {
+            let weight = pick(rng, &[1, 1, 2, 4]);
+            faults.extend(std::iter::repeat_n(fault, weight));
+        }
+    }
+    if faults.is_empty() || rng.random_ratio(4, 5) {
+        faults.push(Fault::PowerLoss);
+    }
+    faults
+}
+
+/// A disk as fast as a good one, or as slow as it takes to have many writes under way when something happens.
+fn draw_disk(rng: &mut SmallRng) -> Latency {
+    let write_us = pick(rng, &[(75, 150), (75, 150), (200, 2_000), (2_000, 20_000), (10_000, 150_000)]);
+    let (stall_one_in, stall_us) = pick(rng, &[(0, 0), (0, 0), (50, 200_000), (500, 3_000_000)]);
+    Latency { write_us, stall_one_in, stall_us, ..Latency::default() }
+}
+
+/// A rate of chunks that is zero for most seeds.
+fn rarely(rng: &mut SmallRng) -> u32 {
+    pick(rng, &[0, 0, 0, 0, 100, 1_000, 5_000])
+}
+
+/// One of `choices`.
+fn pick<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
+    choices.choose(rng).expect("the lists above are not empty").clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_named_by_its_place() {
+        for (fault, name) in Fault::ALL {
+            assert_eq!(fault.name(), name);
+        }
+    }
+}

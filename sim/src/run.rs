@@ -1,0 +1,183 @@
+//! One seed: a cluster is formed, things go wrong for a while, everything is repaired, and then the cluster has to be
+//! well again: one leader a group, equal machines, new commands done, every question answered.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use coracle::GroupStatus;
+use coracle::breaks::Breaks;
+
+use crate::cluster::Cluster;
+use crate::faults::Faults;
+use crate::oracle::{Oracle, Violation};
+use crate::panics;
+use crate::plan::Plan;
+use crate::tally::Tally;
+use crate::workload::Workload;
+
+/// A healthy cluster is well again after so long: links are dialled again within 1.5 s, handshakes given up after 2 s,
+/// elections take less than 3 s each, and commands are answered within 5 s.
+const HEAL_US: u64 = 60_000_000;
+/// How often it is looked whether it is.
+const LOOK_US: u64 = 50_000;
+
+/// What became of one seed.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// Which seed.
+    pub seed: u64,
+    /// The invariant that broke, if one did.
+    pub violation: Option<Violation>,
+    /// What happened, counted.
+    pub tally: Tally,
+    /// Simulated time.
+    pub simulated_us: u64,
+    /// Commands proposed.
+    pub commands: u64,
+    /// Processes that ended by kill, power loss or disk error.
+    pub crashes: u64,
+}
+
+/// Runs one seed.
+pub fn run_seed(seed: u64, breaks: Breaks) -> Verdict {
+    let mut run = Run::new(seed, breaks);
+    let result = panics::told(|| catch_unwind(AssertUnwindSafe(|| run.go())));
+    let violation = match result {
+        (Ok(result), _) => result.err(),
+        (Err(_), message) => Some(Violation { invariant: "assertions hold", detail: message }),
+    };
+    run.verdict(seed, violation)
+}
+
+struct Run {
+    cluster: Cluster,
+    workload: Workload,
+    faults: Faults,
+}
+
+impl Run {
+    fn new(seed: u64, breaks: Breaks) -> Self {
+        let plan = Plan::draw(seed);
+        let (workload, faults) = (Workload::new(&plan), Faults::new(&plan));
+        Self { cluster: Cluster::new(plan, breaks), workload, faults }
+    }
+
+    fn verdict(mut self, seed: u64, violation: Option<Violation>) -> Verdict {
+        self.count_small_faults();
+        Verdict {
+            seed,
+            violation,
+            simulated_us: self.cluster.now_us(),
+            commands: self.cluster.oracle.proposed(),
+            crashes: self.cluster.crashes,
+            tally: self.cluster.tally,
+        }
+    }
+
+    fn go(&mut self) -> Result<(), Violation> {
+        tracing::debug!(plan = ?self.cluster.plan, "begins");
+        self.cluster.network.set_rates(self.cluster.plan.weather.rates);
+        let storm_us = self.cluster.plan.storm_us;
+        while self.step(storm_us)? {
+            self.faults.act(&mut self.cluster)?;
+            self.workload.act(&mut self.cluster);
+        }
+        self.faults.heal(&mut self.cluster)?;
+        self.recover("after the faults every node and group is well again")?;
+        self.probe()?;
+        self.recover("after the last commands every node and group is well again")
+    }
+
+    /// On to the next moment at which something happens. `false` when it is `until_us`.
+    fn step(&mut self, until_us: u64) -> Result<bool, Violation> {
+        let next_us = self.cluster.next_us().min(self.faults.next_us()).min(self.workload_us(until_us));
+        let now_us = next_us.max(self.cluster.now_us());
+        self.cluster.advance(now_us.min(until_us))?;
+        Ok(now_us < until_us)
+    }
+
+    /// Clients rest when the storm is over.
+    fn workload_us(&self, until_us: u64) -> u64 {
+        if until_us > self.cluster.plan.storm_us { u64::MAX } else { self.workload.next_us() }
+    }
+
+    // ---- afterwards -----------------------------------------------------------------------------------------------
+
+    fn recover(&mut self, invariant: &'static str) -> Result<(), Violation> {
+        let give_up_us = self.cluster.now_us() + HEAL_US;
+        loop {
+            let until_us = self.cluster.now_us() + LOOK_US;
+            while self.step(until_us)? {}
+            let Some(detail) = self.ails() else { return Ok(()) };
+            if self.cluster.now_us() >= give_up_us {
+                return Err(Violation { invariant, detail });
+            }
+        }
+    }
+
+    /// What is not well yet.
+    fn ails(&self) -> Option<String> {
+        let cluster = &self.cluster;
+        for node in &cluster.nodes {
+            let Some(process) = &node.process else { return Some(format!("node {} is down", node.id)) };
+            if !process.sim.is_running() {
+                return Some(format!("node {} waits for its cluster", node.id));
+            }
+            if let Some(one) = process.waiting.first() {
+                return Some(format!("node {} has not answered {:?}", node.id, one.asked));
+            }
+        }
+        (0..cluster.plan.groups as usize).find_map(|group| self.group_ails(group))
+    }
+
+    fn group_ails(&self, group: usize) -> Option<String> {
+        let status = |node: &crate::node::Node| {
+            node.process.as_ref().and_then(|one| one.views[group].status().cloned())
+        };
+        let all: Option<Vec<GroupStatus>> = self.cluster.nodes.iter().map(status).collect();
+        let Some(all) = all else { return Some(format!("group {group} is not started everywhere")) };
+        let first = &all[0];
+        let agree = |one: &GroupStatus| {
+            (one.term, one.leader, one.last, one.applied, one.digest)
+                == (first.term, first.leader, first.last, first.applied, first.digest)
+        };
+        let well = all.iter().all(agree)
+            && first.leader.is_some()
+            && first.applied == first.last
+            && first.applied >= self.cluster.oracle.last_applied(group);
+        if well { None } else { Some(format!("group {group} has not come together: {all:?}")) }
+    }
+
+    /// Every group takes a command through every node, and answers a query. With everything repaired a refusal would be
+    /// a violation, too: nobody has a reason for one.
+    fn probe(&mut self) -> Result<(), Violation> {
+        let done = |oracle: &Oracle, from: u64| (from..oracle.proposed()).all(|id| oracle.is_done(id));
+        let from = self.cluster.oracle.proposed();
+        for group in 0..self.cluster.plan.groups as usize {
+            for at in 0..self.cluster.nodes.len() {
+                self.workload.propose(&mut self.cluster, at, group);
+                self.cluster.query(at, group);
+            }
+        }
+        self.recover("new commands are answered")?;
+        if done(&self.cluster.oracle, from) {
+            return Ok(());
+        }
+        let detail = "a healthy cluster refused a command".to_owned();
+        Err(Violation { invariant: "new commands are done", detail })
+    }
+
+    /// The faults that network and disks have counted themselves.
+    fn count_small_faults(&mut self) {
+        let cluster = &mut self.cluster;
+        for (kind, count) in cluster.network.fault_counts() {
+            if ["drop", "duplicate", "reorder", "corrupt", "split", "reset"].contains(&kind) && count > 0 {
+                *cluster.tally.faults.entry(kind).or_default() += count;
+            }
+        }
+        for node in &cluster.nodes {
+            if let Some(count) = node.disk.fault_counts().get("stall") {
+                *cluster.tally.faults.entry("disk_stall").or_default() += count;
+            }
+        }
+    }
+}

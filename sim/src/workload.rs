@@ -1,0 +1,75 @@
+//! What clients do: bursts of commands to random groups through random nodes, and queries in between.
+//!
+//! Every command has an id of its own and is proposed once: what became of it is asked of the answer, never guessed by
+//! trying again.
+
+use coracle_base::checksum::mix64;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::cluster::Cluster;
+use crate::machine::{Kind, encode_command};
+use crate::plan::Plan;
+
+/// The clients of one run.
+pub(crate) struct Workload {
+    rng: SmallRng,
+    next_us: u64,
+    gap_us: u64,
+}
+
+impl Workload {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        // A burst is half of the largest on average.
+        let bursts = plan.load.commands / plan.load.burst.div_ceil(2);
+        let gap_us = plan.storm_us / bursts.max(1);
+        Self { rng: SmallRng::seed_from_u64(mix64(plan.seed, 0x10ad)), next_us: 0, gap_us }
+    }
+
+    /// When the next burst comes.
+    pub(crate) fn next_us(&self) -> u64 {
+        self.next_us
+    }
+
+    /// A burst, if its time has come.
+    pub(crate) fn act(&mut self, cluster: &mut Cluster) {
+        let now_us = cluster.now_us();
+        if now_us < self.next_us {
+            return;
+        }
+        self.next_us = now_us + self.rng.random_range(0..=2 * self.gap_us);
+        let load = cluster.plan.load.clone();
+        let group = self.rng.random_range(0..cluster.plan.groups) as usize;
+        let Some(at) = self.choose_node(cluster, group, load.any_node) else { return };
+        if self.rng.random_ratio(load.queries_percent, 100) {
+            self.query(cluster, group);
+        }
+        for _ in 0..self.rng.random_range(1..=load.burst) {
+            self.propose(cluster, at, group);
+        }
+        if self.rng.random_ratio(load.queries_percent, 100) {
+            self.query(cluster, group);
+        }
+    }
+
+    /// One command of any kind.
+    pub(crate) fn propose(&mut self, cluster: &mut Cluster, at: usize, group: usize) {
+        let kind = [Kind::Append, Kind::Add, Kind::Set][self.rng.random_range(0..3)];
+        let value = self.rng.random();
+        let padding = self.rng.random_range(0..=cluster.plan.load.padding);
+        cluster.propose(at, group, |id| encode_command(id, kind, value, padding));
+    }
+
+    fn query(&mut self, cluster: &mut Cluster, group: usize) {
+        if let Some(at) = self.choose_node(cluster, group, true) {
+            cluster.query(at, group);
+        }
+    }
+
+    fn choose_node(&mut self, cluster: &Cluster, group: usize, any: bool) -> Option<usize> {
+        let up: Vec<usize> =
+            (0..cluster.nodes.len()).filter(|at| cluster.nodes[*at].process.is_some()).collect();
+        let leader = if any { None } else { cluster.leader_of(group) };
+        leader.or_else(|| (!up.is_empty()).then(|| up[self.rng.random_range(0..up.len())]))
+    }
+}

@@ -1,0 +1,39 @@
+//! The simulator is worth something only if it repeats itself, runs clean seeds clean, and notices what is broken.
+#![allow(clippy::unwrap_used)]
+
+use coracle_sim::{BREAKS, Breaks, Report, campaign, run_seed};
+
+const THREADS: usize = 2;
+
+fn all(seeds: std::ops::Range<u64>, threads: usize) -> Report {
+    campaign(seeds, Breaks::default(), threads, |_, _| true)
+}
+
+#[test]
+fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
+    let report = all(0..20, THREADS);
+    assert_eq!(report.failures, []);
+    assert_eq!(report.seeds, 20);
+    let medians = report.medians();
+    println!("{medians:?}");
+    assert!(medians.simulated_us >= 60_000_000, "{medians:?}");
+    assert!(medians.commands >= 2_000, "{medians:?}");
+    assert!(medians.faults >= 20, "{medians:?}");
+    assert!(medians.crashes >= 2, "{medians:?}");
+
+    let again = all(0..20, 1);
+    assert_eq!(again.tally, report.tally, "same seeds, same run, on any number of threads");
+    assert_ne!(
+        run_seed(20, Breaks::default()).tally.trace_hash,
+        run_seed(21, Breaks::default()).tally.trace_hash
+    );
+}
+
+/// Seeds that it takes at most, with room to spare: a simulator that needs many more has lost an eye.
+fn caught_within(name: &str, seeds_max: u64) {
+    assert!(BREAKS.contains(&name));
+    let breaks = Breaks::named(name).unwrap();
+    let report = campaign(0..seeds_max, breaks, THREADS, |_, verdict| verdict.violation.is_none());
+    assert_eq!(report.failures.len(), 1, "{name} was not caught in {seeds_max} seeds");
+    println!("{name}: {:?}", report.failures);
+}
