@@ -84,6 +84,10 @@ impl Group {
         self.enter_term(self.state.term.next(), self.config.id);
         self.role = Role::Candidate;
         self.arm_election(now_us);
+        if self.peers.is_empty() {
+            // Our own vote decides, as soon as it is durable: asking again would only raise the term.
+            self.election_at = None;
+        }
         self.ask_all();
     }
 
