@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   nodes 3 [append_entries=1 window_messages=2]  three members, new, links down. Disks answer at once unless held
-//!   node 2 log=1,1,4 term=6 [vote=3] [snapshot=2:1] [suspect]   starts node 2 from this state instead
+//!   node 2 log=1,1,4 term=6 [vote=3] [accepted=7] [snapshot=2:1] [suspect]   starts node 2 from this state instead
 //!   links up            every link              link up|down 1-2     one, as both ends see it
 //!   tick 1              time goes to node 1's deadline, if it has one
 //!   deliver [1->2] [n]  everything under way, until nothing is left; or what node 1 sent to node 2 (n messages)
@@ -128,6 +128,7 @@ impl Story {
 
     fn node(&mut self, id: u64, settings: &[&str]) {
         let config = self.configs[&id].clone();
+        let mut accepted = None;
         let (mut log, mut term, mut vote, mut suspect) =
             (Entries::default(), Term::ZERO, NodeId::NONE, false);
         for setting in settings {
@@ -144,12 +145,14 @@ impl Story {
                     (log.base, log.base_term) = (Index(index.parse().unwrap()), Term(term.parse().unwrap()));
                 }
                 "term" => term = Term(value.parse().unwrap()),
+                "accepted" => accepted = Some(Term(value.parse().unwrap())),
                 "vote" => vote = NodeId(value.parse().unwrap()),
                 "suspect" => suspect = true,
                 other => panic!("unknown setting {other}"),
             }
         }
-        let accepted_term = log.terms().last().map_or(log.base_term, |&(_, term)| term);
+        let newest = log.terms().last().map_or(log.base_term, |&(_, term)| term);
+        let accepted_term = accepted.unwrap_or(newest);
         let hard_state = HardState { term, vote, recovery_epoch: 0, voters: config.voters.clone() };
         let disk = Disk { hard_state: Some(hard_state), log, accepted_term };
         self.nodes.insert(id, Node::new(config, disk, suspect, self.now_us));

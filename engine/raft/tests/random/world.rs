@@ -1,25 +1,19 @@
-//! A random cluster of 1 to 5 members: messages dropped, doubled, reordered and late, disks slow, writes lost at a
-//! crash, sessions of links cut, snapshots, reads from disk, tails lost to corruption. Safety is checked at every
-//! output; then everything heals and the group has to work again, and to fall silent when idle.
-//!
-//! `RAFT_SEEDS=a..b` chooses the seeds. With `--features breaks` every planted bug must be found.
-
-#![allow(clippy::unwrap_used)]
-
-mod model;
+//! The cluster: its members, the links between them, and the random actions. Time, messages and disks move only here.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coracle_base::{Index, NodeId, Term};
-use coracle_raft::{Breaks, Config, Input, Message, Output, Role};
-use model::{Disk, ENTRY_BYTES, Entry, Node, Packet};
+use coracle_base::{Index, NodeId};
+use coracle_raft::{Breaks, Config, Input, Message, Output};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::model::{Disk, ENTRY_BYTES, Node, Packet};
+use crate::oracle::Oracle;
+
 /// Which faults this run has, and how many: a different subset each time, since some bugs hide behind others' faults.
 #[derive(Debug, Clone)]
-struct Faults {
+pub(crate) struct Faults {
     drop: f64,
     double: f64,
     reorder: bool,
@@ -59,33 +53,15 @@ impl Faults {
     }
 }
 
-/// What must hold across the cluster, whatever happens.
-#[derive(Default)]
-struct Oracle {
-    /// Checks at the place of the crime (what a message claims is on the disk), not only its consequences.
-    strict: bool,
-    lost_tails: bool,
-    leaders: BTreeMap<Term, NodeId>,
-    votes: BTreeMap<(NodeId, Term), NodeId>,
-    committed: Vec<Entry>,
-    /// By node: what it reported committed since it started.
-    reported: BTreeMap<NodeId, Index>,
-    /// By node and token: what was committed anywhere when the read was asked.
-    reads: BTreeMap<(NodeId, u64), Index>,
-    reads_answered: u64,
-    /// How often the interesting things happened: a run in which one never does proves nothing about it.
-    marks: BTreeMap<&'static str, u64>,
-}
-
 /// How a member sees the session of a link.
 #[derive(Clone, Copy, Default)]
 struct End {
     session: u64,
 }
 
-struct World {
+pub(crate) struct World {
     rng: SmallRng,
-    faults: Faults,
+    pub(crate) faults: Faults,
     breaks: Breaks,
     now_us: u64,
     nodes: Vec<Option<Node>>,
@@ -97,15 +73,12 @@ struct World {
     ends: BTreeMap<(usize, usize), End>,
     session_next: u64,
     net: VecDeque<(u64, Packet)>,
-    oracle: Oracle,
+    pub(crate) oracle: Oracle,
     says_next: u64,
     token_next: u64,
     boots: u64,
-    trace: VecDeque<String>,
+    pub(crate) trace: VecDeque<String>,
 }
-
-/// Actions of one run before everything heals.
-const STEPS: u32 = 10_000;
 
 fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
@@ -120,7 +93,7 @@ fn at(id: NodeId) -> usize {
 }
 
 impl World {
-    fn new(seed: u64, breaks: Breaks, strict: bool) -> Self {
+    pub(crate) fn new(seed: u64, breaks: Breaks, strict: bool) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let size = *[1, 2, 3, 3, 3, 4, 5, 5].choose(&mut rng).unwrap();
         let faults = Faults::draw(&mut rng);
@@ -348,7 +321,7 @@ impl World {
         }
     }
 
-    fn act(&mut self) {
+    pub(crate) fn act(&mut self) {
         let faults = self.faults.clone();
         let weights = [
             200,         // deliver
@@ -558,7 +531,7 @@ impl World {
     }
 
     /// Liveness: within a few election timeouts somebody leads, commits and reads, all agree, and then nothing stirs.
-    fn check_liveness(&mut self) {
+    pub(crate) fn check_liveness(&mut self) {
         self.heal();
         let deadline = self.now_us + 6_000_000;
         self.settle(deadline);
@@ -586,7 +559,7 @@ impl World {
         assert_eq!(last.0, self.oracle.committed.len() as u64);
     }
 
-    fn check_log_matching(&self) {
+    pub(crate) fn check_log_matching(&self) {
         let logs: Vec<_> = self.nodes.iter().flatten().map(|node| &node.log).collect();
         for (n, a) in logs.iter().enumerate() {
             for b in &logs[..n] {
@@ -605,198 +578,5 @@ impl World {
         }
         let text = format!("{:>9} {}", self.now_us / 1000, text());
         self.trace.push_back(text);
-    }
-}
-
-impl Oracle {
-    fn mark(&mut self, node: &Node, output: &Output) {
-        let name = match output {
-            Output::AppendNoop { .. } => "elected",
-            Output::Role { role: Role::Follower, leader: None, .. } => "leaderless",
-            Output::Install { .. } => "snapshot installed",
-            Output::Fetch { .. } => "read from disk",
-            Output::CaughtUp => "suspect caught up",
-            Output::ReadReady { .. } => "read answered",
-            Output::ReadFailed { .. } => "read failed",
-            Output::Send { message: Message::AppendReply(reply), .. } if reply.rejected.is_some() => {
-                "rejected"
-            }
-            Output::Send { message: Message::LeaderGone { .. }, .. } => "resigned",
-            Output::Send { message: Message::PreVoteReply { granted: false, .. }, .. } => "pre-vote refused",
-            Output::Commit { .. } if node.group.is_leader() && node.group.durable() < node.group.commit() => {
-                "committed before the leader's own disk"
-            }
-            Output::Commit { .. } => "committed",
-            _ => return,
-        };
-        *self.marks.entry(name).or_default() += 1;
-    }
-
-    fn leads(&mut self, node: &Node, index: Index, term: Term) {
-        let other = self.leaders.insert(term, node.id);
-        assert!(other.is_none_or(|other| other == node.id), "two leaders in term {term}");
-        assert!(
-            index.0 > self.committed.len() as u64,
-            "a leader of term {term} without {} entries",
-            self.committed.len()
-        );
-        for (at, committed) in self.committed.iter().enumerate().skip(node.log.base.0 as usize) {
-            let held = node.log.get(Index(at as u64 + 1));
-            assert_eq!(held, Some(*committed), "the leader of term {term} lacks a committed entry");
-        }
-    }
-
-    fn commits<'a>(&mut self, node: &Node, upto: Index, disks: impl Iterator<Item = &'a Disk>) {
-        let reported = self.reported.insert(node.id, upto).expect("started");
-        assert!(reported < upto, "the commit index never falls");
-        for index in (reported.0 + 1..=upto.0).map(Index) {
-            let entry = node.log.get(index).expect("what is committed is held");
-            match self.committed.get(index.0 as usize - 1) {
-                Some(committed) => assert_eq!(*committed, entry, "two entries are committed at {index}"),
-                None => self.committed.push(entry),
-            }
-        }
-        if self.strict && node.group.role() == Role::Leader {
-            let entry = node.log.term_at(upto);
-            assert_eq!(entry, Some(node.group.term()), "commit moves by an entry of the leader's term only");
-            let (mut copies, mut members) = (0, 0);
-            for disk in disks {
-                members += 1;
-                copies += usize::from(disk.log.base >= upto || disk.log.term_at(upto) == entry);
-            }
-            assert!(
-                2 * copies > members || self.lost_tails,
-                "{upto} is committed with {copies} copies of {members}"
-            );
-        }
-    }
-
-    /// What a message claims was on the disk before it left.
-    fn says(&mut self, node: &Node, message: &Message) {
-        let on_disk = node.disk.hard_state.as_ref().map(|state| state.ballot()).unwrap_or_default();
-        match message {
-            Message::VoteReply { ballot } => {
-                let ballot = ballot.get();
-                assert!(!self.strict || ballot == on_disk, "a vote leaves that is not durable");
-                if ballot.vote != NodeId::NONE {
-                    let earlier = self.votes.insert((node.id, ballot.term), ballot.vote);
-                    assert!(
-                        earlier.is_none_or(|vote| vote == ballot.vote),
-                        "two votes in term {}",
-                        ballot.term
-                    );
-                }
-            }
-            Message::Vote { term, .. } => {
-                assert!(!self.strict || (on_disk.term == term.get() && on_disk.vote == node.id));
-            }
-            Message::AppendReply(reply) if self.strict => {
-                assert!(reply.term.get() <= on_disk.term, "a term leaves that is not durable");
-                for index in (1..=reply.durable.get().0).map(Index) {
-                    let same = index <= node.disk.log.base || node.disk.log.get(index) == node.log.get(index);
-                    assert!(same || index <= node.log.base, "{index} is acknowledged and not durable");
-                }
-            }
-            Message::ReadAck { term, .. } => assert!(!self.strict || term.get() <= on_disk.term),
-            _ => {}
-        }
-    }
-}
-
-fn run(seed: u64, breaks: Breaks, strict: bool) -> Result<BTreeMap<&'static str, u64>, String> {
-    let mut world = World::new(seed, breaks, strict);
-    let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for step in 0..STEPS {
-            world.act();
-            if step % 50 == 0 {
-                world.check_log_matching();
-            }
-        }
-        world.check_log_matching();
-        world.check_liveness();
-        *world.oracle.marks.entry("entries").or_default() += world.oracle.committed.len() as u64;
-        world.oracle.marks.clone()
-    }));
-    verdict.map_err(|panic| {
-        let why = panic.downcast_ref::<String>().cloned();
-        let why = why.or(panic.downcast_ref::<&str>().map(|why| (*why).to_owned())).unwrap_or_default();
-        let trace: Vec<_> = world.trace.iter().cloned().collect();
-        format!("{}\nseed {seed}: {why}\nfaults: {:?}", trace.join("\n"), world.faults)
-    })
-}
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let Ok(range) = std::env::var("RAFT_SEEDS") else { return 0..default };
-    let (from, to) = range.split_once("..").expect("RAFT_SEEDS=a..b");
-    from.parse().unwrap()..to.parse().unwrap()
-}
-
-#[test]
-fn random_clusters_are_safe_and_come_back() {
-    let seeds = seeds(2500);
-    let mut marks: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in seeds.clone() {
-        match run(seed, Breaks::default(), true) {
-            Ok(seen) => seen.into_iter().for_each(|(name, times)| *marks.entry(name).or_default() += times),
-            Err(report) => panic!(
-                "{report}\nreplay: RAFT_SEEDS={seed}..{} cargo test -p coracle-raft --test random",
-                seed + 1
-            ),
-        }
-    }
-    println!("{seeds:?}: {marks:#?}");
-    for name in [
-        "committed before the leader's own disk",
-        "elected",
-        "read answered",
-        "read failed",
-        "read from disk",
-        "rejected",
-        "resigned",
-        "snapshot installed",
-        "suspect caught up",
-        "tail cut",
-    ] {
-        let seen = marks.get(name).copied().unwrap_or(0);
-        assert!(seeds.end - seeds.start < 1000 || seen > 100, "{name} was hardly tried: {seen}");
-    }
-}
-
-#[cfg(feature = "breaks")]
-mod planted {
-    use super::*;
-
-    /// Seeds until the bug shows by its consequences alone: lost entries, two leaders, stale reads.
-    fn caught_within(name: &str, most: u64) {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let breaks = Breaks::named(name).expect("a planted bug");
-        let strict = seeds(most).find(|&seed| run(seed, breaks, true).is_err());
-        let loose = seeds(most).find_map(|seed| run(seed, breaks, false).err().map(|report| (seed, report)));
-        std::panic::set_hook(hook);
-        let (seed, report) = loose.unwrap_or_else(|| panic!("{name} was not noticed in {most} seeds"));
-        println!("{name}: at once by seed {strict:?}, by consequences by seed {seed}");
-        println!("{}", report.lines().rev().nth(1).unwrap_or_default());
-        assert!(strict.is_some());
-    }
-
-    #[test]
-    fn vote_not_persisted() {
-        caught_within("vote-not-persisted", 20_000);
-    }
-
-    #[test]
-    fn old_term_commit_by_count() {
-        caught_within("old-term-commit-by-count", 20_000);
-    }
-
-    #[test]
-    fn stale_completion() {
-        caught_within("stale-completion", 20_000);
-    }
-
-    #[test]
-    fn read_without_noop() {
-        caught_within("read-without-noop", 20_000);
     }
 }
