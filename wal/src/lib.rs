@@ -6,8 +6,8 @@
 //! [`Wal::durable`] proves what may be told to others. No clock, no thread; only [`Wal::open`] and [`Wal::shutdown`]
 //! block. Groups are opaque numbers, consensus state is an opaque blob.
 //!
-//! Reading order: `wal.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records mean: live and
-//! replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
+//! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
+//! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
 //! `checkpoint.rs` (the one authority on what lives), `recover/` (chain of files, scan, verdict, replay), `read/`
 //! (entries back from files), `format/` (every byte).
 //!
@@ -31,6 +31,7 @@ mod recover;
 mod stage;
 mod token;
 mod wal;
+mod write;
 
 pub use config::{Config, Identity, Strategy};
 pub use error::{ReadError, WalError};

@@ -2,8 +2,9 @@
 //! one without any operation but the batch's own write.
 //!
 //! ```text
-//!   a dead file:  rename to spare, sync the directory ─┐
-//!   a new file:   open, fill with zeros, sync, close ──┴→ open, head (durable), rename to its number, sync the directory
+//!   a dead file  close, rename to spare, sync the directory ─┐
+//!   any spare    open ←──────────────────────────────────────┘
+//!                (fill with zeros), head, sync, close, rename to its number, sync the directory, open to be written to
 //! ```
 //!
 //! Crash-safe because a file has its number only after its head is durable, and loses its old number, durably, before
@@ -11,11 +12,15 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_base::limits::WRITES_IN_FLIGHT_MAX;
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
+use crate::error::WalError;
 use crate::files::{log_path, spare_path};
-use crate::format::head::{HEAD_AREA_BYTES, Head};
+use crate::format::Uuid;
+use crate::format::head::{HEAD_AREA_BYTES, Head, Prev};
 use crate::token;
+use crate::wal::Wal;
 
 /// Zeros are written in steps of this, so that a batch never waits behind more.
 const FILL_STEP_BYTES: u64 = 512 * 1024;
@@ -39,14 +44,14 @@ enum Step {
     CloseDead,
     RenameAway,
     SyncAway,
-    OpenToFill,
+    OpenSpare,
     Fill { upto: u64 },
-    SyncFill,
-    CloseFill,
-    Open,
     Head,
+    Sync,
+    Close,
     RenameInto,
     SyncInto,
+    Open,
 }
 
 #[derive(Debug)]
@@ -120,12 +125,12 @@ impl Preparer {
 
     /// Begins to make the file of this head.
     pub(crate) fn begin<D: Disk>(&mut self, disk: &mut D, head: Head, source: Source) {
+        let own_path = spare_path(&self.dir, head.file_no);
         let (path, step) = match &source {
-            Source::New => (spare_path(&self.dir, head.file_no), Step::OpenToFill),
-            Source::Spare { path, bytes } if *bytes < self.file_bytes => (path.clone(), Step::OpenToFill),
-            Source::Spare { path, .. } => (path.clone(), Step::Open),
-            Source::Dead { handle: Some(_), .. } => (spare_path(&self.dir, head.file_no), Step::CloseDead),
-            Source::Dead { handle: None, .. } => (spare_path(&self.dir, head.file_no), Step::RenameAway),
+            Source::New => (own_path, Step::OpenSpare),
+            Source::Spare { path, .. } => (path.clone(), Step::OpenSpare),
+            Source::Dead { handle: Some(_), .. } => (own_path, Step::CloseDead),
+            Source::Dead { handle: None, .. } => (own_path, Step::RenameAway),
         };
         self.job = Some(Job { head, source, path, step, file: None });
         self.start(disk);
@@ -134,35 +139,29 @@ impl Preparer {
     /// Starts the operation of the job's step.
     fn start<D: Disk>(&mut self, disk: &mut D) {
         let Some(job) = &self.job else { return };
-        let fill_file = job.file.unwrap_or(FileId(u32::MAX));
-        let op = match job.step {
-            Step::CloseDead => match job.source {
-                Source::Dead { handle: Some(file), .. } => DiskOp::Close { file },
-                _ => return,
-            },
-            Step::RenameAway => match job.source {
-                Source::Dead { file_no, .. } => {
-                    DiskOp::Rename { from: log_path(&self.dir, file_no), to: job.path.clone() }
-                }
-                _ => return,
-            },
-            Step::SyncAway | Step::SyncInto => DiskOp::SyncDir { path: self.dir.clone() },
-            Step::OpenToFill => DiskOp::Open { path: job.path.clone(), mode: FileMode::Write },
-            Step::Fill { upto } => {
-                let from = upto.saturating_sub(1) / FILL_STEP_BYTES * FILL_STEP_BYTES;
-                DiskOp::Fill { file: fill_file, offset: from, bytes: upto - from }
+        let file = job.file.unwrap_or(FileId(u32::MAX));
+        let numbered = log_path(&self.dir, job.head.file_no);
+        let op = match (job.step, &job.source) {
+            (Step::CloseDead, Source::Dead { handle: Some(file), .. }) => DiskOp::Close { file: *file },
+            (Step::RenameAway, Source::Dead { file_no, .. }) => {
+                DiskOp::Rename { from: log_path(&self.dir, *file_no), to: job.path.clone() }
             }
-            Step::SyncFill => DiskOp::Sync { file: fill_file },
-            Step::CloseFill => DiskOp::Close { file: fill_file },
-            Step::Open => DiskOp::Open { path: job.path.clone(), mode: self.mode },
-            Step::Head => {
+            (Step::CloseDead | Step::RenameAway, _) => return,
+            (Step::SyncAway | Step::SyncInto, _) => DiskOp::SyncDir { path: self.dir.clone() },
+            (Step::OpenSpare, _) => DiskOp::Open { path: job.path.clone(), mode: FileMode::Write },
+            (Step::Fill { upto }, _) => {
+                let offset = fill_start(upto);
+                DiskOp::Fill { file, offset, bytes: upto - offset }
+            }
+            (Step::Head, _) => {
                 let mut buf = disk.buffer(HEAD_AREA_BYTES as usize);
                 job.head.encode(&mut buf);
-                DiskOp::Write { file: fill_file, offset: 0, buf }
+                DiskOp::Write { file, offset: 0, buf }
             }
-            Step::RenameInto => {
-                DiskOp::Rename { from: job.path.clone(), to: log_path(&self.dir, job.head.file_no) }
-            }
+            (Step::Sync, _) => DiskOp::Sync { file },
+            (Step::Close, _) => DiskOp::Close { file },
+            (Step::RenameInto, _) => DiskOp::Rename { from: job.path.clone(), to: numbered },
+            (Step::Open, _) => DiskOp::Open { path: numbered, mode: self.mode },
         };
         disk.start(token::PREPARE, op);
     }
@@ -192,8 +191,10 @@ impl Preparer {
         if let DiskOk::Opened { file, .. } = ok {
             job.file = Some(file);
         }
-        if let Step::Fill { upto } = job.step {
-            self.prefill_bytes += upto - upto.saturating_sub(1) / FILL_STEP_BYTES * FILL_STEP_BYTES;
+        match job.step {
+            Step::Fill { upto } => self.prefill_bytes += upto - fill_start(upto),
+            Step::Close => job.file = None,
+            _ => {}
         }
         match next_step(job, self.file_bytes) {
             Some(step) => {
@@ -232,22 +233,80 @@ impl Source {
     }
 }
 
+/// Where the step of filling that ends at `upto` starts.
+fn fill_start(upto: u64) -> u64 {
+    upto.saturating_sub(1) / FILL_STEP_BYTES * FILL_STEP_BYTES
+}
+
 fn next_step(job: &Job, file_bytes: u64) -> Option<Step> {
     Some(match job.step {
         Step::CloseDead => Step::RenameAway,
         Step::RenameAway => Step::SyncAway,
-        Step::SyncAway if job.source.bytes() < file_bytes => Step::OpenToFill,
-        Step::SyncAway => Step::Open,
-        Step::OpenToFill => Step::Fill { upto: FILL_STEP_BYTES.min(file_bytes) },
+        Step::SyncAway => Step::OpenSpare,
+        Step::OpenSpare if job.source.bytes() >= file_bytes => Step::Head,
+        Step::OpenSpare => Step::Fill { upto: FILL_STEP_BYTES.min(file_bytes) },
         Step::Fill { upto } if upto < file_bytes => {
             Step::Fill { upto: (upto + FILL_STEP_BYTES).min(file_bytes) }
         }
-        Step::Fill { .. } => Step::SyncFill,
-        Step::SyncFill => Step::CloseFill,
-        Step::CloseFill => Step::Open,
-        Step::Open => Step::Head,
-        Step::Head => Step::RenameInto,
+        Step::Fill { .. } => Step::Head,
+        Step::Head => Step::Sync,
+        Step::Sync => Step::Close,
+        Step::Close => Step::RenameInto,
         Step::RenameInto => Step::SyncInto,
-        Step::SyncInto => return None,
+        Step::SyncInto => Step::Open,
+        Step::Open => return None,
     })
+}
+
+impl Wal {
+    /// Begins to prepare the next file, if fewer are ready than should be.
+    pub(crate) fn prepare_next<D: Disk>(&mut self, disk: &mut D) {
+        let wanted = self.stage_file + self.config.spares as u64;
+        if self.ready_upto >= wanted || !self.prepare.may_begin(self.now_us) {
+            return;
+        }
+        let source = self.choose_source();
+        let file_no = self.ready_upto + 1;
+        let prev_uuid = Uuid::of(self.config.seed, self.ready_upto);
+        let head = Head {
+            identity: self.identity,
+            window: WRITES_IN_FLIGHT_MAX as u32,
+            file_no,
+            uuid: Uuid::of(self.config.seed, file_no),
+            boot_epoch: self.boot_epoch,
+            first_seq: 0,
+            file_bytes: self.config.file_bytes,
+            prev: Some(Prev { file_no: self.ready_upto, uuid: prev_uuid, cut: None }),
+        };
+        self.prepare.begin(disk, head, source);
+    }
+
+    fn choose_source(&mut self) -> Source {
+        if let Some(source) = self.leftovers.pop() {
+            return source;
+        }
+        // A file that is there before one that is still to be filled: the disk may be full.
+        let Some(file_no) = self.files.dead(self.checkpoints.needed_from(), self.durable, &self.refs) else {
+            return self.prepare.take_unfinished().unwrap_or(Source::New);
+        };
+        self.refs.forget(file_no);
+        self.reads.forget(file_no);
+        self.stats.files_reused += 1;
+        let file = self.files.remove(file_no);
+        let (handle, bytes) = file.map_or((None, 0), |file| (file.handle, file.bytes));
+        Source::Dead { file_no, handle, bytes }
+    }
+
+    pub(crate) fn on_prepared<D: Disk>(&mut self, disk: &mut D, done: DiskDone) -> Result<(), WalError> {
+        match self.prepare.on_done(disk, done, self.now_us) {
+            Ok(Some(ready)) => {
+                self.files.insert_ready(&ready);
+                self.ready_upto = ready.head.file_no;
+                self.prepare_next(disk);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(self.stop(error.into())),
+        }
+    }
 }

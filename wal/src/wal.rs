@@ -1,45 +1,35 @@
-//! The log itself: from records to durable batches. Read downwards; a record passes the functions in this order.
+//! The log itself: what it is made of, and how records are staged.
 //!
 //! ```text
-//!   append, put_state, put_snapshot → make_room → (record staged)      in memory, place in the log known
-//!   submit  → step_background → mark_if_quiet → write_batches          operations handed to the disk
-//!   on_done → on_written → durable                                     the longest prefix that completed
+//!   append, put_state, put_snapshot → place_record → (open_batch)      in memory; the place in the log is known
 //! ```
 //!
-//! Invariants: (1) `durable` never falls and never passes a batch that has not completed; (2) a batch is submitted only
-//! when at most `WRITES_IN_FLIGHT_MAX` batches, itself included, are not durable; (3) after a failed write or sync
-//! nothing is submitted and nothing becomes durable any more.
+//! What becomes of them is `write.rs`. Invariants: (1) a record's meaning is taken into the groups when it is staged, in
+//! the order of the log; (2) a state that was staged in one batch is staged once more in the next.
 
 use std::collections::VecDeque;
 
 use coracle_base::codec::Sink;
-use coracle_base::limits::{
-    INLINE_SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, WRITES_IN_FLIGHT, WRITES_IN_FLIGHT_MAX,
-};
+use coracle_base::limits::{INLINE_SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX};
 use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, RunHeader, Term};
-use coracle_io::{Disk, DiskDone, DiskOp};
+use coracle_io::Disk;
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::Files;
-use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
-use crate::format::head::{HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::{Begin, SnapshotPlace};
+use crate::format::Position;
+use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::page::SnapshotPlace;
 use crate::format::record::{
     self, RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, STATE_PREFIX_BYTES,
 };
-use crate::format::{Position, Uuid};
 use crate::groups::{Fit, GroupLog, Groups, Refs};
 use crate::prepare::{Preparer, Source};
 use crate::read::Reads;
 use crate::recover::{self, Recovery};
-use crate::stage::{Batch, Stage};
-use crate::token::{self, Token};
-
-/// Files kept open for reading only.
-const READ_HANDLES_MAX: usize = 64;
+use crate::stage::Stage;
 
 /// The number of a batch. A record is durable when its batch, and every earlier one, is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +37,7 @@ pub struct BatchSeq(pub u64);
 
 /// Proof that batches are durable. Only a [`Wal`] makes it, and only of completed writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Durable(BatchSeq);
+pub struct Durable(pub(crate) BatchSeq);
 
 impl Durable {
     /// Whether this batch is durable, and every one before it.
@@ -95,20 +85,27 @@ pub struct Stats {
 
 /// A batch that was submitted and is not durable.
 #[derive(Debug)]
-struct Flight {
-    seq: u64,
-    end: Position,
-    chain: u64,
-    bytes: usize,
-    done: bool,
+pub(crate) struct Flight {
+    pub(crate) seq: u64,
+    pub(crate) end: Position,
+    pub(crate) chain: u64,
+    pub(crate) bytes: usize,
+    pub(crate) done: bool,
 }
 
 /// States to write once more: those of the open batch, and those of earlier ones that had no chance yet.
 #[derive(Debug, Default)]
-struct Repeats {
+pub(crate) struct Repeats {
     fresh: Vec<u32>,
     due: Vec<u32>,
     upto: u64,
+}
+
+impl Repeats {
+    /// Whether no state waits to be written once more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.due.is_empty() && self.fresh.is_empty()
+    }
 }
 
 /// One shard's write-ahead log.
@@ -123,29 +120,29 @@ pub struct Wal {
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
-    prepare: Preparer,
+    pub(crate) prepare: Preparer,
     /// Spares that were found, not yet made ready.
-    leftovers: Vec<Source>,
+    pub(crate) leftovers: Vec<Source>,
     /// The newest file that is ready.
-    ready_upto: u64,
+    pub(crate) ready_upto: u64,
     /// The file that the stage is at.
-    stage_file: u64,
-    repeats: Repeats,
-    flight: VecDeque<Flight>,
-    in_flight: usize,
-    in_flight_bytes: usize,
-    durable: u64,
+    pub(crate) stage_file: u64,
+    pub(crate) repeats: Repeats,
+    pub(crate) flight: VecDeque<Flight>,
+    pub(crate) in_flight: usize,
+    pub(crate) in_flight_bytes: usize,
+    pub(crate) durable: u64,
     /// Where the newest durable batch ends, and its chain value.
     pub(crate) durable_at: Position,
-    durable_chain: u64,
+    pub(crate) durable_chain: u64,
     /// Of the newest batch submitted.
-    chain: u64,
-    now_us: u64,
-    last_submit_us: u64,
+    pub(crate) chain: u64,
+    pub(crate) now_us: u64,
+    pub(crate) last_submit_us: u64,
     /// The newest batch submitted is not a marker: a crash now could not prove it.
-    unproven: bool,
-    stopped: Option<WalError>,
-    stats: Stats,
+    pub(crate) unproven: bool,
+    pub(crate) stopped: Option<WalError>,
+    pub(crate) stats: Stats,
 }
 
 /// What recovery leaves for the log to go on from.
@@ -301,7 +298,7 @@ impl Wal {
         Position { file_no: batch.at.file_no, offset: batch.at.offset + batch.buf.len() as u64 }
     }
 
-    fn open_batch(&mut self, bytes: usize) {
+    pub(crate) fn open_batch(&mut self, bytes: usize) {
         let sealed = self.stage.open_next(bytes);
         if let Some(end) = sealed {
             self.files.seal(end);
@@ -335,239 +332,6 @@ impl Wal {
             self.repeats.upto = batch.seq - 1;
         }
         batch.repeated_upto = self.repeats.upto;
-    }
-
-    // ---- submitting ----------------------------------------------------------------------------------------------
-
-    /// Hands out what the in-flight rule allows: at once while fewer than two writes are in flight, otherwise only full
-    /// batches, up to four. Also the marker when the log has been quiet, and a bounded piece of background work. The
-    /// caller then submits the disk's queue.
-    ///
-    /// # Errors
-    /// The log has stopped for good.
-    pub fn submit<D: Disk>(&mut self, disk: &mut D, now_us: u64) -> Result<(), WalError> {
-        if let Some(error) = &self.stopped {
-            return Err(error.clone());
-        }
-        self.now_us = now_us;
-        self.step_background(disk);
-        self.mark_if_quiet();
-        self.write_batches(disk);
-        Ok(())
-    }
-
-    /// The time at which [`submit`](Self::submit) wants to be called though nothing happens.
-    pub fn deadline_us(&self) -> Option<u64> {
-        let mark = self.is_quiet().then(|| self.last_submit_us + self.config.idle_mark_us);
-        [mark, self.prepare.retry_us()].into_iter().flatten().min()
-    }
-
-    fn step_background<D: Disk>(&mut self, disk: &mut D) {
-        self.step_checkpoint();
-        self.prepare_next(disk);
-        self.step_carry(disk);
-        if let Some(file) = self.files.surplus_handle(READ_HANDLES_MAX) {
-            disk.start(token::IGNORED, DiskOp::Close { file });
-        }
-    }
-
-    /// Nothing is on its way, and what was written last is not proven yet.
-    fn is_quiet(&self) -> bool {
-        let unproven = self.unproven || !self.repeats.due.is_empty() || !self.repeats.fresh.is_empty();
-        unproven && self.in_flight == 0 && self.stage.bytes() == 0
-    }
-
-    fn mark_if_quiet(&mut self) {
-        if self.is_quiet() && self.now_us >= self.last_submit_us + self.config.idle_mark_us {
-            self.open_mark();
-        }
-    }
-
-    fn open_mark(&mut self) {
-        self.open_batch(0);
-        self.stage.batch().mark = true;
-    }
-
-    fn write_batches<D: Disk>(&mut self, disk: &mut D) {
-        while let Some(at) = self.may_write() {
-            let Some(file) = self.files.get(at.file_no).and_then(|file| file.handle) else { return };
-            let Some(batch) = self.stage.take_first() else { return };
-            let (token, op) = (token::write(batch.seq), self.write_op(file, batch));
-            disk.start(token, op);
-        }
-    }
-
-    /// Where the next batch goes, if the in-flight rule lets it be written now.
-    fn may_write(&self) -> Option<Position> {
-        let batch = self.stage.first()?;
-        let limit = if batch.full { WRITES_IN_FLIGHT_MAX } else { WRITES_IN_FLIGHT };
-        let in_window = batch.seq - self.durable <= WRITES_IN_FLIGHT_MAX as u64;
-        (self.in_flight < limit && in_window).then_some(batch.at)
-    }
-
-    fn write_op(&mut self, file: coracle_io::FileId, mut batch: Batch) -> DiskOp {
-        let uuid = Uuid::of(self.config.seed, batch.at.file_no);
-        let mut head = BatchHead {
-            uuid_low: uuid.low(),
-            seq: batch.seq,
-            self_off: batch.at.offset,
-            boot_epoch: self.boot_epoch as u32,
-            payload_bytes: batch.payload_bytes,
-            record_count: batch.records,
-            flags: if batch.mark { FLAG_MARK } else { 0 },
-            durable_upto: self.durable,
-            repeated_upto: batch.repeated_upto,
-            prev_chain: self.chain,
-            chain: 0,
-            payload_crc: batch.payload_crc,
-        };
-        batch.buf[..BATCH_HEADER_BYTES].copy_from_slice(&head.encode(uuid.seed()));
-        self.chain = head.chain;
-        self.unproven = !batch.mark;
-        self.last_submit_us = self.now_us;
-        self.in_flight += 1;
-        self.in_flight_bytes += batch.buf.len();
-        self.stats.batches += 1;
-        self.stats.marks += u64::from(batch.mark);
-        self.stats.batch_bytes += batch.buf.len() as u64;
-        self.stats.in_flight_max = self.stats.in_flight_max.max(self.in_flight as u64);
-        if let Some(file) = self.files.get_mut(batch.at.file_no) {
-            file.busy += 1;
-        }
-        let (seq, end, bytes) = (batch.seq, batch.end(), batch.buf.len());
-        let flight = Flight { seq, end, chain: self.chain, bytes, done: false };
-        self.flight.push_back(flight);
-        DiskOp::Write { file, offset: batch.at.offset, buf: batch.buf }
-    }
-
-    // ---- completions ---------------------------------------------------------------------------------------------
-
-    /// Whether a completion with this token is the log's, to be given to [`on_done`](Self::on_done).
-    pub fn owns(token: u64) -> bool {
-        token::decode(token).is_some()
-    }
-
-    /// Takes the completion of one of the log's operations.
-    ///
-    /// # Errors
-    /// The log has stopped for good: a write or sync failed, and what it left behind is unknown. It is not tried again.
-    pub fn on_done<D: Disk>(&mut self, disk: &mut D, done: DiskDone) -> Result<(), WalError> {
-        match token::decode(done.token) {
-            Some(Token::Write(low)) => self.on_written(disk, low, done),
-            Some(Token::Prepare) => self.on_prepared(disk, done),
-            Some(Token::Read) => {
-                self.on_read_done(disk, done);
-                Ok(())
-            }
-            Some(Token::Ignored) | None => Ok(()),
-        }
-    }
-
-    fn on_written<D: Disk>(&mut self, disk: &mut D, low: u64, done: DiskDone) -> Result<(), WalError> {
-        if let Some(buf) = done.buf {
-            self.stage.reuse(disk, buf);
-        }
-        let Some(flight) = self.flight.iter_mut().find(|flight| token::low_bits(flight.seq) == low) else {
-            return Ok(());
-        };
-        self.in_flight -= 1;
-        self.in_flight_bytes -= flight.bytes;
-        flight.done = true;
-        let file_no = flight.end.file_no;
-        if let Some(file) = self.files.get_mut(file_no) {
-            file.busy -= 1;
-        }
-        if let Err(error) = done.result {
-            return Err(self.stop(error.into()));
-        }
-        self.advance()
-    }
-
-    /// Moves `durable` over the writes that completed without a hole.
-    fn advance(&mut self) -> Result<(), WalError> {
-        if let Some(error) = &self.stopped {
-            return Err(error.clone());
-        }
-        while let Some(flight) = self.flight.pop_front_if(|flight| flight.done) {
-            self.durable = flight.seq;
-            self.durable_at = flight.end;
-            self.durable_chain = flight.chain;
-        }
-        if self.checkpoints.on_durable(self.durable) {
-            self.stats.checkpoints = self.checkpoints.written;
-            self.reads.carry_is_due();
-        }
-        Ok(())
-    }
-
-    /// Where a replay could start: after everything that is durable now.
-    pub(crate) fn durable_end(&self) -> Begin {
-        Begin { at: self.durable_at, seq: self.durable + 1, chain: self.durable_chain }
-    }
-
-    fn stop(&mut self, error: WalError) -> WalError {
-        tracing::error!(dir = %self.config.dir.display(), %error, "the write-ahead log has stopped");
-        self.stopped.get_or_insert(error).clone()
-    }
-
-    /// The newest batch that is durable with every one before it.
-    pub fn durable(&self) -> Durable {
-        #[cfg(feature = "breaks")]
-        if crate::breaks::is_on(crate::breaks::Break::AckBeforeDurable) {
-            return Durable(BatchSeq(self.flight.back().map_or(self.durable, |flight| flight.seq)));
-        }
-        Durable(BatchSeq(self.durable))
-    }
-
-    // ---- files ---------------------------------------------------------------------------------------------------
-
-    /// Begins to prepare the next file, if fewer are ready than should be.
-    fn prepare_next<D: Disk>(&mut self, disk: &mut D) {
-        let wanted = self.stage_file + self.config.spares as u64;
-        if self.ready_upto >= wanted || !self.prepare.may_begin(self.now_us) {
-            return;
-        }
-        let source = self.choose_source();
-        let file_no = self.ready_upto + 1;
-        let prev_uuid = Uuid::of(self.config.seed, self.ready_upto);
-        let head = Head {
-            identity: self.identity,
-            window: WRITES_IN_FLIGHT_MAX as u32,
-            file_no,
-            uuid: Uuid::of(self.config.seed, file_no),
-            boot_epoch: self.boot_epoch,
-            first_seq: 0,
-            prev: Some(Prev { file_no: self.ready_upto, uuid: prev_uuid, cut: None }),
-        };
-        self.prepare.begin(disk, head, source);
-    }
-
-    fn choose_source(&mut self) -> Source {
-        if let Some(source) = self.prepare.take_unfinished().or_else(|| self.leftovers.pop()) {
-            return source;
-        }
-        let Some(file_no) = self.files.dead(self.checkpoints.needed_from(), self.durable, &self.refs) else {
-            return Source::New;
-        };
-        self.refs.forget(file_no);
-        self.reads.forget(file_no);
-        self.stats.files_reused += 1;
-        let file = self.files.remove(file_no);
-        let (handle, bytes) = file.map_or((None, 0), |file| (file.handle, file.bytes));
-        Source::Dead { file_no, handle, bytes }
-    }
-
-    fn on_prepared<D: Disk>(&mut self, disk: &mut D, done: DiskDone) -> Result<(), WalError> {
-        match self.prepare.on_done(disk, done, self.now_us) {
-            Ok(Some(ready)) => {
-                self.files.insert_ready(&ready);
-                self.ready_upto = ready.head.file_no;
-                self.prepare_next(disk);
-                Ok(())
-            }
-            Ok(None) => Ok(()),
-            Err(error) => Err(self.stop(error.into())),
-        }
     }
 
     // ---- what the shard wants to know ----------------------------------------------------------------------------
@@ -606,57 +370,6 @@ impl Wal {
             prefill_bytes: self.stats.prefill_bytes + self.prepare.prefill_bytes,
             files: self.files.len() as u64,
             ..self.stats
-        }
-    }
-
-    // ---- the end -------------------------------------------------------------------------------------------------
-
-    /// Writes what is staged and a last marker, and waits until nothing is in flight. Blocks. Operations of others on
-    /// the same disk must have completed before: their completions would be lost.
-    ///
-    /// # Errors
-    /// What was not durable may be lost.
-    pub fn shutdown<D: Disk>(mut self, disk: &mut D) -> Result<(), WalError> {
-        let result = self.drain(disk).and_then(|()| {
-            if self.unproven {
-                self.open_mark();
-            }
-            self.drain(disk)
-        });
-        while disk.in_flight() > 0 {
-            disk.wait()?;
-            disk.completions(&mut Vec::new());
-        }
-        for (_, file) in self.files.iter() {
-            if let Some(file) = file.handle {
-                disk.start(token::IGNORED, DiskOp::Close { file });
-            }
-        }
-        while disk.in_flight() > 0 {
-            disk.wait()?;
-            disk.completions(&mut Vec::new());
-        }
-        self.stage.give_back(disk);
-        result
-    }
-
-    /// Writes all batches; those that have no file, because the disk is full, stay.
-    fn drain<D: Disk>(&mut self, disk: &mut D) -> Result<(), WalError> {
-        let mut done = Vec::new();
-        loop {
-            if let Some(error) = &self.stopped {
-                return Err(error.clone());
-            }
-            self.write_batches(disk);
-            let waits_for_file = self.stage.bytes() > 0 && self.prepare.is_busy();
-            if self.in_flight == 0 && !waits_for_file {
-                return Ok(());
-            }
-            disk.wait()?;
-            disk.completions(&mut done);
-            for one in done.drain(..) {
-                self.on_done(disk, one)?;
-            }
         }
     }
 }

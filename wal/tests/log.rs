@@ -5,7 +5,9 @@ mod common;
 use common::model::Model;
 use common::{Rig, config};
 use coracle_base::{GroupId, Index};
-use coracle_wal::ReadError;
+use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
+use coracle_io::{Disk, DiskError};
+use coracle_wal::{ReadError, WalError, WalState};
 
 #[test]
 fn what_was_durable_comes_back_after_a_restart() {
@@ -75,4 +77,182 @@ fn a_read_says_why_it_cannot() {
     let one = common::read_some(wal, disk, 1, Index(5), Index(8), 1).unwrap();
     assert_eq!((one.first, one.count, one.prev_term.0), (Index(5), 1, 1), "the first one in any case");
     assert_eq!(wal.group(GroupId(1)).unwrap().last, Index(8));
+}
+
+#[test]
+fn a_failed_write_ends_the_log_and_is_never_tried_again() {
+    let mut rig = Rig::fresh(6);
+    rig.append(1, 0, 1, 1, 1, 100);
+    rig.settle();
+    let durable = rig.wal.durable();
+    rig.append(1, 1, 1, 1, 1, 100);
+    rig.disk.fail_next(OpKind::Write, Some("wal/00000001.wal".as_ref()), 5);
+    rig.submit().unwrap();
+    let error = rig.complete().unwrap_err();
+    assert!(matches!(&error, WalError::Disk(DiskError::Failed { code: 5, .. })), "{error}");
+    rig.append(1, 2, 1, 1, 1, 100);
+    assert_eq!(rig.submit(), Err(error.clone()), "it stays so");
+    let flights = rig.disk.flights();
+    assert!(flights.iter().all(|flight| !flight.path.ends_with("00000001.wal")), "{flights:?}");
+    assert_eq!(rig.wal.durable(), durable);
+    assert_eq!(rig.wal.shutdown(&mut rig.disk), Err(error));
+}
+
+#[test]
+fn completions_out_of_order_make_nothing_durable_before_its_turn() {
+    let mut rig = Rig::fresh(7);
+    rig.disk.set_completing(Completing::Manual);
+    let mut batches = Vec::new();
+    for last in 0..2 {
+        rig.append(1, last, 1, 1, 1, 100);
+        rig.submit().unwrap();
+        batches.push(rig.history.last().unwrap().0);
+    }
+    assert!(batches[0] < batches[1], "two writes at once");
+    rig.append(1, 2, 1, 1, 1, 100);
+    rig.submit().unwrap();
+    let writes = |rig: &Rig| -> Vec<usize> {
+        let flights = rig.disk.flights();
+        (0..flights.len()).filter(|at| flights[*at].path.ends_with("00000001.wal")).collect()
+    };
+    assert_eq!(writes(&rig).len(), 2, "the third record gathers");
+    rig.disk.complete(writes(&rig)[1]);
+    rig.complete().unwrap();
+    assert!(!rig.wal.durable().covers(batches[0]) && !rig.wal.durable().covers(batches[1]));
+    rig.disk.complete(writes(&rig)[0]);
+    rig.complete().unwrap();
+    assert!(rig.wal.durable().covers(batches[1]));
+}
+
+#[test]
+fn full_batches_may_be_four_in_flight_and_never_more() {
+    let mut disk = FakeDisk::new(8);
+    let config = coracle_wal::Config { file_bytes: 8 << 20, spares: 0, ..config(8) };
+    let (mut rig, _) = Rig::open(disk.clone(), config).unwrap();
+    disk.submit().unwrap();
+    disk.set_completing(Completing::Manual);
+    for last in 0..60 {
+        rig.append(1, last, 1, 1, 1, 60_000);
+    }
+    rig.submit().unwrap();
+    assert_eq!(disk.flights().len(), 4);
+    assert!(rig.wal.backlog_bytes() > 1_000_000);
+    while disk.in_flight() > 0 {
+        disk.complete(0);
+        rig.complete().unwrap();
+        rig.submit().unwrap();
+        assert!(disk.flights().len() <= 4);
+    }
+    assert_eq!(rig.wal.stats().in_flight_max, 4);
+    assert_eq!(rig.wal.backlog_bytes(), 0);
+}
+
+#[test]
+fn a_marker_follows_when_the_log_has_been_quiet() {
+    let mut rig = Rig::fresh(9);
+    assert_eq!(rig.wal.deadline_us(), None, "nothing to prove");
+    rig.append(1, 0, 1, 1, 1, 100);
+    rig.settle();
+    assert_eq!(rig.wal.deadline_us(), Some(75_000));
+    rig.now_us = 74_999;
+    rig.settle();
+    assert_eq!((rig.wal.stats().batches, rig.wal.stats().marks), (1, 0));
+    rig.now_us = 75_000;
+    rig.settle();
+    assert_eq!((rig.wal.stats().batches, rig.wal.stats().marks), (2, 1));
+    assert_eq!(rig.wal.deadline_us(), None, "once is enough");
+}
+
+#[test]
+fn a_state_outlives_the_loss_of_its_batch() {
+    let mut rig = Rig::fresh(10);
+    rig.append(1, 0, 1, 1, 1, 100);
+    rig.settle();
+    rig.put_state(1, b"voted");
+    rig.settle();
+    rig.now_us = 1_000_000;
+    rig.settle();
+    // The state's batch is the second one: a block after the first.
+    assert!(rig.disk.corrupt("wal/00000001.wal", 8192 + 4096 + 100, Damage::FlipBit { bit: 1 }));
+    let (_, recovery) = Rig::open(rig.disk.clone(), config(11)).unwrap();
+    assert_eq!(recovery.report.holes.len(), 1);
+    assert_eq!(recovery.groups[0].state, b"voted");
+    assert!(recovery.groups[0].suspect && !recovery.groups[0].state_lost);
+}
+
+#[test]
+fn a_full_disk_is_told_before_the_last_file_and_passes_when_there_is_room_again() {
+    let disk = FakeDisk::new(12);
+    disk.set_quota(Some(5 * 64 * 1024 + 32 * 1024));
+    let (mut rig, _) = Rig::open(disk, config(12)).unwrap();
+    let mut written = 0;
+    while rig.wal.state() == WalState::Ready {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 4000);
+        rig.settle();
+        written += 1;
+        assert!(written < 1000, "the disk has room for five files");
+    }
+    assert!(written > 20);
+    assert!(rig.wal.deadline_us().is_some(), "it will try again");
+    // Urgent records still pass, and a snapshot frees what it covers.
+    for _ in 0..2 {
+        rig.put_state(1, b"term 2");
+        let last = rig.model().last(1);
+        rig.put_snapshot(1, last, 1, b"all of it");
+        rig.settle();
+    }
+    for _ in 0..40 {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 4000);
+        if last % 8 == 0 {
+            rig.put_snapshot(1, last, 1, b"all of it");
+        }
+        rig.now_us += 2_000_000;
+        rig.settle();
+    }
+    assert_eq!(rig.wal.state(), WalState::Ready);
+    rig.check().unwrap();
+    rig.disk.set_quota(None);
+    let model = rig.model().clone();
+    let (_, recovery) = Rig::open(rig.disk.clone(), config(13)).unwrap();
+    assert!(Model::of(&recovery).same_shape(&model));
+}
+
+#[test]
+fn snapshots_are_carried_out_of_files_that_hold_nothing_else() {
+    let mut rig = Rig::fresh(14);
+    rig.append(2, 0, 1, 1, 1, 100);
+    rig.put_snapshot(2, 1, 1, b"of a group that sleeps");
+    for _ in 0..300 {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 4000);
+        if last % 8 == 7 {
+            rig.put_snapshot(1, last, 1, b"of a busy group");
+        }
+        rig.settle();
+    }
+    assert!(rig.disk.read_file("wal/00000001.wal").is_none(), "the first file was reused");
+    let model = rig.model().clone();
+    let (_, recovery) = Rig::open(rig.disk.clone(), config(15)).unwrap();
+    assert!(Model::of(&recovery).same_shape(&model));
+    assert_eq!(recovery.groups[1].snapshot.as_ref().unwrap().bytes, b"of a group that sleeps");
+}
+
+#[test]
+fn many_starts_do_not_use_up_the_disk() {
+    let disk = FakeDisk::new(16);
+    let mut model = Model::default();
+    for start in 0..30 {
+        let (mut rig, recovery) = Rig::open(disk.clone(), config(start)).unwrap();
+        assert!(Model::of(&recovery).same_shape(&model));
+        assert_eq!(recovery.boot_epoch, start + 1);
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 100);
+        rig.put_snapshot(1, last + 1, 1, b"all");
+        rig.settle();
+        model = rig.model().clone();
+        rig.wal.shutdown(&mut rig.disk).unwrap();
+    }
+    assert!(disk.image().paths().len() <= 8, "{:?}", disk.image().paths());
 }

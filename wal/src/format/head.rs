@@ -22,7 +22,8 @@
 //!   136     8     prev.end_chain  its chain value
 //!   144     4     flags        bit 0: the tail that was cut off at `prev.end` is suspect
 //!   148     4     block        4096
-//!   152     ..    zeros
+//!   152     8     file_bytes   size of the file: one that is shorter has lost its end
+//!   160     ..    zeros
 //!   4092    4     crc32c       of [0, 4092)
 //! ```
 //!
@@ -73,6 +74,7 @@ pub(crate) struct Head {
     pub(crate) uuid: Uuid,
     pub(crate) boot_epoch: u64,
     pub(crate) first_seq: u64,
+    pub(crate) file_bytes: u64,
     /// `None`: the first file of the log.
     pub(crate) prev: Option<Prev>,
 }
@@ -124,6 +126,7 @@ impl Head {
         out.put_u64(cut.end_chain);
         out.put_u32(if cut.suspect { FLAG_TAIL_SUSPECT } else { 0 });
         out.put_u32(BLOCK_BYTES as u32);
+        out.put_u64(self.file_bytes);
         out.resize(BLOCK_BYTES - 4, 0);
         let crc = crc32c(&out);
         out.put_u32(crc);
@@ -160,7 +163,7 @@ impl Head {
         let (boot_epoch, first_seq) = (reader.u64()?, reader.u64()?);
         let (prev_no, prev_uuid) = (reader.u64()?, Uuid(reader.u128()?));
         let (end, end_seq, end_chain) = (reader.u64()?, reader.u64()?, reader.u64()?);
-        let (flags, block) = (reader.u32()?, reader.u32()?);
+        let (flags, block, file_bytes) = (reader.u32()?, reader.u32()?, reader.u64()?);
         if block as usize != BLOCK_BYTES || file_no == 0 || prev_no >= file_no {
             return Ok(HeadCopy::Bad);
         }
@@ -168,6 +171,7 @@ impl Head {
         let cut = (end != OPEN).then_some(Cut { end, end_seq, end_chain, suspect });
         let prev = (prev_no != 0).then_some(Prev { file_no: prev_no, uuid: prev_uuid, cut });
         let window = window.clamp(1, 4 * WRITES_IN_FLIGHT_MAX as u32);
-        Ok(HeadCopy::Sound(Box::new(Self { identity, window, file_no, uuid, boot_epoch, first_seq, prev })))
+        let head = Self { identity, window, file_no, uuid, boot_epoch, first_seq, file_bytes, prev };
+        Ok(HeadCopy::Sound(Box::new(head)))
     }
 }

@@ -38,3 +38,6 @@ impl Uuid {
         self.0 as u64
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -247,6 +247,8 @@ impl Wal {
         let Some(file) = self.files.get_mut(from.file_no) else { return };
         let Some(handle) = file.handle else { return };
         file.busy += 1;
+        // A file that was cut short may end anywhere, a read may not.
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
         let mut buf = disk.buffer(bytes);
         buf.resize(bytes);
         disk.start(token::READ, DiskOp::Read { file: handle, offset: from.offset, buf });

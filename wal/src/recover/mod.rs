@@ -343,6 +343,7 @@ fn create<D: Disk>(
         uuid: Uuid::of(config.seed, 1),
         boot_epoch: 1,
         first_seq: 1,
+        file_bytes: config.file_bytes,
         prev: None,
     };
     let mut leftovers = spares(&directory);
@@ -407,6 +408,7 @@ fn begin_anew<D: Disk>(
         uuid: Uuid::of(config.seed, file_no),
         boot_epoch: directory.boot_epoch + 1,
         first_seq,
+        file_bytes: config.file_bytes,
         prev: Some(Prev {
             file_no: tail.at.file_no,
             uuid: uuid_of(tail.at.file_no).unwrap_or_default(),

@@ -3,7 +3,7 @@
 //! | at the first bad batch `s` | verdict | what follows |
 //! |---|---|---|
 //! | later bytes prove that `s` was durable | corrupt | a hole: skip it, go on at the next batch that holds |
-//! | not proven, and something could not be read | suspect tail | the log ends before `s`; groups are suspect |
+//! | not proven, and something could not be read, or a file is missing or too short | suspect tail | the log ends before `s`; groups are suspect |
 //! | not proven | torn, or never written | the log ends before `s` |
 //!
 //! Proof that `s` was durable: a batch header anywhere in this log, sound by its checksum, whose `durable_upto`, or whose
@@ -227,7 +227,7 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
         self.seq_seen = self.seq_seen.max(beyond.seq_seen).max(proven);
         if self.seq > proven {
             let torn = beyond.seq_seen >= self.seq;
-            return Ok(Some(self.tail(beyond.unreadable, torn)));
+            return Ok(Some(self.tail(beyond.unreadable || self.is_mutilated(), torn)));
         }
         if beyond.resume.is_none() {
             beyond = self.look_beyond(u64::MAX)?;
@@ -249,6 +249,12 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
                 Ok(Some(self.tail(true, true)))
             }
         }
+    }
+
+    /// Whether a file from here on is missing, has no sound head, or is shorter than it was made: no crash does that.
+    fn is_mutilated(&self) -> bool {
+        let mut rest = self.links[self.link..].iter();
+        rest.any(|link| link.head.is_none_or(|head| link.bytes < head.file_bytes))
     }
 
     fn tail(&self, suspect: bool, torn: bool) -> Tail {

@@ -83,11 +83,19 @@ impl Model {
             let group = model.group(found.group.0);
             group.state = found.state.clone();
             group.accepted_term = found.accepted_term.0;
+            // The log begins after its snapshot even if that is too damaged to be read.
+            let base = found.first.prev();
+            let base_term =
+                found.terms.first().filter(|(first, _)| *first == base).map_or(0, |(_, term)| term.0);
+            group.base = (base.0, base_term);
             if let Some(snapshot) = &found.snapshot {
                 group.snapshot = Some(snapshot.bytes.clone());
-                group.base = (snapshot.index.0, snapshot.term.0);
+                assert_eq!(
+                    group.base,
+                    (snapshot.index.0, snapshot.term.0),
+                    "the log begins after its snapshot"
+                );
             }
-            assert_eq!(found.first.0, group.base.0 + 1, "the log begins after its snapshot");
             let terms = &found.terms;
             for (at, (first, term)) in terms.iter().enumerate() {
                 let end = terms.get(at + 1).map_or(found.last.next(), |(next, _)| *next);

@@ -1,0 +1,262 @@
+//! Golden bytes of every structure, and what decoders do with bytes that nobody wrote.
+//!
+//! The golden files are hexadecimal, 32 bytes a line. After a deliberate change of format, which is a new version, write
+//! the new ones beside the old.
+
+use coracle_base::codec::{Reader, Sink};
+use coracle_base::limits::BLOCK_BYTES;
+use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, ShardId, Term};
+use proptest::prelude::*;
+
+use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
+use super::head::{Cut, Head, HeadCopy, Prev};
+use super::page::{Begin, Extent, FileEntry, Page, Part, Root, SnapshotPlace};
+use super::record::{self, Record, RecordError, RecordKind};
+use super::{Position, Uuid};
+use crate::config::Identity;
+
+const UUID: Uuid = Uuid(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF);
+
+fn hex(bytes: &[u8]) -> String {
+    let lines =
+        bytes.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[track_caller]
+fn assert_golden(bytes: &[u8], golden: &str) {
+    assert_eq!(hex(bytes), golden.trim());
+}
+
+fn head() -> Head {
+    Head {
+        identity: Identity { cluster: 0xC1C2, node: NodeId(2), incarnation: 3, shard: ShardId(4), shards: 5 },
+        window: 4,
+        file_no: 7,
+        uuid: UUID,
+        boot_epoch: 6,
+        first_seq: 99,
+        file_bytes: 1 << 27,
+        prev: Some(Prev {
+            file_no: 5,
+            uuid: Uuid(0x55),
+            cut: Some(Cut { end: 12_288, end_seq: 94, end_chain: 0xCAFE, suspect: true }),
+        }),
+    }
+}
+
+fn entries() -> EntryBatch {
+    let mut entries = EntryBatch::new();
+    entries.push(8, EntryKind::Command, b"hello").unwrap();
+    entries.stamp(Term(3), 1_700_000_000_123);
+    entries
+}
+
+fn put_run(out: &mut Vec<u8>) {
+    let entries = entries();
+    let header = RunHeader {
+        group: GroupId(11),
+        accepted_term: Term(4),
+        prev_index: Index(20),
+        prev_term: Term(2),
+        count: 1,
+        body_bytes: entries.bytes().len() as u32,
+    };
+    record::put_header(RecordKind::Run, false, header.encoded_bytes(), out);
+    header.encode_run(&[entries.bytes()], out);
+}
+
+fn put_state(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::State, true, 8 + 6, out);
+    out.put_u64(11);
+    out.put(b"term 4");
+}
+
+fn put_snapshot(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::Snapshot, false, 32 + 5, out);
+    record::put_snapshot(GroupId(11), Index(20), Term(2), b"state", out);
+}
+
+fn page() -> Page {
+    let part = Part {
+        group: GroupId(11),
+        suspect: true,
+        state_lost: false,
+        state: b"term 4".to_vec(),
+        accepted_term: Term(4),
+        base_index: Index(20),
+        base_term: Term(2),
+        last: Index(22),
+        snapshot: Some(SnapshotPlace { at: Position { file_no: 6, offset: 8288 }, bytes: 5 }),
+        terms: vec![(Index(21), Term(3))],
+        extents: vec![
+            Extent { file_no: 6, first: Index(21), count: 1 },
+            Extent { file_no: 7, first: Index(22), count: 1 },
+        ],
+        more: false,
+    };
+    Page { checkpoint: 9, page_no: 1, parts: vec![part] }
+}
+
+fn root() -> Root {
+    Root {
+        checkpoint: 9,
+        boot_epoch: 6,
+        begin: Begin { at: Position { file_no: 6, offset: 20_480 }, seq: 90, chain: 0xBEEF },
+        page_count: 2,
+        files: vec![FileEntry { file_no: 6, uuid: Uuid(0x66), end: 65_536 }],
+    }
+}
+
+fn put_page(out: &mut Vec<u8>) {
+    let mut body = Vec::new();
+    page().encode(&mut body);
+    record::put_header(RecordKind::CheckpointPage, false, body.len(), out);
+    out.put(&body);
+}
+
+fn put_root(out: &mut Vec<u8>) {
+    let mut body = Vec::new();
+    root().encode(&mut body);
+    record::put_header(RecordKind::CheckpointRoot, false, body.len(), out);
+    out.put(&body);
+}
+
+/// A whole batch around these records, without its padding.
+fn batch_of(put: fn(&mut Vec<u8>)) -> Vec<u8> {
+    let mut records = Vec::new();
+    put(&mut records);
+    let mut head = BatchHead {
+        uuid_low: UUID.low(),
+        seq: 99,
+        self_off: 8192,
+        boot_epoch: 6,
+        payload_bytes: records.len() as u32,
+        record_count: 1,
+        flags: 0,
+        durable_upto: 94,
+        repeated_upto: 93,
+        prev_chain: 0xCAFE,
+        chain: 0,
+        payload_crc: coracle_base::checksum::crc32c_from(UUID.seed(), &records),
+    };
+    let mut batch = head.encode(UUID.seed()).to_vec();
+    batch.extend(records);
+    batch
+}
+
+#[test]
+fn golden_file_head() {
+    let mut bytes = Vec::new();
+    head().encode(&mut bytes);
+    assert_eq!(bytes[..BLOCK_BYTES], bytes[BLOCK_BYTES..], "two equal copies");
+    assert!(bytes[160..BLOCK_BYTES - 4].iter().all(|byte| *byte == 0));
+    let golden = [&bytes[..160], &bytes[BLOCK_BYTES - 4..BLOCK_BYTES]].concat();
+    assert_golden(&golden, include_str!("../../testdata/head-v1.hex"));
+    assert_eq!(Head::decode(&bytes[..BLOCK_BYTES]), HeadCopy::Sound(Box::new(head())));
+}
+
+#[test]
+fn golden_batch_of_a_run() {
+    assert_golden(&batch_of(put_run), include_str!("../../testdata/run-v1.hex"));
+}
+
+#[test]
+fn golden_batch_of_a_state() {
+    assert_golden(&batch_of(put_state), include_str!("../../testdata/state-v1.hex"));
+}
+
+#[test]
+fn golden_batch_of_a_snapshot() {
+    assert_golden(&batch_of(put_snapshot), include_str!("../../testdata/snapshot-v1.hex"));
+}
+
+#[test]
+fn golden_batch_of_a_checkpoint_page() {
+    assert_golden(&batch_of(put_page), include_str!("../../testdata/page-v1.hex"));
+}
+
+#[test]
+fn golden_batch_of_a_checkpoint_root() {
+    assert_golden(&batch_of(put_root), include_str!("../../testdata/root-v1.hex"));
+}
+
+#[test]
+fn golden_marker() {
+    let mut head = BatchHead { seq: 7, uuid_low: UUID.low(), flags: FLAG_MARK, ..BatchHead::default() };
+    assert_golden(&head.encode(UUID.seed()), include_str!("../../testdata/mark-v1.hex"));
+    assert_eq!(head.batch_bytes(), BLOCK_BYTES as u64);
+}
+
+#[test]
+fn records_come_back() {
+    let mut bytes = Vec::new();
+    for put in [put_run, put_state, put_snapshot, put_page, put_root] {
+        put(&mut bytes);
+    }
+    let mut reader = Reader::new(&bytes);
+    let mut next = || Record::read(&mut reader).unwrap();
+    assert!(matches!(next(), Record::Run(run) if run.body == entries().bytes()));
+    assert!(matches!(next(), Record::State { group: GroupId(11), blob: b"term 4" }));
+    let Record::Snapshot(snapshot) = next() else { panic!("a snapshot was written") };
+    assert_eq!((snapshot.index, snapshot.term, snapshot.bytes), (Index(20), Term(2), &b"state"[..]));
+    assert!(matches!(next(), Record::Page(found) if found == page()));
+    assert!(matches!(next(), Record::Root(found) if found == root()));
+    assert!(reader.is_empty());
+}
+
+#[test]
+fn an_unknown_record_is_skipped_unless_it_must_be_understood() {
+    let must_understand = [99, 1, 0, 0, 2, 0, 0, 0, 1, 2];
+    assert_eq!(Record::read(&mut Reader::new(&must_understand)).unwrap_err(), RecordError::Unknown(99));
+    let mut reader = Reader::new(&[99, 0, 0, 0, 2, 0, 0, 0, 1, 2]);
+    assert!(matches!(Record::read(&mut reader), Ok(Record::Skipped)));
+    assert!(reader.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn every_flip_in_a_batch_is_noticed(at in 0usize..4096, bit in 0u8..8) {
+        let mut batch = batch_of(put_run);
+        batch.resize(BLOCK_BYTES, 0);
+        batch[at] ^= 1 << bit;
+        let holds = BatchHead::decode(&batch, UUID.seed(), UUID.low())
+            .is_some_and(|head| head.payload_holds(&batch[BATCH_HEADER_BYTES..], UUID.seed()));
+        prop_assert!(!holds);
+    }
+
+    #[test]
+    fn every_flip_in_a_head_is_noticed(at in 0usize..4096, bit in 0u8..8) {
+        let mut bytes = Vec::new();
+        head().encode(&mut bytes);
+        bytes[at] ^= 1 << bit;
+        prop_assert_eq!(Head::decode(&bytes[..BLOCK_BYTES]), HeadCopy::Bad);
+    }
+
+    #[test]
+    fn a_batch_of_another_file_never_passes(uuid in any::<u128>()) {
+        prop_assume!(uuid != UUID.0);
+        let other = Uuid(uuid);
+        prop_assert_eq!(BatchHead::decode(&batch_of(put_run), other.seed(), other.low()), None);
+    }
+
+    #[test]
+    fn hostile_records_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..7) {
+        let _ = Record::read(&mut Reader::new(&bytes));
+        // The same as the body of each kind.
+        let mut framed = vec![kind, 1, 0, 0];
+        framed.extend((bytes.len() as u32).to_le_bytes());
+        framed.extend(&bytes);
+        let _ = Record::read(&mut Reader::new(&framed));
+        let _ = BatchHead::decode(&bytes, 0, 0);
+        let _ = Head::decode(&bytes);
+    }
+
+    #[test]
+    fn every_cut_of_a_page_is_refused(cut in 0usize..1000) {
+        let mut body = Vec::new();
+        page().encode(&mut body);
+        let cut = cut % body.len();
+        prop_assert!(Page::decode(&body[..cut]).is_err());
+    }
+}

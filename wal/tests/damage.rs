@@ -1,0 +1,317 @@
+//! Damage and hostile hands: every flipped byte, unreadable blocks, files that are missing, old, swapped, foreign or newer.
+//!
+//! What must hold: the same log as before, or damage reported and the groups concerned suspect; never wrong entries, never
+//! a panic.
+
+mod common;
+
+use common::model::Model;
+use common::{DIR, Rig, config, identity, read_all};
+use coracle_base::limits::BLOCK_BYTES;
+use coracle_base::{NodeId, ShardId};
+use coracle_io::fake::{Damage, DiskImage, FakeDisk};
+use coracle_wal::{Identity, Recovery, Wal, WalError};
+
+/// What became of a damaged log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All there, nothing noticed: the byte is not used.
+    Same,
+    /// All there, and the damage was noticed.
+    SameAndNoticed,
+    /// Noticed; some records are gone and their groups suspect.
+    Suspect,
+    /// Refused, with an error that says why.
+    Refused,
+    /// The last batch fell, as after a crash: it alone has no later proof.
+    TailCut,
+}
+
+fn path(file_no: u64) -> String {
+    format!("{DIR}/{file_no:08}.wal")
+}
+
+/// A log of some files with a checkpoint, acknowledged and marked: (its disk, what it holds).
+fn sound_log(mark: bool) -> (DiskImage, Model) {
+    let mut rig = Rig::fresh(11);
+    for round in 0..14u64 {
+        let group = round % 3 + 1;
+        let last = rig.model().last(group);
+        rig.append(group, last, 1, 1, 2, 1200);
+        rig.put_state(group, format!("state {round}").as_bytes());
+        if round == 8 {
+            let last = rig.model().last(2);
+            rig.put_snapshot(2, last - 1, 1, b"a snapshot of group 2");
+        }
+        rig.settle();
+    }
+    if mark {
+        rig.now_us += 1_000_000;
+        rig.settle();
+    }
+    (rig.disk.image(), rig.model().clone())
+}
+
+fn judge(disk: &mut FakeDisk, model: &Model) -> Result<Outcome, String> {
+    let opened = Wal::open(disk, config(12), identity());
+    let (mut wal, recovery) = match opened {
+        Ok(opened) => opened,
+        Err(WalError::Lost { .. }) => return Ok(Outcome::Refused),
+        Err(error) => return Err(format!("an unexpected error: {error}")),
+    };
+    let noticed = noticed(&recovery);
+    let mut same = Model::of(&recovery).same_shape(model);
+    for found in &recovery.groups {
+        let id = found.group.0;
+        match read_all(&mut wal, disk, id) {
+            Ok(read) => {
+                let all = model.check_entries(id, &read).is_ok();
+                let held = model.get(id);
+                let wrong = read.iter().find(|(index, term, payload)| {
+                    held.entries.get(index).is_none_or(|(t, p)| t != term || p.as_ref() != Some(payload))
+                });
+                // A snapshot that is lost may show entries that it had released: they are right all the same.
+                if let Some((index, ..)) = wrong.filter(|(index, ..)| *index > held.base.0) {
+                    return Err(format!("group {id}: entry {index} is not what was written: {recovery:?}"));
+                }
+                same &= all;
+            }
+            // Noticed when it is read.
+            Err(coracle_wal::ReadError::Corrupt { .. } | coracle_wal::ReadError::Disk(_)) => {
+                return Ok(Outcome::Suspect);
+            }
+            Err(error) => return Err(format!("group {id}: {error}")),
+        }
+    }
+    match (same, noticed) {
+        (true, false) => Ok(Outcome::Same),
+        (true, true) => Ok(Outcome::SameAndNoticed),
+        (false, true) => Ok(Outcome::Suspect),
+        (false, false) if recovery.report.torn => Ok(Outcome::TailCut),
+        (false, false) => Err(format!("records are gone and nothing is noticed: {recovery:?}")),
+    }
+}
+
+fn noticed(recovery: &Recovery) -> bool {
+    let report = &recovery.report;
+    report.damaged_heads > 0
+        || report.tail_suspect
+        || !(report.holes.is_empty() && report.missing.is_empty() && report.strays.is_empty())
+        || recovery.groups.iter().any(|group| group.suspect)
+}
+
+/// Offsets of the bytes of a file that are worth a flip: all that are not zero, and every 61st of the others.
+fn offsets(image: &DiskImage, file: &str) -> Vec<u64> {
+    let bytes = image.read(file).unwrap();
+    (0..bytes.len()).filter(|at| bytes[*at] != 0 || at % 61 == 0).map(|at| at as u64).collect()
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_or_not_used() {
+    let (image, model) = sound_log(true);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for file in image.paths() {
+        let file = file.to_string_lossy().into_owned();
+        for at in offsets(&image, &file) {
+            let mut disk = FakeDisk::from_image(image.clone(), at);
+            assert!(disk.corrupt(&file, at, Damage::FlipBit { bit: (at % 8) as u8 }));
+            let outcome =
+                judge(&mut disk, &model).unwrap_or_else(|error| panic!("{file}, byte {at}: {error}"));
+            *outcomes.entry(format!("{outcome:?}")).or_insert(0u32) += 1;
+        }
+    }
+    println!("{outcomes:?}");
+    assert!(outcomes["Suspect"] > 1000 && outcomes["SameAndNoticed"] > 100, "{outcomes:?}");
+    assert!(!outcomes.contains_key("TailCut"), "after a mark no data batch falls unnoticed: {outcomes:?}");
+    assert!(!outcomes.contains_key("Refused"), "{outcomes:?}");
+}
+
+#[test]
+fn every_lost_or_unreadable_block_is_noticed_or_not_used() {
+    let (image, model) = sound_log(true);
+    let mut suspect = 0;
+    for file in image.paths() {
+        let blocks = image.read(&file).unwrap().len() / BLOCK_BYTES;
+        for block in 0..blocks as u64 {
+            let at = block * BLOCK_BYTES as u64;
+            let other = at.wrapping_add(5 * BLOCK_BYTES as u64) % (blocks * BLOCK_BYTES) as u64;
+            let damages = [
+                Damage::Unreadable,
+                Damage::Zero { bytes: BLOCK_BYTES },
+                Damage::Zero { bytes: 512 },
+                Damage::Garbage { bytes: BLOCK_BYTES },
+                Damage::SwapSectors { with: other },
+            ];
+            for damage in damages {
+                let mut disk = FakeDisk::from_image(image.clone(), at);
+                assert!(disk.corrupt(&file, at, damage));
+                let outcome = judge(&mut disk, &model)
+                    .unwrap_or_else(|error| panic!("{}, {damage:?} at {at}: {error}", file.display()));
+                assert_ne!(outcome, Outcome::TailCut, "{}, {damage:?} at {at}", file.display());
+                suspect += u32::from(outcome == Outcome::Suspect);
+            }
+        }
+    }
+    assert!(suspect > 20);
+}
+
+#[test]
+fn an_error_reading_the_tail_makes_it_suspect() {
+    let (image, model) = sound_log(true);
+    let file = path(last_file_in_use(&image));
+    let end = tail_offset(&image);
+    let disk = FakeDisk::from_image(image, 1);
+    assert!(disk.corrupt(&file, end, Damage::Unreadable));
+    let (_, recovery) = Wal::open(&mut disk.clone(), config(12), identity()).unwrap();
+    assert!(recovery.report.tail_suspect && !recovery.report.torn);
+    assert!(recovery.groups.iter().all(|group| group.suspect));
+    assert!(Model::of(&recovery).same_shape(&model));
+    // The tail is cut now, but what may be lost stays lost: also for the next start.
+    let (_, recovery) = Wal::open(&mut disk.clone(), config(13), identity()).unwrap();
+    assert!(recovery.groups.iter().all(|group| group.suspect), "{:?}", recovery.report);
+}
+
+#[test]
+fn suspicion_outlives_checkpoints_until_it_is_cleared() {
+    let (image, model) = sound_log(true);
+    let disk = FakeDisk::from_image(image.clone(), 1);
+    assert!(disk.corrupt(path(last_file_in_use(&image)), tail_offset(&image), Damage::Unreadable));
+    let (mut rig, _) = Rig::open(disk, config(12)).unwrap();
+    rig.wal.clear_suspect(coracle_base::GroupId(1));
+    for _ in 0..60 {
+        let last = rig.model().last(3);
+        rig.append(3, last, 1, 1, 1, 8000);
+        rig.settle();
+    }
+    assert!(rig.wal.stats().checkpoints > 2);
+    let (_, recovery) = Wal::open(&mut rig.disk.clone(), config(13), identity()).unwrap();
+    let suspect: Vec<_> = recovery.groups.iter().map(|group| (group.group.0, group.suspect)).collect();
+    assert_eq!(suspect, [(1, false), (2, true), (3, true)]);
+    drop(model);
+}
+
+#[test]
+fn a_missing_file_is_noticed() {
+    let (image, model) = sound_log(true);
+    let logs: Vec<u64> =
+        (1..=last_file_in_use(&image)).filter(|no| image.read(path(*no)).is_some()).collect();
+    assert!(logs.len() > 1);
+    for file_no in logs {
+        let mut disk = FakeDisk::from_image(image.clone(), 1);
+        disk.remove_file(path(file_no));
+        let outcome = judge(&mut disk, &model).unwrap();
+        assert!(!matches!(outcome, Outcome::Same | Outcome::TailCut), "file {file_no}: {outcome:?}");
+    }
+}
+
+#[test]
+fn an_older_copy_of_a_file_is_noticed() {
+    let mut rig = Rig::fresh(11);
+    for round in 0..3 {
+        rig.append(1, round, 1, 1, 1, 3000);
+        rig.settle();
+    }
+    let old = rig.disk.image();
+    for round in 3..30 {
+        rig.append(1, round, 1, 1, 1, 3000);
+        rig.settle();
+    }
+    assert!(rig.disk.put_old_file(path(1), &old));
+    let model = rig.model().clone();
+    let outcome = judge(&mut FakeDisk::from_image(rig.disk.image(), 1), &model).unwrap();
+    assert_eq!(outcome, Outcome::Suspect);
+}
+
+#[test]
+fn swapped_files_are_noticed() {
+    let (image, model) = sound_log(true);
+    let mut disk = FakeDisk::from_image(image.clone(), 1);
+    disk.put_file(path(1), &image.read(path(2)).unwrap());
+    disk.put_file(path(2), &image.read(path(1)).unwrap());
+    let outcome = judge(&mut disk, &model).unwrap();
+    assert!(matches!(outcome, Outcome::Suspect | Outcome::Refused), "{outcome:?}");
+}
+
+#[test]
+fn a_truncated_file_is_noticed() {
+    let (image, model) = sound_log(true);
+    let last = last_file_in_use(&image);
+    for file_no in 1..=last {
+        for bytes in [0, 100, 4096, 8192, 12_288, 20_000] {
+            let mut disk = FakeDisk::from_image(image.clone(), 1);
+            assert!(disk.truncate_file(path(file_no), bytes));
+            let outcome =
+                judge(&mut disk, &model).unwrap_or_else(|error| panic!("{file_no} to {bytes}: {error}"));
+            assert!(
+                !matches!(outcome, Outcome::Same | Outcome::TailCut),
+                "file {file_no} to {bytes}: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_log_of_another_is_refused() {
+    let (image, _) = sound_log(true);
+    let own = identity();
+    let others = [
+        ("the cluster", Identity { cluster: 7, ..own }),
+        ("the node", Identity { node: NodeId(7), ..own }),
+        ("the node's incarnation", Identity { incarnation: 7, ..own }),
+        ("the shard", Identity { shard: ShardId(7), ..own }),
+        ("the number of shards", Identity { shards: 7, ..own }),
+    ];
+    for (name, other) in others {
+        let mut disk = FakeDisk::from_image(image.clone(), 1);
+        match Wal::open(&mut disk, config(12), other) {
+            Err(WalError::WrongIdentity { field, expected, .. }) => {
+                assert_eq!((field, expected), (name, if field == "the cluster" { 7 } else { expected }));
+            }
+            other => panic!("{name}: {:?}", other.map(|(_, recovery)| recovery)),
+        }
+        assert_eq!(disk.image().paths(), image.paths(), "nothing was changed");
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let (image, _) = sound_log(true);
+    let file = path(last_file_in_use(&image));
+    let mut bytes = image.read(&file).unwrap();
+    for copy in [0, BLOCK_BYTES] {
+        bytes[copy + 8] = 9;
+        bytes[copy + 12] = 8;
+        let crc = coracle_base::checksum::crc32c(&bytes[copy..copy + BLOCK_BYTES - 4]).to_le_bytes();
+        bytes[copy + BLOCK_BYTES - 4..copy + BLOCK_BYTES].copy_from_slice(&crc);
+    }
+    let mut disk = FakeDisk::from_image(image, 1);
+    disk.put_file(&file, &bytes);
+    let error = Wal::open(&mut disk, config(12), identity()).unwrap_err();
+    assert_eq!(error, WalError::NewerFormat { file: file.into(), version: 9, ours: 1 });
+}
+
+#[test]
+fn a_log_without_any_sound_head_is_refused() {
+    let (image, _) = sound_log(true);
+    let disk = FakeDisk::from_image(image.clone(), 1);
+    for file in image.paths() {
+        disk.corrupt(&file, 0, Damage::Zero { bytes: 2 * BLOCK_BYTES });
+    }
+    let error = Wal::open(&mut disk.clone(), config(12), identity()).unwrap_err();
+    assert!(matches!(error, WalError::Lost { .. }), "{error}");
+}
+
+/// The file that the newest sound batch lies in: the newest that has one.
+fn last_file_in_use(image: &DiskImage) -> u64 {
+    let used = |no: &u64| image.read(path(*no)).is_some_and(|bytes| bytes.get(8192..8196) == Some(b"CWB1"));
+    (1..20).filter(used).max().unwrap()
+}
+
+/// Where the batches of that file end.
+fn tail_offset(image: &DiskImage) -> u64 {
+    let disk = FakeDisk::from_image(image.clone(), 9);
+    let (_, recovery) = Wal::open(&mut disk.clone(), config(99), identity()).unwrap();
+    let (file, offset) = recovery.report.tail.unwrap();
+    assert_eq!(file, std::path::PathBuf::from(path(last_file_in_use(image))));
+    offset
+}

@@ -1,0 +1,108 @@
+//! The log on a real directory, through io_uring: what the fake disk promised holds there, too.
+
+mod common;
+
+use common::{config, entries, identity};
+use coracle_base::{GroupId, Index, RunHeader, Term};
+use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
+use coracle_io::{Disk, DiskDone};
+use coracle_wal::{Config, ReadOut, Recovery, Wal};
+
+const GROUPS: u64 = 20;
+
+struct Real {
+    disk: RingDisk,
+    wal: Wal,
+    recovery: Recovery,
+}
+
+impl Real {
+    fn open(root: &std::path::Path, seed: u64) -> Self {
+        let ring = Ring::new(&RingOptions { queue: 64, buffers: vec![(256 * 1024, 8)] }).unwrap();
+        let mut disk = RingDisk::open(&ring, root, DiskOptions::default()).unwrap();
+        let config = Config { file_bytes: 1 << 20, checkpoint_every_bytes: 1 << 20, ..config(seed) };
+        let (wal, recovery) = Wal::open(&mut disk, config, identity()).unwrap();
+        Self { disk, wal, recovery }
+    }
+
+    fn append(&mut self, group: u64, index: u64) {
+        let batch = entries(group, index, 1, 1, 2000);
+        let header = RunHeader {
+            group: GroupId(group),
+            accepted_term: Term(1),
+            prev_index: Index(index - 1),
+            prev_term: Term(u64::from(index > 1)),
+            count: 1,
+            body_bytes: batch.bytes().len() as u32,
+        };
+        self.wal.append(&header, &[batch.bytes()]);
+    }
+
+    /// One turn: hands out what may be written, waits for something to complete.
+    fn turn(&mut self) {
+        self.wal.submit(&mut self.disk, 0).unwrap();
+        self.disk.wait().unwrap();
+        let mut done: Vec<DiskDone> = Vec::new();
+        self.disk.completions(&mut done);
+        for one in done {
+            self.wal.on_done(&mut self.disk, one).unwrap();
+        }
+    }
+
+    fn read(&mut self, group: u64, first: u64, last: u64) -> ReadOut {
+        self.wal.read(&mut self.disk, 1, GroupId(group), Index(first), Index(last), 100_000);
+        loop {
+            if let Some((_, result)) = self.wal.poll_read() {
+                return result.unwrap();
+            }
+            self.turn();
+        }
+    }
+
+    fn check(&mut self, last: u64) {
+        for group in 1..=GROUPS {
+            let mut next = 1;
+            while next <= last {
+                let out = self.read(group, next, last);
+                let mut expected = Vec::new();
+                for index in next..next + u64::from(out.count) {
+                    expected.extend_from_slice(entries(group, index, 1, 1, 2000).bytes());
+                }
+                assert!(out.body == expected, "group {group} from {next}");
+                next += u64::from(out.count);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_durable_on_a_real_disk_comes_back() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut real = Real::open(dir.path(), 1);
+    assert!(real.recovery.report.created);
+    for index in 1..=150 {
+        for group in 1..=GROUPS {
+            real.append(group, index);
+        }
+        real.turn();
+    }
+    while real.wal.backlog_bytes() > 0 {
+        real.turn();
+    }
+    assert!(real.wal.stats().files > 3, "{:?}", real.wal.stats());
+    assert!(real.wal.stats().in_flight_max >= 2);
+    real.check(150);
+    // As if the process were killed: nothing is said to the log.
+    while real.disk.in_flight() > 0 {
+        real.disk.wait().unwrap();
+        real.disk.completions(&mut Vec::new());
+    }
+    drop(real);
+
+    let mut real = Real::open(dir.path(), 2);
+    let report = &real.recovery.report;
+    assert_eq!((report.entries, report.holes.len()), (150 * GROUPS, 0), "{report:?}");
+    assert!(!report.tail_suspect && report.strays.is_empty(), "{report:?}");
+    real.check(150);
+    real.wal.shutdown(&mut real.disk).unwrap();
+}
