@@ -26,6 +26,19 @@ pub(crate) struct Received {
     pub(crate) trusted: bool,
 }
 
+impl Received {
+    /// What the append says of the term at `index`, if anything.
+    fn term_at(&self, index: Index) -> Option<Term> {
+        let mut last = self.prev_index;
+        let spans = self.spans.iter().map(|&(term, count)| {
+            last = last.plus(u64::from(count));
+            (last, term)
+        });
+        let mut known = core::iter::once((self.prev_index, self.prev_term)).chain(spans);
+        known.find(|&(last, _)| index <= last).filter(|_| index >= self.prev_index).map(|(_, term)| term)
+    }
+}
+
 impl Group {
     /// A message that only a leader sends: whether it comes from the leader of our term, as far as we can tell.
     pub(crate) fn accept_leader(
@@ -63,21 +76,18 @@ impl Group {
     pub(crate) fn on_append(&mut self, append: Received, out: &mut Vec<Output>) {
         let count: u64 = append.spans.iter().map(|&(_, count)| u64::from(count)).sum();
         let end = append.prev_index.plus(count);
-        let (prev, spans) = if append.prev_index >= self.commit {
-            if !self.log.matches(append.prev_index, append.prev_term) {
-                return self.reject(append.prev_index, append.prev_term);
-            }
-            (append.prev_index, append.spans)
-        } else if end <= self.commit {
-            (self.commit, Spans::new())
-        } else {
-            // It begins with entries that are committed here, some of them perhaps released: the leader has them too.
-            let from_commit = skip(append.spans, self.commit.since(append.prev_index) - 1);
-            if self.log.term_at(self.commit) != Some(from_commit[0].0) {
-                return out.push(Output::Diverged { index: self.commit });
-            }
-            (self.commit, skip(from_commit, 1))
-        };
+        // Where both logs are committed or covered by the append, they must be the same.
+        let shared = end.min(self.commit);
+        let differs = |told| self.log.term_at(shared).is_some_and(|held| held != told);
+        if append.term_at(shared).is_some_and(differs) {
+            return out.push(Output::Diverged { index: shared });
+        }
+        if append.prev_index > self.commit && !self.log.matches(append.prev_index, append.prev_term) {
+            return self.reject(append.prev_index, append.prev_term);
+        }
+        // It may begin with entries that are committed here, some of them perhaps released: those are done with.
+        let prev = append.prev_index.max(self.commit);
+        let spans = skip(append.spans, prev.since(append.prev_index));
         match self.log.first_difference(prev, &spans) {
             Some(first) => self.store(first, skip(spans, first.since(prev) - 1), out),
             None => self.answer_due |= count > 0,
