@@ -95,7 +95,12 @@ impl Identity {
     /// # Errors
     /// [`Error::Directory`]: it is another node's, of another number of shards, damaged, or of a newer version;
     /// [`Error::Disk`].
-    pub(crate) fn open<D: Disk>(disk: &mut D, node: NodeId, shards: u16, incarnation: u64) -> Result<Self, Error> {
+    pub(crate) fn open<D: Disk>(
+        disk: &mut D,
+        node: NodeId,
+        shards: u16,
+        incarnation: u64,
+    ) -> Result<Self, Error> {
         let Some(bytes) = read_file(disk)? else {
             if let Some(entry) = disk.list(Path::new("shard-0")).unwrap_or_default().first() {
                 return Err(wrong(format!(

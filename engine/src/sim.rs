@@ -35,26 +35,45 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     ///
     /// # Errors
     /// What a real node would say.
-    pub fn open(
+    pub fn open(config: &Config, disk: D, net: N, clock: C, seed: u64) -> Result<Self, Error> {
+        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
+        let siblings = vec![inbox.clone()];
+        Self::from_parts(
+            config,
+            Parts {
+                disk,
+                net,
+                clock,
+                inbox,
+                siblings,
+                seed,
+                #[cfg(feature = "breaks")]
+                breaks: Default::default(),
+            },
+        )
+    }
+
+    /// As [`open`](Self::open), with known bugs planted.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(feature = "breaks")]
+    pub fn open_broken(
         config: &Config,
         disk: D,
         net: N,
         clock: C,
         seed: u64,
-        #[cfg(feature = "breaks")] breaks: crate::breaks::Breaks,
+        breaks: crate::breaks::Breaks,
     ) -> Result<Self, Error> {
-        config.check()?;
         let inbox = Arc::new(Inbox::new(Box::new(|| {})));
-        let parts = Parts {
-            disk,
-            net,
-            clock,
-            inbox: inbox.clone(),
-            siblings: vec![inbox.clone()],
-            seed,
-            #[cfg(feature = "breaks")]
-            breaks,
-        };
+        let siblings = vec![inbox.clone()];
+        Self::from_parts(config, Parts { disk, net, clock, inbox, siblings, seed, breaks })
+    }
+
+    fn from_parts(config: &Config, parts: Parts<D, N, C>) -> Result<Self, Error> {
+        config.check()?;
+        let inbox = parts.inbox.clone();
         let listen = config.listen().expect("checked: this node is among its peers");
         Ok(Self { server: Server::open(config, listen, parts)?, inbox })
     }

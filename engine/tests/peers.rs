@@ -167,7 +167,10 @@ fn connections_that_say_nothing_are_few_and_have_little_time() {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let closed = stream.read(&mut [0; 16]);
         assert!(matches!(closed, Ok(0) | Err(_)), "nothing is said to a stranger that says nothing");
-        assert!(!matches!(closed, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "still open after 20 s");
+        assert!(
+            !matches!(closed, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+            "still open after 20 s"
+        );
     }
 }
 

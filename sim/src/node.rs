@@ -102,8 +102,14 @@ impl Node {
         let now_us = self.clock.true_us();
         self.disk.advance(now_us);
         let net = network.driver(self.id.0);
-        let sim = match SimNode::open(&self.config, self.disk.clone(), net, self.clock.clone(), seed, breaks)
-        {
+        let sim = match SimNode::open_broken(
+            &self.config,
+            self.disk.clone(),
+            net,
+            self.clock.clone(),
+            seed,
+            breaks,
+        ) {
             Ok(sim) => sim,
             Err(error) => return self.excuse("start", &error).map(|()| false),
         };

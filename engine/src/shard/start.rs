@@ -91,7 +91,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                           replace this member";
             return Err(Error::Machine { group, reason: reason.into() });
         }
-        let terms = found.as_ref().map_or(Vec::new(), |one| terms_above(snapshot.map(|one| one.index), last, &one.terms));
+        let terms = found
+            .as_ref()
+            .map_or(Vec::new(), |one| terms_above(snapshot.map(|one| one.index), last, &one.terms));
         let restored = Restored {
             hard_state,
             snapshot: snapshot.map(|one| (one.index, one.term)),
