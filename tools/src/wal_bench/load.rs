@@ -75,7 +75,7 @@ impl Load {
         rng.fill_bytes(&mut noise);
         let encoded = ENTRY_HEADER_BYTES + entry_bytes;
         // A turn brings about a batch, and never more than one run can hold if all of it hits one group.
-        let turn_entries_max = (BATCH_BYTES_TARGET / encoded).clamp(1, RUN_BYTES_MAX / encoded) as u64;
+        let turn_entries_max = (4 * BATCH_BYTES_TARGET / encoded).clamp(1, RUN_BYTES_MAX / encoded) as u64;
         Self {
             hits: vec![0; groups.len()],
             hit_slots: Vec::with_capacity(groups.len()),
@@ -125,6 +125,9 @@ impl Load {
             // The turn's one system call.
             park.park(timeout_us, &|| true)?;
             durable += self.complete(disk, wal, &pace, &mut outcome.latencies)?;
+            // What waits for a place in flight need not wait until the next entries are gathered.
+            wal.submit(disk, RealClock.now_us())?;
+            disk.submit()?;
             if durable == outcome.entries && pace.is_over(RealClock.now_us(), outcome.entries) {
                 outcome.micros = RealClock.now_us() - started_us;
                 return Ok(outcome);

@@ -8,9 +8,9 @@ use coracle_io::ring::Strategy;
 
 use crate::size;
 
-/// Entries in flight of one shard if nothing is said: some sixteen full batches, so that the log always has the next
-/// ones to gather while the device works.
-const IN_FLIGHT: u64 = 16_384;
+/// Entries in flight of one shard if nothing is said: some nine full batches of the yardstick's entries, so that the log
+/// always has the next ones to write while four are on their way.
+const IN_FLIGHT: u64 = 8192;
 
 /// What durable log throughput does a disk give through Coracle's write-ahead log?
 ///
