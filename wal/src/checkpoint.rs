@@ -16,8 +16,9 @@ use crate::wal::Wal;
 const STEP_BYTES: usize = 64 * 1024;
 /// A page is closed beyond this.
 const PAGE_BYTES: usize = 32 * 1024;
-/// No page is staged while so much waits to be written.
-const STAGED_BYTES_MAX: usize = 256 * 1024;
+/// While more than this waits to be written, a step is taken only after as many bytes of other records: a busy log must
+/// neither wait for its checkpoints nor starve them.
+const BUSY_BYTES: usize = 256 * 1024;
 
 /// A checkpoint whose root is durable (or will be, with batch `root_seq`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(crate) struct Checkpoints {
     older: Option<Kept>,
     /// Bytes of other records since the last one was begun.
     since_bytes: u64,
+    /// And since the last step of the running one.
+    since_step_bytes: usize,
     rolled: bool,
     pub(crate) written: u64,
 }
@@ -61,6 +64,7 @@ impl Checkpoints {
     /// Other records were staged.
     pub(crate) fn add_bytes(&mut self, bytes: usize) {
         self.since_bytes += bytes as u64;
+        self.since_step_bytes += bytes;
     }
 
     /// The log went on to a new file.
@@ -105,8 +109,12 @@ impl Wal {
         if self.checkpoints.is_due(self.config.checkpoint_every_bytes) {
             self.checkpoints.begin(self.durable_end());
         }
+        if self.stage.bytes() > BUSY_BYTES && self.checkpoints.since_step_bytes < BUSY_BYTES {
+            return;
+        }
+        self.checkpoints.since_step_bytes = 0;
         let mut staged = 0;
-        while staged < STEP_BYTES && self.stage.bytes() < STAGED_BYTES_MAX {
+        while staged < STEP_BYTES {
             let Some(mut running) = self.checkpoints.running.take() else { return };
             if running.next_slot == self.groups.len() {
                 self.put_root(running);

@@ -7,6 +7,8 @@
 //!
 //! `CRASH_SCALE=20 cargo test -p coracle-wal --release --test crash -- --nocapture` is the long run.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeMap;

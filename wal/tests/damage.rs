@@ -3,6 +3,8 @@
 //! What must hold: the same log as before, or damage reported and the groups concerned suspect; never wrong entries, never
 //! a panic.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::model::Model;

@@ -1,5 +1,7 @@
 //! The log as its user sees it: what was staged comes back, from memory, from files and after a restart.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::model::Model;

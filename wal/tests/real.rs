@@ -1,5 +1,7 @@
 //! The log on a real directory, through io_uring: what the fake disk promised holds there, too.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{config, entries, identity};
