@@ -24,7 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format, lints, docs, tests, tidy: before each commit.
+    /// Format, tidy, lints, docs, tests and 50 seeds of the simulator: before each commit.
     Check,
     /// Format, tidy, lints and docs: `check` without running anything.
     Lint,
@@ -38,6 +38,12 @@ enum Command {
         /// Writes what the code does now into the scenario files; read the difference before you believe it.
         #[arg(long)]
         rewrite: bool,
+    },
+    /// Simulates whole clusters, optimised. Arguments go on to it: cargo xtask sim --seeds 0..2000
+    Sim {
+        /// Its own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Crashes the log at every operation, on the simulated disk; then kills real processes on a real one.
     Crash,
@@ -68,14 +74,23 @@ enum Bench {
 fn main() -> ExitCode {
     let root = workspace_root();
     let outcome = match Cli::parse().command {
-        Command::Check => lint(&root).and_then(|()| steps::run(&root, &[Step::test(None)])),
+        Command::Check => {
+            lint(&root).and_then(|()| steps::run(&root, &[Step::test(None), Step::seeds("0..50")]))
+        }
         Command::Lint => lint(&root),
         Command::Test { name } => steps::run(&root, &[Step::test(name.as_deref())]),
         Command::Scenarios { rewrite } => steps::run(&root, &[Step::scenarios(rewrite)]),
+        Command::Sim { arguments } => steps::run(&root, &[Step::program("coracle-sim", "sim", &arguments)]),
         Command::Crash => steps::run(&root, &[Step::crash("5"), Step::kills("30")]),
         Command::Night => steps::run(
             &root,
-            &[Step::deny(), Step::crash("20"), Step::kills("100"), Step::random_groups("0..20000")],
+            &[
+                Step::deny(),
+                Step::crash("20"),
+                Step::kills("100"),
+                Step::random_groups("0..20000"),
+                Step::seeds("0..10000"),
+            ],
         ),
         Command::Bench { what: Bench::Wal, arguments } => {
             steps::run(&root, &[Step::program("coracle-tools", "wal-bench", &arguments)])

@@ -122,6 +122,11 @@ impl Step {
         Self::cargo(&["deny", "--locked", "check"])
     }
 
+    /// Seeds of the simulator.
+    pub(crate) fn seeds(range: &str) -> Self {
+        Self::program("coracle-sim", "sim", &["--seeds".to_owned(), range.to_owned()])
+    }
+
     /// One of our programs, optimised, built as it is shipped: alone.
     pub(crate) fn program(package: &str, program: &str, arguments: &[String]) -> Self {
         let mut step = Self::cargo(&["run", "--release", "--locked", "-p", package, "--bin", program, "--"]);
