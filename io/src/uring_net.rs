@@ -25,7 +25,7 @@ use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::{TcpListener, TcpStream};
 
 use crate::net::RECEIVE_BYTES_MIN;
-use crate::ring::{SharedRing, duplicate, socket_error, watch};
+use crate::ring::{SharedRing, duplicate, listener, socket_error, watch};
 use crate::{ConnId, DiskError, Net, NetError, NetEvent, Park, Waker};
 
 /// Entries of the runtime's ring; more than one turn starts, usually.
@@ -299,8 +299,7 @@ impl Net for UringNet {
 
     fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, NetError> {
         let failed = |error| socket_error("listen", &error);
-        // std sets SO_REUSEADDR: a restarted node gets its address back at once.
-        let socket = std::net::TcpListener::bind(address).map_err(failed)?;
+        let socket = listener(address)?;
         let address = socket.local_addr().map_err(failed)?;
         self.listening.push(duplicate(&socket).map_err(failed)?.into());
         self.queued.push(Op::Accept { listener: TcpListener::from_std(socket) });

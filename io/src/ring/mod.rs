@@ -27,7 +27,7 @@ pub use clock::RealClock;
 pub use disk::{DiskOptions, RingDisk, Strategy};
 pub use net::RingNet;
 pub use park::RingPark;
-pub(crate) use socket::{duplicate, ring_error, socket_error, watch};
+pub(crate) use socket::{duplicate, listener, ring_error, socket_error, watch};
 pub use threads::{allowed_cores, pin_to_core};
 
 use crate::DiskError;

@@ -14,7 +14,7 @@ use slab::Slab;
 
 use super::core::{ClientId, Completion, OpKey, SharedRing};
 use super::ops::RingOp;
-use super::socket::{SocketOp, net_error, received, ring_error, socket_error, unconnected};
+use super::socket::{SocketOp, listener, net_error, received, ring_error, socket_error, unconnected};
 use super::sys;
 use crate::net::RECEIVE_BYTES_MIN;
 use crate::{ConnId, Net, NetError, NetEvent};
@@ -204,8 +204,7 @@ impl Net for RingNet {
     type Socket = TcpStream;
 
     fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, NetError> {
-        // std sets SO_REUSEADDR: a restarted node gets its address back at once.
-        let socket = TcpListener::bind(address).map_err(|error| socket_error("listen", &error))?;
+        let socket = listener(address)?;
         let address = socket.local_addr().map_err(|error| socket_error("listen", &error))?;
         let socket = Arc::new(socket);
         let in_flight = self.accept(self.listeners.len(), SocketOp::Accept { listener: socket.clone() });

@@ -190,10 +190,54 @@ pub(crate) fn socket_error(op: &'static str, error: &io::Error) -> NetError {
     }
 }
 
+/// How long to wait for an address that is in use: the kernel takes a killed process's ring apart, and with it closes
+/// the socket that it listened on, a moment after the process itself is gone.
+const IN_USE_MAX: Duration = Duration::from_secs(2);
+
+/// A socket that listens. std sets SO_REUSEADDR: a restarted node gets its address back at once, or, if it was killed,
+/// within [`IN_USE_MAX`]. Blocks meanwhile.
+pub(crate) fn listener(address: SocketAddr) -> Result<TcpListener, NetError> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && waited < IN_USE_MAX => {
+                std::thread::park_timeout(PAUSE);
+                waited += PAUSE;
+            }
+            bound => return bound.map_err(|error| socket_error("listen", &error)),
+        }
+    }
+}
+
 /// The ring itself failed, as a network driver tells it.
 pub(crate) fn ring_error(error: DiskError) -> NetError {
     match error {
         DiskError::Failed { op, code, reason, .. } => NetError::Failed { op, code, reason },
         other => NetError::Failed { op: "submit", code: 0, reason: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_given_up_in_a_moment_is_waited_for() {
+        let before = listener(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = before.local_addr().unwrap();
+        std::thread::scope(|scope| {
+            let after = scope.spawn(|| listener(address));
+            std::thread::park_timeout(Duration::from_millis(50));
+            drop(before);
+            assert_eq!(after.join().unwrap().unwrap().local_addr().unwrap(), address);
+        });
+    }
+
+    #[test]
+    fn an_address_that_stays_taken_is_refused() {
+        let taken = listener(([127, 0, 0, 1], 0).into()).unwrap();
+        let refused = listener(taken.local_addr().unwrap());
+        assert!(matches!(refused, Err(NetError::Failed { op: "listen", .. })), "{refused:?}");
     }
 }
