@@ -60,9 +60,24 @@ impl Default for RingOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClientId(usize);
 
-/// An operation's number while it is in flight.
+/// An operation's number, for the kernel, too: its place in the table, and which of the place's tenants it is. A place is
+/// let again as soon as its completion is routed, maybe before the driver has looked: a cancellation that comes late
+/// must not hit the next tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OpKey(usize);
+pub(crate) struct OpKey {
+    place: u32,
+    tenant: u32,
+}
+
+impl OpKey {
+    fn user_data(self) -> u64 {
+        u64::from(self.tenant) << 32 | u64::from(self.place)
+    }
+
+    fn of(user_data: u64) -> Self {
+        Self { place: user_data as u32, tenant: (user_data >> 32) as u32 }
+    }
+}
 
 /// What became of an operation.
 #[derive(Debug)]
@@ -76,6 +91,7 @@ pub(crate) struct Completion {
 }
 
 struct InFlight {
+    tenant: u32,
     client: ClientId,
     token: u64,
     op: RingOp,
@@ -93,6 +109,8 @@ pub struct Ring {
     // Dropped first: afterwards the kernel accepts nothing more.
     uring: IoUring,
     table: Slab<InFlight>,
+    /// The newest operation's. Below 2^31, so that none is NOBODY.
+    tenant: u32,
     /// Entries that found the submission queue full and could not be submitted either; always empty in practice.
     backlog: VecDeque<squeue::Entry>,
     /// By number; numbers are never used again, since operations of a client that is gone may still complete.
@@ -124,7 +142,7 @@ impl Ring {
             ),
         }
         let (table, backlog, clients) = (Slab::new(), VecDeque::new(), Vec::new());
-        Self { uring, table, backlog, clients, pool, event: None }
+        Self { uring, table, tenant: 0, backlog, clients, pool, event: None }
     }
 
     /// An eventfd that counts completions, for an event loop that cannot sleep in the ring itself. (Waiting for the
@@ -178,15 +196,19 @@ impl Ring {
     /// Queues an operation. Enters the kernel only if the submission queue is full.
     pub(crate) fn push(&mut self, client: ClientId, token: u64, op: RingOp) -> OpKey {
         let registered = op.buffer().is_some_and(|buf| self.pool.is_registered(buf));
-        let key = self.table.insert(InFlight { client, token, op });
-        let entry = self.table[key].op.entry(registered).user_data(key as u64);
+        self.tenant = (self.tenant + 1) & (u32::MAX >> 1);
+        let tenant = self.tenant;
+        let place = self.table.insert(InFlight { tenant, client, token, op });
+        let key = OpKey { place: place as u32, tenant };
+        let entry = self.table[place].op.entry(registered).user_data(key.user_data());
         self.queue(entry);
-        OpKey(key)
+        key
     }
 
-    /// Asks the kernel to end an operation early. It completes all the same: cancelled, failed or done.
+    /// Asks the kernel to end an operation early. It completes all the same: cancelled, failed or done. One that has
+    /// completed already is let be.
     pub(crate) fn cancel(&mut self, key: OpKey) {
-        self.queue(opcode::AsyncCancel::new(key.0 as u64).build().user_data(NOBODY));
+        self.queue(opcode::AsyncCancel::new(key.user_data()).build().user_data(NOBODY));
     }
 
     /// The client's oldest completion.
@@ -293,14 +315,16 @@ impl Ring {
     }
 
     fn route(&mut self, entry: &cqueue::Entry) {
-        let key = entry.user_data() as usize;
+        let key = OpKey::of(entry.user_data());
+        let place = key.place as usize;
         let more = cqueue::more(entry.flags());
-        let Some(InFlight { client, token, .. }) = self.table.get(key) else {
-            tracing::error!(key, "the kernel completed an operation that is not in flight");
+        let Some(InFlight { client, token, .. }) = self.table.get(place).filter(|op| op.tenant == key.tenant)
+        else {
+            tracing::error!(?key, "the kernel completed an operation that is not in flight");
             return;
         };
         let (client, token) = (*client, *token);
-        let op = (!more).then(|| self.table.remove(key).op);
+        let op = (!more).then(|| self.table.remove(place).op);
         let completion = Completion { token, result: entry.result(), op };
         match &mut self.clients[client.0] {
             Some(client) => client.completions.push_back(completion),
@@ -344,7 +368,8 @@ impl Ring {
         for client in 0..self.clients.len() {
             self.remove_client(ClientId(client));
         }
-        let keys: Vec<_> = self.table.iter().map(|(key, _)| OpKey(key)).collect();
+        let key = |(place, op): (usize, &InFlight)| OpKey { place: place as u32, tenant: op.tenant };
+        let keys: Vec<_> = self.table.iter().map(key).collect();
         keys.into_iter().for_each(|key| self.cancel(key));
         self.drain(|_| true)
     }
@@ -363,6 +388,38 @@ impl Drop for Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cancellation_that_comes_late_ends_nobody_else() {
+        let mut ring = Ring::over(
+            probe::set_up(4, &probe::SETTINGS).unwrap(),
+            &RingOptions { queue: 4, buffers: vec![] },
+        );
+        let client = ring.add_client();
+        let bells = [(); 2].map(|()| EventFd::new().unwrap());
+        let hear = |ring: &mut Ring, at: usize| {
+            let op = RingOp::Hear { bell: bells[at].file(), count: Box::default() };
+            ring.push(client, at as u64, op)
+        };
+        let first = hear(&mut ring, 0);
+        bells[0].ring();
+        while !ring.has_deliveries() {
+            ring.wait(None).unwrap();
+        }
+        // Its completion is routed and not taken: the driver still believes that it is in flight.
+        let second = hear(&mut ring, 1);
+        assert_eq!(first.place, second.place, "else this test shows nothing");
+        ring.submit().unwrap();
+        ring.cancel(first);
+        ring.submit().unwrap();
+        assert_eq!(ring.take(client).map(|heard| (heard.token, heard.result)), Some((0, 8)));
+        assert!(!ring.has_deliveries(), "the second was cancelled in its place");
+        bells[1].ring();
+        while !ring.has_deliveries() {
+            ring.wait(None).unwrap();
+        }
+        assert_eq!(ring.take(client).map(|heard| (heard.token, heard.result)), Some((1, 8)));
+    }
 
     #[test]
     fn a_bell_is_heard_and_cancelled_in_every_way_to_run_a_ring() {
