@@ -10,6 +10,7 @@ use coracle_wal::{ReadError, ReadOut};
 
 use super::groups::Slot;
 use super::step::{READ_BYTES, poison};
+use super::waiting::Decision;
 use super::{Answers, OnDurable, ReadFor, Shard, replies};
 use crate::machine::{Effects, Entry};
 use crate::outcome::{Outcome, Reason};
@@ -112,7 +113,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The machine said that its log may go: its state goes into the WAL, and the log when that is durable.
     fn take_snapshot(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        if one.snapshot_in_flight || one.poisoned.is_some() {
+        if one.snapshot_in_flight.is_some() || one.poisoned.is_some() {
             return;
         }
         one.want_release = false;
@@ -132,9 +133,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // Behind the entries that it covers in log order, so it is never durable before them.
         let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &snapshot.bytes);
         one.staged = batch;
+        let (index, term) = (snapshot.index, snapshot.term);
         one.snapshot = Some(snapshot);
-        one.snapshot_in_flight = true;
-        self.on_durable.push_back((batch, OnDurable::Released { slot }));
+        one.snapshot_in_flight = Some(index);
+        self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
         self.again = true;
     }
 
@@ -211,26 +213,12 @@ fn answer(
     reply: &[u8],
     answers: &mut Answers<'_>,
 ) -> usize {
-    let mut freed = 0;
-    while let Some(front) = slot.waiting.front_mut() {
-        if entry.index < front.first {
-            break;
+    let leader = slot.raft.leader();
+    slot.waiting.decide(entry.index, entry.header.term, |origin, decision| match decision {
+        Decision::Done => answers.give(origin, entry.header.tag, &replies::done(reply, entry.index, node)),
+        Decision::Overwritten(tags) => {
+            let outcome = Outcome::not_done(Reason::Overwritten, leader);
+            tags.iter().for_each(|tag| answers.give(origin, *tag, &outcome));
         }
-        if front.term != entry.header.term {
-            // Another leader's entry is committed here: what was proposed for this place never will be.
-            let outcome = Outcome::not_done(Reason::Overwritten, slot.raft.leader());
-            for tag in front.open_tags() {
-                answers.give(&front.origin, *tag, &outcome);
-            }
-        } else {
-            answers.give(&front.origin, entry.header.tag, &replies::done(reply, entry.index, node));
-            front.first = entry.index.next();
-            if front.first <= front.last {
-                break;
-            }
-        }
-        freed += front.bytes;
-        slot.waiting.pop_front();
-    }
-    freed
+    })
 }

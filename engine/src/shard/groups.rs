@@ -10,29 +10,9 @@ use coracle_raft::Group;
 use coracle_wal::BatchSeq;
 
 use super::inbox::{Consistency, Origin};
+use super::waiting::WaitingList;
 use crate::log::MemLog;
 use crate::machine::{Machine, RestoreError};
-
-/// Entries of one proposal that wait to be applied.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) first: Index,
-    pub(crate) last: Index,
-    pub(crate) term: Term,
-    pub(crate) bytes: usize,
-    pub(crate) deadline_us: u64,
-    /// The tags of `first..=last` are the last ones here: also those that will never be seen in the log get an answer.
-    pub(crate) tags: Vec<u64>,
-    pub(crate) origin: Origin,
-}
-
-impl Waiting {
-    /// The tags that have no answer yet.
-    pub(crate) fn open_tags(&self) -> &[u64] {
-        let open = (self.last.0 + 1).saturating_sub(self.first.0) as usize;
-        &self.tags[self.tags.len() - open..]
-    }
-}
 
 /// What waits for a leader.
 #[derive(Debug)]
@@ -78,12 +58,13 @@ pub(crate) struct Slot {
     /// Over every applied entry: equal on all members at equal `applied`.
     pub(crate) digest: u64,
     pub(crate) poisoned: Option<String>,
-    pub(crate) waiting: VecDeque<Waiting>,
+    pub(crate) waiting: WaitingList,
     pub(crate) parked: VecDeque<Parked>,
     pub(crate) reads: BTreeMap<u64, Reading>,
     /// The newest snapshot that is at least staged.
     pub(crate) snapshot: Option<Snapshot>,
-    pub(crate) snapshot_in_flight: bool,
+    /// The newest snapshot that is staged and not durable.
+    pub(crate) snapshot_in_flight: Option<Index>,
     pub(crate) want_release: bool,
     /// A snapshot was too large for the WAL; said once.
     pub(crate) snapshot_too_large: bool,
@@ -109,11 +90,11 @@ impl Slot {
             time_ms: 0,
             digest: 0,
             poisoned: None,
-            waiting: VecDeque::new(),
+            waiting: WaitingList::default(),
             parked: VecDeque::new(),
             reads: BTreeMap::new(),
             snapshot: None,
-            snapshot_in_flight: false,
+            snapshot_in_flight: None,
             want_release: false,
             snapshot_too_large: false,
             staged: BatchSeq(0),
@@ -164,7 +145,7 @@ impl Slot {
         let parked = self.parked.front().map(|one| match one {
             Parked::Propose { deadline_us, .. } | Parked::Query { deadline_us, .. } => *deadline_us,
         });
-        let waiting = self.waiting.front().map(|one| one.deadline_us);
+        let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
         [self.raft.deadline_us(), parked, waiting, reading].into_iter().flatten().min()
     }

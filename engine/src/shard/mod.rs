@@ -14,11 +14,12 @@ mod start;
 pub(crate) mod status;
 mod step;
 mod turn;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use coracle_base::{GroupId, NodeId};
+use coracle_base::{GroupId, Index, NodeId, Term};
 use coracle_io::{Clock, Disk, DiskDone, DiskError, Net, NetError, NetEvent};
 use coracle_raft::{Output, PersistSeq};
 use coracle_wal::{BatchSeq, RecoveredGroup, Wal, WalError};
@@ -66,7 +67,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, Copy)]
 enum OnDurable {
     Persisted { slot: u32, seq: PersistSeq },
-    Released { slot: u32 },
+    Released { slot: u32, index: Index, term: Term },
 }
 
 /// What an entry read from the WAL's files is for.

@@ -11,8 +11,9 @@ use coracle_raft::{Input, Message, Role};
 
 use coracle_wal::WalState;
 
-use super::groups::{Parked, Reading, Waiting};
+use super::groups::{Parked, Reading};
 use super::inbox::{Command, Consistency, Origin};
+use super::waiting::Waiting;
 use super::{Answers, OnDurable, ReadFor, Shard, ShardError};
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
@@ -249,12 +250,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn propose_here(&mut self, slot: u32, mut entries: EntryBatch, origin: Origin) {
         let one = &mut self.slots[slot as usize];
         let bytes = entries.bytes().len();
-        let group_bytes: usize = one.waiting.iter().map(|waiting| waiting.bytes).sum();
         let refusal = if one.poisoned.is_some() {
             Some(Reason::Poisoned)
         } else if self.wal.state() == WalState::Low {
             Some(Reason::DiskFull)
-        } else if group_bytes + bytes > GROUP_UNCOMMITTED_BYTES
+        } else if one.waiting.bytes() + bytes > GROUP_UNCOMMITTED_BYTES
             || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES
         {
             Some(Reason::Busy)
@@ -273,7 +273,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         one.log.store(proposed.first, entries.bytes(), entries.count());
         self.arena_bytes += one.log.bytes() - before;
         self.waiting_bytes += bytes;
-        one.waiting.push_back(Waiting {
+        one.waiting.push(Waiting {
             first: proposed.first,
             last: Index(proposed.first.0 + u64::from(entries.count()) - 1),
             term: proposed.term,
@@ -383,7 +383,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
             match then {
                 OnDurable::Persisted { slot, seq } => self.input(slot, Input::Persisted(seq)),
-                OnDurable::Released { slot } => self.on_snapshot_durable(slot),
+                OnDurable::Released { slot, index, term } => self.on_snapshot_durable(slot, index, term),
             }
         }
         while let Some((token, result)) = self.wal.poll_read() {
@@ -420,7 +420,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let now_us = self.now_us;
         let one = &mut self.slots[slot as usize];
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        while let Some(late) = one.waiting.pop_front_if(|waiting| waiting.deadline_us <= now_us) {
+        for late in one.waiting.take_late(now_us) {
             self.waiting_bytes -= late.bytes;
             for tag in late.open_tags() {
                 answers.give(&late.origin, *tag, &Outcome::Unknown(Unknown::TimedOut));

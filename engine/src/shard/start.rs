@@ -209,7 +209,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         let stopping = Outcome::not_done(Reason::Stopping, None);
         for slot in &mut self.slots {
-            for waiting in slot.waiting.drain(..) {
+            for waiting in slot.waiting.take_all() {
                 for tag in waiting.open_tags() {
                     answers.give(&waiting.origin, *tag, &Outcome::Unknown(Unknown::Stopped));
                 }

@@ -208,8 +208,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, bytes);
         let one = &mut self.slots[slot as usize];
         one.staged = batch;
-        one.snapshot_in_flight = true;
-        self.on_durable.push_back((batch, OnDurable::Released { slot }));
+        one.snapshot_in_flight = Some(index);
+        self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
         let before = one.log.bytes();
         if one.raft.last() > index {
             one.log.evict(index)
@@ -223,20 +223,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             one.applied = index;
         }
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        while let Some(skipped) = one.waiting.pop_front_if(|waiting| waiting.last <= index) {
-            self.waiting_bytes -= skipped.bytes;
-            for tag in skipped.open_tags() {
-                answers.give(&skipped.origin, *tag, &crate::Outcome::Unknown(crate::Unknown::Skipped));
-            }
-        }
+        let skipped = crate::Outcome::Unknown(crate::Unknown::Skipped);
+        self.waiting_bytes -= one.waiting.skip(index, |origin, tag| answers.give(origin, tag, &skipped));
     }
 
     /// Our own or an installed snapshot is durable: the log below it is gone.
-    pub(super) fn on_snapshot_durable(&mut self, slot: u32) {
+    pub(super) fn on_snapshot_durable(&mut self, slot: u32, index: Index, term: Term) {
         let one = &mut self.slots[slot as usize];
-        one.snapshot_in_flight = false;
-        let Some(snapshot) = &one.snapshot else { return };
-        let (index, term) = (snapshot.index, snapshot.term);
+        // Our own may have been overtaken by an installed one, which is still on its way.
+        one.snapshot_in_flight = one.snapshot_in_flight.filter(|newest| *newest > index);
         self.input(slot, Input::Released { index, term });
         self.evict(slot);
     }
