@@ -148,6 +148,12 @@ impl FakeDisk {
         device.now_us = device.now_us.max(now_us);
     }
 
+    /// The disk's time. It runs ahead of the test's after a [`Disk::wait`]: whoever blocked has to catch up.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        self.device.borrow().now_us
+    }
+
     /// When the next operation completes, for [`Completing::Timed`].
     #[must_use]
     pub fn next_event_us(&self) -> Option<u64> {
