@@ -9,9 +9,9 @@ pub const RUN_ENTRIES_MAX: u32 = 65_536;
 /// Entries' bytes in one run: a run plus its record header always fits an empty batch.
 pub const RUN_BYTES_MAX: usize = 768 * 1024;
 
-/// A batch is closed when it has gathered this much: bigger ones add latency, not throughput (IO measurements in
-/// `docs/decisions/0002`).
-pub const BATCH_BYTES_TARGET: usize = 256 * 1024;
+/// A batch that has to wait is closed when it has gathered this much: smaller ones cost the CPU more a byte, larger ones
+/// win nothing (measured in `docs/decisions/0002`).
+pub const BATCH_BYTES_TARGET: usize = 512 * 1024;
 
 /// Hard cap of one batch, for one huge entry or snapshot.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;

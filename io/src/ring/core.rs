@@ -52,7 +52,7 @@ pub struct RingOptions {
 impl Default for RingOptions {
     /// 7 MiB of buffers: a full WAL batch in each large one, and below the usual limit of 8 MiB.
     fn default() -> Self {
-        Self { queue: 256, buffers: vec![(BATCH_BYTES_TARGET, 12), (BATCH_BYTES_MAX, 4)] }
+        Self { queue: 256, buffers: vec![(BATCH_BYTES_TARGET, 12), (BATCH_BYTES_MAX, 1)] }
     }
 }
 
