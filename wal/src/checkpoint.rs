@@ -16,6 +16,9 @@ use crate::wal::Wal;
 const STEP_BYTES: usize = 64 * 1024;
 /// A page is closed beyond this.
 const PAGE_BYTES: usize = 32 * 1024;
+/// A checkpoint is not begun before other records have come to so many times the last one's bytes: with very many groups
+/// it must not become most of what is written.
+const SHARE: u64 = 4;
 /// While more than this waits to be written, a step is taken only after as many bytes of other records: a busy log must
 /// neither wait for its checkpoints nor starve them.
 const BUSY_BYTES: usize = 256 * 1024;
@@ -45,6 +48,8 @@ pub(crate) struct Checkpoints {
     closing: Option<Kept>,
     newest: Option<Kept>,
     older: Option<Kept>,
+    /// Bytes of the last one, or of the running one so far.
+    bytes: u64,
     /// Bytes of other records since the last one was begun.
     since_bytes: u64,
     /// And since the last step of the running one.
@@ -92,12 +97,14 @@ impl Checkpoints {
 
     fn is_due(&self, every_bytes: u64) -> bool {
         let enough = self.rolled || self.since_bytes >= every_bytes;
-        enough && self.since_bytes > 0 && self.running.is_none() && self.closing.is_none()
+        let earned = self.since_bytes > SHARE * self.bytes;
+        enough && earned && self.running.is_none() && self.closing.is_none()
     }
 
     fn begin(&mut self, begin: Begin) {
         self.last_id += 1;
         self.running = Some(Running { id: self.last_id, begin, next_slot: 0, page_no: 0 });
+        self.bytes = 0;
         self.since_bytes = 0;
         self.rolled = false;
     }
@@ -137,6 +144,7 @@ impl Wal {
             running.page_no += 1;
             staged += body_bytes;
         }
+        self.checkpoints.bytes += staged as u64;
         staged
     }
 

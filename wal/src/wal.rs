@@ -357,7 +357,7 @@ impl Wal {
     /// Whether there is room for ordinary proposals.
     pub fn state(&self) -> WalState {
         let ready = self.ready_upto.saturating_sub(self.stage_file);
-        if self.prepare.is_full() && ready < self.config.spares as u64 {
+        if self.prepare.is_full() && ready < self.config.spares.max(1) as u64 {
             WalState::Low
         } else {
             WalState::Ready

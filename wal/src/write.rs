@@ -20,9 +20,6 @@ use crate::stage::Batch;
 use crate::token::{self, Token};
 use crate::wal::{BatchSeq, Durable, Flight, Wal};
 
-/// Files kept open for reading only.
-const READ_HANDLES_MAX: usize = 64;
-
 impl Wal {
     // ---- submitting ----------------------------------------------------------------------------------------------
 
@@ -53,9 +50,6 @@ impl Wal {
         self.step_checkpoint();
         self.prepare_next(disk);
         self.step_carry(disk);
-        if let Some(file) = self.files.surplus_handle(READ_HANDLES_MAX) {
-            disk.start(token::IGNORED, DiskOp::Close { file });
-        }
     }
 
     /// Nothing is on its way, and what was written last is not proven yet.

@@ -9,6 +9,7 @@ mod common;
 
 use common::model::Model;
 use common::{DIR, Rig, config, identity, read_all};
+use coracle_base::checksum::{crc32c, crc32c_from, mix64};
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{NodeId, ShardId};
 use coracle_io::fake::{Damage, DiskImage, FakeDisk};
@@ -283,13 +284,75 @@ fn a_newer_format_is_refused() {
     for copy in [0, BLOCK_BYTES] {
         bytes[copy + 8] = 9;
         bytes[copy + 12] = 8;
-        let crc = coracle_base::checksum::crc32c(&bytes[copy..copy + BLOCK_BYTES - 4]).to_le_bytes();
+        let crc = crc32c(&bytes[copy..copy + BLOCK_BYTES - 4]).to_le_bytes();
         bytes[copy + BLOCK_BYTES - 4..copy + BLOCK_BYTES].copy_from_slice(&crc);
     }
     let mut disk = FakeDisk::from_image(image, 1);
     disk.put_file(&file, &bytes);
     let error = Wal::open(&mut disk, config(12), identity()).unwrap_err();
     assert_eq!(error, WalError::NewerFormat { file: file.into(), version: 9, ours: 1 });
+}
+
+/// A log of one batch with one record, whose kind and flags are replaced, all checksums made anew.
+fn log_of_a_record(kind: u8, flags: u8) -> FakeDisk {
+    let mut rig = Rig::fresh(17);
+    rig.put_state(1, b"state");
+    rig.settle();
+    let mut bytes = rig.disk.read_file(path(1)).unwrap();
+    let seed = crc32c(&bytes[64..80]);
+    let (head, records) = (8192, 8192 + 96);
+    let payload_bytes = u32::from_le_bytes(bytes[head + 36..head + 40].try_into().unwrap()) as usize;
+    (bytes[records], bytes[records + 1]) = (kind, flags);
+    let payload_crc = crc32c_from(seed, &bytes[records..records + payload_bytes]);
+    let fields_crc = crc32c_from(seed, &bytes[head..head + 64]);
+    let chain = mix64(0, u64::from(fields_crc) << 32 | u64::from(payload_crc));
+    bytes[head + 72..head + 80].copy_from_slice(&chain.to_le_bytes());
+    bytes[head + 80..head + 84].copy_from_slice(&payload_crc.to_le_bytes());
+    let head_crc = crc32c_from(seed, &bytes[head..head + 92]);
+    bytes[head + 92..head + 96].copy_from_slice(&head_crc.to_le_bytes());
+    let disk = FakeDisk::from_image(rig.disk.image(), 17);
+    disk.put_file(path(1), &bytes);
+    disk
+}
+
+#[test]
+fn an_unknown_record_is_refused_or_skipped_as_its_flag_says() {
+    let known = Wal::open(&mut log_of_a_record(2, 1), config(18), identity()).unwrap().1;
+    assert_eq!(known.groups[0].state, b"state", "the log was patched well");
+    let error = Wal::open(&mut log_of_a_record(200, 1), config(18), identity()).unwrap_err();
+    assert_eq!(error, WalError::UnknownRecord { file: path(1).into(), offset: 8192, kind: 200 });
+    let skipped = Wal::open(&mut log_of_a_record(200, 0), config(18), identity()).unwrap().1;
+    assert_eq!((skipped.report.batches, skipped.report.holes.len(), skipped.groups.len()), (1, 0, 0));
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+    let mut rig = Rig::fresh(19);
+    for _ in 0..60 {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 4000);
+        rig.settle();
+    }
+    let model = rig.model().clone();
+    let image = rig.disk.image();
+    let newest = Wal::open(&mut FakeDisk::from_image(image.clone(), 1), config(20), identity()).unwrap().1;
+    let newest = newest.report.checkpoint.unwrap();
+    let mut fell_back = 0;
+    for file in image.paths() {
+        for block in 2..16u64 {
+            let mut disk = FakeDisk::from_image(image.clone(), 1);
+            disk.corrupt(&file, block * BLOCK_BYTES as u64 + 150, Damage::FlipBit { bit: 3 });
+            let (_, recovery) = Wal::open(&mut disk, config(20), identity()).unwrap();
+            if recovery.report.checkpoint == Some(newest - 1) {
+                fell_back += 1;
+                assert!(noticed(&recovery), "{:?}", recovery.report);
+                assert!(Model::of(&recovery).last(1) <= model.last(1));
+            } else {
+                assert_eq!(recovery.report.checkpoint, Some(newest));
+            }
+        }
+    }
+    assert!(fell_back > 0);
 }
 
 #[test]

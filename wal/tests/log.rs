@@ -6,10 +6,12 @@ mod common;
 
 use common::model::Model;
 use common::{Rig, config};
+use coracle_base::limits::BATCH_BYTES_TARGET;
 use coracle_base::{GroupId, Index};
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
 use coracle_io::{Disk, DiskError};
 use coracle_wal::{ReadError, WalError, WalState};
+use proptest::prelude::*;
 
 #[test]
 fn what_was_durable_comes_back_after_a_restart() {
@@ -129,16 +131,18 @@ fn completions_out_of_order_make_nothing_durable_before_its_turn() {
 #[test]
 fn full_batches_may_be_four_in_flight_and_never_more() {
     let mut disk = FakeDisk::new(8);
-    let config = coracle_wal::Config { file_bytes: 8 << 20, spares: 0, ..config(8) };
+    let config = coracle_wal::Config { file_bytes: 16 << 20, spares: 0, ..config(8) };
     let (mut rig, _) = Rig::open(disk.clone(), config).unwrap();
     disk.submit().unwrap();
     disk.set_completing(Completing::Manual);
-    for last in 0..60 {
+    let mut last = 0;
+    while rig.wal.backlog_bytes() < 7 * BATCH_BYTES_TARGET {
         rig.append(1, last, 1, 1, 1, 60_000);
+        last += 1;
     }
     rig.submit().unwrap();
     assert_eq!(disk.flights().len(), 4);
-    assert!(rig.wal.backlog_bytes() > 1_000_000);
+    assert!(rig.wal.backlog_bytes() >= 7 * BATCH_BYTES_TARGET, "what is in flight counts");
     while disk.in_flight() > 0 {
         disk.complete(0);
         rig.complete().unwrap();
@@ -257,4 +261,140 @@ fn many_starts_do_not_use_up_the_disk() {
         rig.wal.shutdown(&mut rig.disk).unwrap();
     }
     assert!(disk.image().paths().len() <= 8, "{:?}", disk.image().paths());
+}
+
+/// What a caller may do with a log.
+#[derive(Debug, Clone)]
+enum Act {
+    Append { group: u64, count: u32, bytes: usize },
+    Conflict { group: u64, back: u64 },
+    State { group: u64, bytes: usize },
+    Snapshot { group: u64, back: u64 },
+    Settle,
+    Restart { politely: bool },
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let group = || 1u64..5;
+    let act = prop_oneof![
+        8 => (group(), 1u32..4, 0usize..3000).prop_map(|(group, count, bytes)| Act::Append { group, count, bytes }),
+        2 => (group(), 0u64..4).prop_map(|(group, back)| Act::Conflict { group, back }),
+        2 => (group(), 0usize..=256).prop_map(|(group, bytes)| Act::State { group, bytes }),
+        2 => (group(), 0u64..4).prop_map(|(group, back)| Act::Snapshot { group, back }),
+        4 => Just(Act::Settle),
+        1 => any::<bool>().prop_map(|politely| Act::Restart { politely }),
+    ];
+    proptest::collection::vec(act, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_log_is_what_the_model_says(acts in acts()) {
+        let mut rig = Rig::fresh(20);
+        let mut term = 1;
+        for (at, act) in acts.into_iter().enumerate() {
+            match act {
+                Act::Append { group, count, bytes } => {
+                    let last = rig.model().last(group);
+                    let of = rig.model().term_at(group, last).unwrap().max(1);
+                    rig.append(group, last, of, term.max(of), count, bytes);
+                }
+                Act::Conflict { group, back } => {
+                    term += 1;
+                    let prev = rig.model().last(group).saturating_sub(back).max(rig.model().get(group).base.0);
+                    let least = rig.model().term_at(group, prev).unwrap();
+                    rig.append(group, prev, term.max(least), term.max(least), 1, 700);
+                }
+                Act::State { group, bytes } => rig.put_state(group, &vec![at as u8; bytes]),
+                Act::Snapshot { group, back } => {
+                    let model = rig.model();
+                    let index = model.last(group).saturating_sub(back).max(model.get(group).base.0).max(1);
+                    let term = model.term_at(group, index).unwrap_or(term);
+                    rig.put_snapshot(group, index, term, &[at as u8; 100]);
+                }
+                Act::Settle => {
+                    rig.now_us += 30_000;
+                    rig.settle();
+                    rig.model().check_live(&rig.wal);
+                    prop_assert_eq!(rig.check(), Ok(()));
+                }
+                Act::Restart { politely } => {
+                    if politely {
+                        let model = rig.model().clone();
+                        let disk = rig.disk.clone();
+                        rig.wal.shutdown(&mut rig.disk).unwrap();
+                        rig = reopen(disk, at as u64, &model);
+                    } else {
+                        rig.settle();
+                        let model = rig.model().clone();
+                        rig.disk.crash(coracle_io::fake::CrashPolicy::LOSE_ALL);
+                        rig = reopen(rig.disk.clone(), at as u64, &model);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Opens the log again; it is what it was, and its payloads are still checked.
+fn reopen(disk: FakeDisk, seed: u64, model: &Model) -> Rig {
+    let (mut rig, recovery) = Rig::open(disk, config(100 + seed)).unwrap();
+    assert!(Model::of(&recovery).same_shape(model), "{recovery:?} is not {model:?}");
+    rig.history = vec![(Default::default(), model.clone())];
+    rig
+}
+
+#[test]
+fn a_read_that_is_overtaken_says_so_or_begins_again() {
+    let mut results = std::collections::BTreeMap::new();
+    for pause in 0..12 {
+        for change in ["release", "overwrite"] {
+            let mut rig = Rig::fresh(30);
+            for _ in 0..60 {
+                let last = rig.model().last(1);
+                rig.append(1, last, 1, 1, 1, 3000);
+                rig.settle();
+            }
+            rig.disk.set_completing(Completing::Manual);
+            rig.wal.read(&mut rig.disk, 5, GroupId(1), Index(2), Index(60), 50_000);
+            for _ in 0..pause {
+                rig.disk.submit().unwrap();
+                if !rig.disk.flights().is_empty() {
+                    rig.disk.complete(0);
+                    rig.complete().unwrap();
+                }
+            }
+            let early = rig.wal.poll_read();
+            let when = if early.is_some() { "before" } else { "after" };
+            match change {
+                "release" => rig.put_snapshot(1, 60, 1, b"all"),
+                _ => rig.append(1, 1, 2, 2, 1, 3000),
+            }
+            rig.settle();
+            let (id, result) = early.or_else(|| rig.wal.poll_read()).unwrap();
+            assert_eq!(id, 5);
+            let told = match result {
+                Ok(out) => {
+                    let mut entries = coracle_base::run::Entries::new(out.first, &out.body);
+                    let term = entries.next().unwrap().header.term.0;
+                    assert!(entries.all(|entry| entry.header.term.0 == term), "of one time or the other");
+                    format!("{when} {change}: term {term}")
+                }
+                Err(ReadError::Released { .. }) => format!("{when} {change}: released"),
+                Err(ReadError::NotDurable { .. }) => format!("{when} {change}: not durable"),
+                Err(error) => panic!("{change} after {pause}: {error}"),
+            };
+            *results.entry(told).or_insert(0) += 1;
+        }
+    }
+    let told: Vec<_> = results.keys().map(String::as_str).collect();
+    let expected = [
+        "after overwrite: not durable",
+        "after release: released",
+        "before overwrite: term 1",
+        "before release: term 1",
+    ];
+    assert_eq!(told, expected);
 }

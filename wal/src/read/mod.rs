@@ -31,6 +31,8 @@ use crate::groups::Group;
 use crate::token;
 use crate::wal::Wal;
 
+/// Files kept open for reading only.
+const HANDLES_MAX: usize = 64;
 /// Indexes of sealed files kept in memory.
 const INDEXES_MAX: usize = 4;
 /// Reads are at least this long: a run is seldom alone.
@@ -339,7 +341,12 @@ impl Wal {
         if let Some(mut job) = self.reads.current.take() {
             match std::mem::replace(&mut job.doing, Doing::Nothing) {
                 Doing::Nothing => self.reads.current = Some(job),
-                Doing::Opening { file_no } => self.on_opened(job, file_no, result),
+                Doing::Opening { file_no } => {
+                    self.on_opened(job, file_no, result);
+                    if let Some(file) = self.files.surplus_handle(HANDLES_MAX) {
+                        disk.start(token::IGNORED, DiskOp::Close { file });
+                    }
+                }
                 Doing::Reading { from } => {
                     self.let_go(from.file_no);
                     match (result, &buf) {
