@@ -2,7 +2,9 @@
 //! each fault comes when it is told to; the node is the one that runs in production.
 
 use coracle::sim::{Answer, SimNode};
-use coracle::{Config, Effects, Entry, GroupId, Machine, NodeId, Outcome, Peer, Reason, RestoreError, Unknown};
+use coracle::{
+    Config, Effects, Entry, GroupId, Machine, NodeId, Outcome, Peer, Reason, RestoreError, Unknown,
+};
 use coracle_io::fake::{CrashPolicy, Damage, FakeClock, FakeDisk, FakeNet, FakeNetwork, OpKind};
 
 const GROUP: GroupId = GroupId(1);
@@ -49,7 +51,13 @@ impl Lone {
         let mut config = Config::new(1, vec![peer], "/unused");
         config.shards = 1;
         config.wal_max_size_bytes = 64 * 1024;
-        Self { disk: FakeDisk::new(7), clock: FakeClock::new(), network: FakeNetwork::new(7), config, boots: 0 }
+        Self {
+            disk: FakeDisk::new(7),
+            clock: FakeClock::new(),
+            network: FakeNetwork::new(7),
+            config,
+            boots: 0,
+        }
     }
 
     fn open(&mut self) -> Result<Sim, coracle::Error> {
@@ -62,7 +70,9 @@ impl Lone {
     fn start(&mut self) -> Sim {
         let mut sim = self.open().unwrap();
         sim.start_group(GROUP, Box::new(Count::default()));
-        self.turn_until(&mut sim, |sim| sim.group_status(GROUP).is_some_and(|status| status.leader.is_some()));
+        self.turn_until(&mut sim, |sim| {
+            sim.group_status(GROUP).is_some_and(|status| status.leader.is_some())
+        });
         sim
     }
 
@@ -129,7 +139,7 @@ fn a_full_disk_refuses_early_loses_nothing_and_heals() {
     assert_eq!(lone.count(&mut sim), done);
 
     lone.disk.set_quota(None);
-    let healed = (0..1000).any(|_| matches!(lone.propose(&mut sim, b"more"), Outcome::Done(_)));
+    let healed = (0..20_000).any(|_| matches!(lone.propose(&mut sim, b"more"), Outcome::Done(_)));
     assert!(healed, "there is room again, and commands are still refused");
     assert_eq!(lone.count(&mut sim), done + 1);
 }

@@ -415,17 +415,18 @@ fn begin_anew<D: Disk>(
             cut: Some(cut),
         }),
     };
-    let reused = matches!(&source, Source::Dead { file_no, .. } if *file_no > 0).then(|| source.clone());
-    let (ready, prefill_bytes) = make_ready(disk, &config, head, source)?;
+    let is_void = |no: u64| files.get(no).is_none() && directory.logs[&no].head.is_some();
+    let void: Vec<u64> = directory.logs.keys().copied().filter(|no| is_void(*no)).collect();
+    let (ready, prefill_bytes, source) = make_ready_somehow(disk, &config, head, source, directory, &void)?;
+    let reused = match source {
+        Source::Dead { file_no, .. } => Some(file_no),
+        Source::New | Source::Spare { .. } => None,
+    };
     files.insert_ready(&ready);
     let strays = put_strays_aside(disk, &config, directory, &files, head.boot_epoch)?;
-    let was_reused = |no: u64| matches!(reused, Some(Source::Dead { file_no, .. }) if file_no == no);
-    let void = directory
-        .logs
-        .iter()
-        .filter(|(no, log)| files.get(**no).is_none() && log.head.is_some() && !was_reused(**no));
     // Spares first: a void file's new name must not be that of a spare that is still to be used.
-    let void = void.map(|(no, log)| Source::Dead { file_no: *no, handle: None, bytes: log.bytes });
+    let void = void.into_iter().filter(|no| Some(*no) != reused && files.get(*no).is_none());
+    let void = void.map(|no| Source::Dead { file_no: no, handle: None, bytes: directory.logs[&no].bytes });
     let leftovers = void.chain(leftovers).collect();
     let start = Start {
         identity,
@@ -516,6 +517,28 @@ fn put_strays_aside<D: Disk>(
         run(disk, DiskOp::SyncDir { path: config.dir.clone() })?;
     }
     Ok(strays)
+}
+
+/// Prepares a file, of a void one if the disk is full: files kept ready by the last boot hold nothing, and a full disk
+/// must not keep a log from being opened (etcd 2819). Their heads are not needed to come to the same verdict again.
+fn make_ready_somehow<D: Disk>(
+    disk: &mut D,
+    config: &Config,
+    head: Head,
+    source: Source,
+    directory: &Directory,
+    void: &[u64],
+) -> Result<(Ready, u64, Source), WalError> {
+    let void =
+        void.iter().map(|no| Source::Dead { file_no: *no, handle: None, bytes: directory.logs[no].bytes });
+    let mut full = None;
+    for source in std::iter::once(source).chain(void) {
+        match make_ready(disk, config, head, source.clone()) {
+            Err(WalError::Disk(error @ DiskError::Full { .. })) => full = full.or(Some(error)),
+            other => return other.map(|(ready, prefill_bytes)| (ready, prefill_bytes, source)),
+        }
+    }
+    Err(full.expect("the loop ran at least once, and ends here only with a full disk").into())
 }
 
 /// Prepares a file and waits for it. Returns it, and how many zeros were written for it.
