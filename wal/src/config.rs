@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use coracle_base::limits::{BLOCK_BYTES, WRITES_IN_FLIGHT_MAX};
+use coracle_base::limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BLOCK_BYTES, WRITES_IN_FLIGHT_MAX};
 use coracle_base::{NodeId, ShardId};
 use coracle_io::FileMode;
 
@@ -19,6 +19,9 @@ pub struct Config {
     pub file_bytes: u64,
     /// Files kept ready beyond the one in use.
     pub spares: usize,
+    /// A batch that has to wait is closed when it has gathered this much; a larger record gets a larger one of its own. A
+    /// multiple of 4 KiB, at most 1 MiB.
+    pub batch_bytes: usize,
     /// How a write becomes durable.
     pub strategy: Strategy,
     /// A checkpoint is begun after so many bytes of records, and whenever a file is full.
@@ -36,6 +39,7 @@ impl Config {
             dir: dir.into(),
             file_bytes: 128 << 20,
             spares: 2,
+            batch_bytes: BATCH_BYTES_TARGET,
             strategy: Strategy::Direct,
             checkpoint_every_bytes: 64 << 20,
             idle_mark_us: 75_000,
@@ -51,6 +55,10 @@ impl Config {
             || self.file_bytes > u64::from(u32::MAX)
         {
             return Err(WalError::FileBytes { found: self.file_bytes, smallest });
+        }
+        let in_bounds = (BLOCK_BYTES..=BATCH_BYTES_MAX).contains(&self.batch_bytes);
+        if !in_bounds || !self.batch_bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(WalError::BatchBytes { found: self.batch_bytes });
         }
         Ok(())
     }

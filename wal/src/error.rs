@@ -62,6 +62,12 @@ pub enum WalError {
         /// The least possible.
         smallest: u64,
     },
+    /// The size of a batch in the configuration is impossible.
+    #[error("batch size {found} is not a multiple of 4096 between 4 KiB and 1 MiB")]
+    BatchBytes {
+        /// The size asked for.
+        found: usize,
+    },
 }
 
 /// Why entries cannot be read back.

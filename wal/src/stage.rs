@@ -8,9 +8,10 @@
 use std::collections::VecDeque;
 
 use coracle_base::checksum::crc32c_from;
-use coracle_base::limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BLOCK_BYTES};
+use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_io::{Buffer, Disk};
 
+use crate::config::Config;
 use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::{Position, Uuid};
@@ -60,8 +61,9 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new<D: Disk>(disk: &mut D, file_bytes: u64, seed: u64, seq: u64, at: Position) -> Self {
-        let buffer_bytes = BATCH_BYTES_TARGET.min(file_bytes as usize);
+    pub(crate) fn new<D: Disk>(disk: &mut D, config: &Config, seq: u64, at: Position) -> Self {
+        let Config { file_bytes, seed, .. } = *config;
+        let buffer_bytes = config.batch_bytes.min(file_bytes as usize);
         let free = (0..BUFFERS_AT_START).map(|_| disk.buffer(buffer_bytes)).collect();
         Self {
             open: None,

@@ -182,7 +182,7 @@ impl Wal {
         let Start { config, first_seq, file_no, .. } = start;
         let at = Position { file_no, offset: HEAD_AREA_BYTES };
         Self {
-            stage: Stage::new(disk, config.file_bytes, config.seed, first_seq, at),
+            stage: Stage::new(disk, &config, first_seq, at),
             prepare: Preparer::new(&config.dir, config.file_bytes, config.strategy.file_mode()),
             reads: Reads::default(),
             identity: start.identity,

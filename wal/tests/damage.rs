@@ -98,8 +98,8 @@ fn judge(disk: &mut FakeDisk, model: &Model) -> Result<Outcome, String> {
 fn noticed(recovery: &Recovery) -> bool {
     let report = &recovery.report;
     report.damaged_heads > 0
-        || report.tail_suspect
-        || !(report.holes.is_empty() && report.missing.is_empty() && report.strays.is_empty())
+        || report.is_incomplete()
+        || !(report.missing.is_empty() && report.strays.is_empty())
         || recovery.groups.iter().any(|group| group.suspect)
 }
 

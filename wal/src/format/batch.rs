@@ -106,6 +106,10 @@ impl BatchHead {
             return None;
         }
         let head = Self::decode_fields(header).ok()?;
+        // Another version of the header comes only with a file whose head this program refuses.
+        if head.first_fields() != header[..64] {
+            return None;
+        }
         let too_large = head.batch_bytes() > BATCH_BYTES_MAX as u64;
         (head.uuid_low == uuid_low && !too_large).then_some(head)
     }

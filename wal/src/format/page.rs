@@ -49,6 +49,7 @@ const FLAG_SUSPECT: u32 = 1;
 const FLAG_STATE_LOST: u32 = 2;
 const FLAG_SNAPSHOT: u32 = 4;
 const FLAG_MORE: u32 = 8;
+const FLAGS_KNOWN: u32 = FLAG_SUSPECT | FLAG_STATE_LOST | FLAG_SNAPSHOT | FLAG_MORE;
 
 /// Consecutive entries of one group that lie in one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,8 +139,8 @@ impl Part {
         let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
         let place = SnapshotPlace { at, bytes: reader.u32()? };
         let (terms, extents) = (reader.u32()? as usize, reader.u32()? as usize);
-        if reader.u32()? != 0 {
-            return Err(RecordError::Field("padding"));
+        if reader.u32()? != 0 || flags & !FLAGS_KNOWN != 0 {
+            return Err(RecordError::Field("padding or flag"));
         }
         if state_bytes > STATE_BYTES_MAX || terms > PART_ITEMS_MAX || extents > PART_ITEMS_MAX {
             return Err(RecordError::Field("length"));

@@ -9,11 +9,11 @@
 //! cuts the old tail off for ever: that head is the one atomic step, so a crash before or after it, and another
 //! recovery, come to the same log. Only after it are void files reused and strays put aside.
 
-mod chain;
-mod reader;
+pub(crate) mod chain;
+pub(crate) mod reader;
 mod replay;
 mod roots;
-mod scan;
+pub(crate) mod scan;
 
 use std::path::{Path, PathBuf};
 
@@ -115,6 +115,13 @@ pub struct Report {
     pub missing: Vec<PathBuf>,
     /// Files that did not belong there and were renamed.
     pub strays: Vec<PathBuf>,
+}
+
+impl Report {
+    /// Whether durable records may be missing: then a group that is not named may have had some, too.
+    pub fn is_incomplete(&self) -> bool {
+        self.tail_suspect || !self.holes.is_empty()
+    }
 }
 
 /// The log as it was found, before anything is written.

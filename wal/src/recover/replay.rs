@@ -4,7 +4,6 @@
 //! them; those may have made little sense without it. Records after it come on top.
 
 use coracle_base::codec::Reader;
-use coracle_base::limits::WRITES_IN_FLIGHT_MAX;
 use coracle_base::{GroupId, RunRef};
 
 use super::scan::Sink;
@@ -45,8 +44,10 @@ pub(crate) struct Replay<'a> {
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
-    /// A lost batch whose states may be written once more in later ones.
-    states_missing: Option<u64>,
+    /// A lost batch whose states may be written once more in later ones of the same start: (its number, that start).
+    states_missing: Option<(u64, u32)>,
+    /// The start that wrote the last batch.
+    boot_epoch: u32,
     /// The last file of which a batch was taken, and the first.
     pub(crate) files: Option<(u64, u64)>,
 }
@@ -66,6 +67,7 @@ impl<'a> Replay<'a> {
             records: 0,
             holes: Vec::new(),
             states_missing: None,
+            boot_epoch: 0,
             files: None,
         }
     }
@@ -186,9 +188,11 @@ impl Sink for Replay<'_> {
                 break;
             }
         }
-        if self.states_missing.is_some_and(|lost| head.repeated_upto >= lost) {
+        let repeats = |(lost, epoch)| epoch == head.boot_epoch && head.repeated_upto >= lost;
+        if self.states_missing.is_some_and(repeats) {
             self.states_missing = None;
         }
+        self.boot_epoch = head.boot_epoch;
         let first = self.files.map_or(at.file_no, |(first, _)| first);
         self.files = Some((first, at.file_no));
         Ok(true)
@@ -199,8 +203,8 @@ impl Sink for Replay<'_> {
         self.holes.push(Hole { file, offset: at.offset, first_seq: first, last_seq: last });
         self.groups.iter_mut().for_each(|group| group.suspect = true);
         // A state is written once more in the very next batch. If that is lost too, or never came, so is the state.
-        let lost_before = self.states_missing.replace(last).is_some();
-        if lost_before || last > first || last >= first + WRITES_IN_FLIGHT_MAX as u64 {
+        let lost_before = self.states_missing.replace((last, self.boot_epoch)).is_some();
+        if lost_before || last > first {
             self.groups.iter_mut().for_each(|group| group.state_lost = true);
         }
     }
@@ -222,5 +226,64 @@ impl Group {
     /// Entries held.
     pub(crate) fn entries(&self) -> u64 {
         self.last.since(self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use coracle_base::codec::Sink as _;
+
+    use super::*;
+    use crate::format::record::{RecordKind, put_header};
+
+    /// A batch with one state, or with none.
+    fn batch(replay: &mut Replay<'_>, seq: u64, boot_epoch: u32, repeated_upto: u64, state: Option<&[u8]>) {
+        let mut payload = Vec::new();
+        if let Some(state) = state {
+            put_header(RecordKind::State, false, 8 + state.len(), &mut payload);
+            payload.put_u64(5);
+            payload.put(state);
+        }
+        let record_count = u32::from(state.is_some());
+        let head = BatchHead { seq, boot_epoch, repeated_upto, record_count, ..BatchHead::default() };
+        assert!(replay.batch(Position::default(), &head, &payload).unwrap());
+    }
+
+    /// What is said of the state of a group after batches 2 to `last` were lost, given who wrote the next one.
+    fn after_hole(last: u64, next_epoch: u32, repeated_upto: u64) -> (bool, bool) {
+        let mut replay = Replay::new(Path::new("d"), 1, None);
+        batch(&mut replay, 1, 7, 0, Some(b"voted"));
+        replay.hole(Position::default(), 2, last);
+        batch(&mut replay, last + 1, next_epoch, repeated_upto, None);
+        replay.finish(false);
+        let group = replay.groups.find(GroupId(5)).unwrap();
+        assert_eq!(group.state, b"voted");
+        (group.suspect, group.state_lost)
+    }
+
+    #[test]
+    fn a_lost_state_is_certain_to_come_again_only_in_the_next_batch_of_the_same_start() {
+        assert_eq!(after_hole(2, 7, 2), (true, false));
+        assert_eq!(after_hole(2, 7, 1), (true, true), "not everything was repeated");
+        assert_eq!(after_hole(2, 8, 2), (true, true), "a new start repeats nothing of the one before");
+        assert_eq!(
+            after_hole(3, 7, 3),
+            (true, true),
+            "what the first held may have been repeated in the second"
+        );
+    }
+
+    #[test]
+    fn records_that_contradict_their_header_are_not_taken() {
+        let mut replay = Replay::new(Path::new("d"), 1, None);
+        let head = BatchHead { seq: 1, record_count: 2, ..BatchHead::default() };
+        let mut payload = Vec::new();
+        put_header(RecordKind::State, false, 9, &mut payload);
+        payload.put_u64(5);
+        payload.put_u8(1);
+        assert!(!replay.batch(Position::default(), &head, &payload).unwrap());
+        assert!(replay.groups.find(GroupId(5)).is_none());
     }
 }

@@ -134,6 +134,26 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
         })
     }
 
+    /// From the oldest batch that holds; `None` if there is none.
+    pub(crate) fn from_oldest(
+        readers: &'a mut Readers<'d, D>,
+        links: &'a [Link],
+    ) -> Result<Option<Self>, WalError> {
+        for link in links {
+            let end = link.cut.map_or(link.bytes, |cut| cut.end).min(link.bytes);
+            let mut offset = HEAD_AREA_BYTES;
+            while offset < end.min(LOOK_AHEAD_BYTES) {
+                if let Seen::Sound(head) = look(readers, link, offset)? {
+                    let at = Position { file_no: link.file_no, offset };
+                    let from = Begin { at, seq: head.seq, chain: head.prev_chain };
+                    return Ok(Self::new(readers, links, from));
+                }
+                offset += BLOCK;
+            }
+        }
+        Ok(None)
+    }
+
     /// Walks to the end of the log.
     ///
     /// # Errors
