@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p coracle-io --example disk_floor -- DIR [strategy]` fills a file of 256 MiB there, then
 //! overwrites it: blocks of 4 KiB one at a time, and 256 KiB four at a time, each written through to the device.
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::path::Path;

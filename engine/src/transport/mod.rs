@@ -4,6 +4,8 @@
 //! strangers are few, have little time and little memory. Anything unexpected closes the connection with a logged
 //! reason and touches no group.
 
+#[cfg(test)]
+mod compat;
 pub(crate) mod envelope;
 pub(crate) mod frame;
 pub(crate) mod hello;
