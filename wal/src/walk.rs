@@ -4,8 +4,8 @@
 //! A recovery begins at a checkpoint and takes the checkpoint's word for older entries. The walk takes nobody's word: it
 //! begins at the oldest batch and reads every byte up to the end of the log, in windows of 1 MiB. It writes nothing.
 
-use coracle_base::codec::Reader;
 use coracle_base::RunRef;
+use coracle_base::codec::Reader;
 use coracle_io::Disk;
 
 use crate::config::{Config, Identity};

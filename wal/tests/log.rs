@@ -400,3 +400,24 @@ fn a_read_that_is_overtaken_says_so_or_begins_again() {
     ];
     assert_eq!(told, expected);
 }
+
+#[test]
+fn a_batch_is_as_large_as_was_asked_and_nothing_impossible_can_be_asked() {
+    let batch_bytes = 8192;
+    let (mut rig, _) =
+        Rig::open(FakeDisk::new(71), coracle_wal::Config { batch_bytes, ..config(71) }).unwrap();
+    for group in 1..=20 {
+        rig.append(group, 0, 1, 1, 1, 1500);
+    }
+    // One that is larger than a batch.
+    rig.append(21, 0, 1, 1, 16, 1500);
+    let batches: std::collections::BTreeSet<_> = rig.history[1..].iter().map(|(seq, _)| *seq).collect();
+    assert!(batches.len() >= 4, "{batches:?}");
+    rig.settle();
+    rig.check().unwrap();
+    for found in [0, 100, 5000, (1 << 20) + 4096] {
+        let config = coracle_wal::Config { batch_bytes: found, ..config(72) };
+        let opened = Rig::open(FakeDisk::new(72), config);
+        assert_eq!(opened.err(), Some(WalError::BatchBytes { found }));
+    }
+}

@@ -11,6 +11,9 @@ use crate::files::log_path;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
+/// Files open at a time, whatever the size of the log: a process has only so many.
+const OPEN_MAX: usize = 64;
+
 /// Files of the log, opened as they are needed.
 pub(crate) struct Readers<'d, D: Disk> {
     pub(crate) disk: &'d mut D,
@@ -58,6 +61,7 @@ impl<'d, D: Disk> Readers<'d, D> {
         let window = match self.open.get(&file_no) {
             Some(window) => Window { start, bytes: 0, ..*window },
             None => {
+                self.make_room()?;
                 let op = DiskOp::Open { path: log_path(&self.dir, file_no), mode: FileMode::Read };
                 let DiskOk::Opened { file, bytes } = self.run(op)?.0 else { return Ok(()) };
                 Window { file: Some(file), file_bytes: bytes, start, bytes: 0 }
@@ -77,6 +81,17 @@ impl<'d, D: Disk> Readers<'d, D> {
         if let DiskOk::Read { bytes } = ok {
             self.open.insert(file_no, Window { bytes, ..window });
             self.of = file_no;
+        }
+        Ok(())
+    }
+
+    /// Closes the file with the lowest number if too many are open: reading mostly goes up.
+    fn make_room(&mut self) -> Result<(), DiskError> {
+        if self.open.len() < OPEN_MAX {
+            return Ok(());
+        }
+        if let Some((_, Window { file: Some(file), .. })) = self.open.pop_first() {
+            self.run(DiskOp::Close { file })?;
         }
         Ok(())
     }
