@@ -143,14 +143,15 @@ impl Files {
         })
     }
 
-    /// A handle that was opened for reading and may be closed, if there are more than `max` of them.
-    pub(crate) fn surplus_handle(&mut self, max: usize) -> Option<FileId> {
+    /// A handle that was opened for reading and may be closed, if there are more than `max` of them. Not that of file
+    /// `keep`, which is about to be read: it would be opened and closed for ever.
+    pub(crate) fn surplus_handle(&mut self, max: usize, keep: u64) -> Option<FileId> {
         let readable = |file: &&mut File| file.handle.is_some() && !file.writable;
         if self.map.values_mut().filter(readable).count() <= max {
             return None;
         }
-        let file = self.map.values_mut().find(|file| readable(file) && file.busy == 0)?;
-        file.handle.take()
+        let mut files = self.map.iter_mut().filter(|(file_no, _)| **file_no != keep).map(|(_, file)| file);
+        files.find(|file| readable(file) && file.busy == 0)?.handle.take()
     }
 }
 

@@ -343,7 +343,7 @@ impl Wal {
                 Doing::Nothing => self.reads.current = Some(job),
                 Doing::Opening { file_no } => {
                     self.on_opened(job, file_no, result);
-                    if let Some(file) = self.files.surplus_handle(HANDLES_MAX) {
+                    if let Some(file) = self.files.surplus_handle(HANDLES_MAX, file_no) {
                         disk.start(token::IGNORED, DiskOp::Close { file });
                     }
                 }
