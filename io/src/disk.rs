@@ -211,6 +211,11 @@ pub trait Disk {
     /// Operations started and not yet handed out by [`completions`](Self::completions).
     fn in_flight(&self) -> usize;
 
+    /// System calls made so far by this driver and those that share its ring; 0 if it makes none.
+    fn syscalls(&self) -> u64 {
+        0
+    }
+
     /// The files (not directories) in a directory, sorted by name. Blocks: for start-up. The empty path is the disk's
     /// own directory.
     ///

@@ -182,6 +182,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(crate) fn status(&self) -> ShardStatus {
         let wal = self.wal.stats();
         ShardStatus {
+            syscalls: self.disk.syscalls(),
             batches: wal.batches,
             batch_bytes: wal.batch_bytes,
             frames: self.transport.links().iter().map(|link| link.frames).sum(),

@@ -30,7 +30,7 @@ pub struct GroupStatus {
 pub struct ShardStatus {
     /// Turns of its loop.
     pub turns: u64,
-    /// System calls of its loop, and eventfd writes to wake clients not counted.
+    /// System calls of its loop: entering the ring. Waking clients is not counted.
     pub syscalls: u64,
     /// Commands proposed by clients of this node or forwarded to it.
     pub proposed: u64,

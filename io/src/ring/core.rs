@@ -117,6 +117,7 @@ pub struct Ring {
     clients: Vec<Option<Client>>,
     pool: Pool,
     event: Option<EventFd>,
+    enters: u64,
 }
 
 impl Ring {
@@ -142,7 +143,7 @@ impl Ring {
             ),
         }
         let (table, backlog, clients) = (Slab::new(), VecDeque::new(), Vec::new());
-        Self { uring, table, tenant: 0, backlog, clients, pool, event: None }
+        Self { uring, table, tenant: 0, backlog, clients, pool, event: None, enters: 0 }
     }
 
     /// An eventfd that counts completions, for an event loop that cannot sleep in the ring itself. (Waiting for the
@@ -183,6 +184,11 @@ impl Ring {
     /// Whether anything waits to be fetched.
     pub(crate) fn has_deliveries(&self) -> bool {
         self.clients.iter().flatten().any(|client| client.ready || !client.completions.is_empty())
+    }
+
+    /// System calls made so far.
+    pub(crate) fn enters(&self) -> u64 {
+        self.enters
     }
 
     pub(crate) fn buffer(&mut self, bytes: usize) -> Buffer {
@@ -286,6 +292,7 @@ impl Ring {
                 break;
             }
         }
+        self.enters += 1;
         let submitter = self.uring.submitter();
         let entered = match timeout_us {
             Some(us) if want > 0 => {

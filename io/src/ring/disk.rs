@@ -401,6 +401,10 @@ impl Disk for RingDisk {
         self.pending.len() + self.ready.len()
     }
 
+    fn syscalls(&self) -> u64 {
+        self.ring.borrow().enters()
+    }
+
     fn list(&mut self, dir: &Path) -> Result<Vec<DirEntry>, DiskError> {
         let path = self.root.join(dir);
         let failed = |error| path_error(&path, "list", &error);
