@@ -60,6 +60,20 @@ fn everything_appended_comes_back() {
 }
 
 #[test]
+fn batches_are_as_large_as_was_asked() {
+    for (groups, bytes) in [("1", 16 * 1024), ("50", 65_536), ("1", 1 << 20)] {
+        let max_batch = bytes.to_string();
+        let words = ["--entries", "60000", "--groups", groups, "--max-batch", &max_batch, "--json"];
+        let report = report(&words);
+        assert_eq!(&report["recovered"], &60_000);
+        // At full load batches are full; those at the end need not be, and there are markers.
+        let mean = report["mean_batch_bytes"].as_f64().unwrap();
+        assert!(mean <= f64::from(bytes), "{report}");
+        assert!(mean >= f64::from(bytes) / 4.0, "{report}");
+    }
+}
+
+#[test]
 fn an_open_loop_appends_at_its_rate() {
     let report = report(&["--rate", "2000", "--seconds", "1", "--groups", "3", "--json"]);
     assert_eq!((&report["entries"], &report["recovered"]), (&2000.into(), &2000.into()));

@@ -21,6 +21,8 @@ use crate::latency::Latencies;
 
 /// The term of every entry: one leader, from the beginning to the end.
 const TERM: Term = Term(1);
+/// Besides its entries, a run that is alone in a batch takes at most this much of it.
+const RUN_OVERHEAD_BYTES: usize = 256;
 /// Random bytes from which payloads are cut.
 const NOISE_BYTES: usize = 64 * 1024;
 
@@ -57,6 +59,8 @@ pub(super) struct Load {
     run: EntryBatch,
     in_flight_max: u64,
     turn_entries_max: u64,
+    /// So many fit a batch. If not even one does, it gets a larger batch of its own.
+    run_entries_max: u32,
     notices: VecDeque<Notice>,
     done: Vec<DiskDone>,
 }
@@ -67,6 +71,7 @@ impl Load {
         ids: impl Iterator<Item = GroupId>,
         entry_bytes: usize,
         in_flight_max: u64,
+        batch_bytes: usize,
         seed: u64,
     ) -> Self {
         let groups: Vec<_> = ids.map(|id| (id, Index::ZERO)).collect();
@@ -76,6 +81,7 @@ impl Load {
         let encoded = ENTRY_HEADER_BYTES + entry_bytes;
         // A turn brings about a batch, and never more than one run can hold if all of it hits one group.
         let turn_entries_max = (4 * BATCH_BYTES_TARGET / encoded).clamp(1, RUN_BYTES_MAX / encoded) as u64;
+        let run_entries_max = (batch_bytes.saturating_sub(RUN_OVERHEAD_BYTES) / encoded).max(1) as u32;
         Self {
             hits: vec![0; groups.len()],
             hit_slots: Vec::with_capacity(groups.len()),
@@ -86,6 +92,7 @@ impl Load {
             run: EntryBatch::with_capacity(RUN_BYTES_MAX),
             in_flight_max,
             turn_entries_max,
+            run_entries_max,
             notices: VecDeque::new(),
             done: Vec::new(),
         }
@@ -153,9 +160,14 @@ impl Load {
             *hits += 1;
         }
         while let Some(slot) = self.hit_slots.pop() {
-            let hits = std::mem::take(&mut self.hits[slot as usize]);
-            let batch = self.append_run(wal, (slot, hits), time_ms, outcome)?;
-            let (first, count) = (outcome.entries, u64::from(hits));
+            let hits = self.hits[slot as usize];
+            let taken = hits.min(self.run_entries_max);
+            self.hits[slot as usize] -= taken;
+            if taken < hits {
+                self.hit_slots.push(slot);
+            }
+            let batch = self.append_run(wal, (slot, taken), time_ms, outcome)?;
+            let (first, count) = (outcome.entries, u64::from(taken));
             match self.notices.back_mut() {
                 Some(last) if last.batch == batch && last.appended_us == now_us => last.count += count,
                 _ => self.notices.push_back(Notice { batch, first, count, appended_us: now_us }),

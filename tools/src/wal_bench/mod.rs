@@ -5,7 +5,7 @@
 //! writes for comparison (`bare.rs`). This file starts them, takes the process's counters around the append phase and
 //! reports (`report.rs`).
 //!
-//! Invariant: whatever was appended is read back and counted before a number is printed; if any is missing, the bench
+//! Invariant: whatever was appended is read back from the files, checked and counted before a number is printed; if any is missing, the bench
 //! fails.
 
 mod bare;

@@ -15,7 +15,7 @@ const IN_FLIGHT: u64 = 8192;
 /// What durable log throughput does a disk give through Coracle's write-ahead log?
 ///
 /// Appends entries of many groups at random as a shard does, waits until they are durable, then recovers the log,
-/// reads everything back and counts it.
+/// reads every entry back from its files, checks it and counts it.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "wal-bench",
@@ -62,7 +62,7 @@ pub struct Options {
     #[arg(long, default_value_t = IN_FLIGHT, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub in_flight: u64,
 
-    /// A batch is closed when it has gathered this much.
+    /// A batch that has to wait is closed when it has gathered this much; a larger entry gets a larger one of its own.
     #[arg(long, default_value_t = BATCH_BYTES_TARGET, value_parser = max_batch)]
     pub max_batch: usize,
 

@@ -109,6 +109,7 @@ impl Shard<'_> {
     fn config(&self, dir: &str) -> Config {
         let mut config = Config::new(dir, rand::random());
         config.file_bytes = self.options.wal_file;
+        config.batch_bytes = self.options.max_batch;
         config.strategy = self.options.strategy.of_log();
         config
     }
@@ -128,7 +129,8 @@ impl Shard<'_> {
     fn load(&self) -> Load {
         let ids = (1..=u64::from(self.options.groups)).map(GroupId);
         let ours = ids.filter(|id| id.shard(self.options.shards) == ShardId(self.shard));
-        Load::new(ours, self.options.entry_bytes, self.options.in_flight, u64::from(self.shard))
+        let Options { entry_bytes, in_flight, max_batch, .. } = *self.options;
+        Load::new(ours, entry_bytes, in_flight, max_batch, u64::from(self.shard))
     }
 
     /// When our part of all entries arrives, from now on.
