@@ -1,5 +1,6 @@
 //! What a node says and does when its disk is full, fails, or holds what it should not. On the simulated disk, so that
 //! each fault comes when it is told to; the node is the one that runs in production.
+#![allow(clippy::unwrap_used)] // a test that fails may panic
 
 use coracle::sim::{Answer, SimNode};
 use coracle::{

@@ -1,5 +1,6 @@
 //! What a node does with connections that are not a good peer's: each is closed with a reason, and nothing else happens.
 //! The bytes are written out here by hand, as docs/FORMAT.md gives them, so that the format cannot change unnoticed.
+#![allow(clippy::unwrap_used)] // a test that fails may panic
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
