@@ -211,12 +211,12 @@ fn bad_configurations_name_the_key() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();
     let good = || config(1, &[(1, address)], dir.path());
-    let cases: [(&str, Box<dyn Fn(&mut Config)>); 5] = [
-        ("id", Box::new(|c| c.id = NodeId(0))),
-        ("peers", Box::new(|c| c.id = NodeId(5))),
-        ("wal_max_size_bytes", Box::new(|c| c.wal_max_size_bytes = 10)),
-        ("election_us", Box::new(|c| c.election_us = 1)),
-        ("shards", Box::new(|c| c.shards = 5000)),
+    let cases: [(&str, fn(&mut Config)); 5] = [
+        ("id", |c| c.id = NodeId(0)),
+        ("peers", |c| c.id = NodeId(5)),
+        ("wal_max_size_bytes", |c| c.wal_max_size_bytes = 10),
+        ("election_us", |c| c.election_us = 1),
+        ("shards", |c| c.shards = 5000),
     ];
     for (key, spoil) in cases {
         let mut config = good();
