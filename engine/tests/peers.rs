@@ -211,7 +211,8 @@ fn bad_configurations_name_the_key() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();
     let good = || config(1, &[(1, address)], dir.path());
-    let cases: [(&str, fn(&mut Config)); 5] = [
+    type Spoil = fn(&mut Config);
+    let cases: [(&str, Spoil); 5] = [
         ("id", |c| c.id = NodeId(0)),
         ("peers", |c| c.id = NodeId(5)),
         ("wal_max_size_bytes", |c| c.wal_max_size_bytes = 10),
