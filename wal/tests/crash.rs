@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 
 use common::model::Model;
 use common::{Rig, config, read_all};
-use coracle_io::fake::{Completing, CrashLimits, FakeDisk};
+use coracle_io::Disk;
+use coracle_io::fake::{Completing, CrashLimits, FakeDisk, OpKind};
 use coracle_wal::{BatchSeq, Recovery, Wal};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -291,6 +292,49 @@ fn every_crash_leaves_a_log_that_recovery_understands() {
     );
     assert!(tally.total() >= 20_000, "{tally:?}");
     assert!(tally.torn > 1000 && tally.from_checkpoint > 1000 && tally.reused > 20, "{tally:?}");
+}
+
+/// The log rolls over and needs a file, in the same turn in which a snapshot releases all of it: nothing of the old files
+/// may be touched before that snapshot is durable.
+#[test]
+fn a_file_is_not_reused_before_what_released_it_is_durable() {
+    let mut tally = Tally::default();
+    for checkpoints in 3..9 {
+        let mut rig = Rig::fresh(checkpoints);
+        while rig.wal.stats().checkpoints < checkpoints {
+            let last = rig.model().last(1);
+            rig.append(1, last, 1, 1, 1, 6000);
+            rig.settle();
+        }
+        rig.disk.set_completing(Completing::Manual);
+        for _ in 0..24 {
+            let last = rig.model().last(1);
+            rig.append(1, last, 1, 1, 1, 6000);
+        }
+        let last = rig.model().last(1);
+        rig.put_snapshot(1, last, 1, b"everything");
+        rig.submit().unwrap();
+        // All completes but the log's own writes.
+        loop {
+            let flights = rig.disk.flights();
+            let other =
+                flights.iter().position(|flight| flight.kind != OpKind::Write || is_spare(&flight.path));
+            let Some(other) = other else { break };
+            rig.disk.complete(other);
+            rig.complete().unwrap();
+            rig.disk.submit().unwrap();
+            for image in rig.disk.crash_images(LIMITS_AGAIN) {
+                tally.add("release");
+                check_image(&image, 4, &rig.history, rig.acked(), &mut tally)
+                    .unwrap_or_else(|error| panic!("{checkpoints} checkpoints ({}): {error}", image.story()));
+            }
+        }
+    }
+    assert!(tally.total() > 500, "{tally:?}");
+}
+
+fn is_spare(path: &std::path::Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("spare-"))
 }
 
 /// The enumeration can fail: each planted bug is caught.
