@@ -12,7 +12,8 @@ use common::{DIR, Rig, config, identity, read_all};
 use coracle_base::checksum::{crc32c, crc32c_from, mix64};
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{NodeId, ShardId};
-use coracle_io::fake::{Damage, DiskImage, FakeDisk};
+use coracle_io::Disk;
+use coracle_io::fake::{Completing, Damage, DiskImage, FakeDisk, OpKind};
 use coracle_wal::{Identity, Recovery, Wal, WalError};
 
 /// What became of a damaged log.
@@ -328,11 +329,16 @@ fn an_unknown_record_is_refused_or_skipped_as_its_flag_says() {
 #[test]
 fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     let mut rig = Rig::fresh(19);
-    for _ in 0..60 {
+    // Files are reused all the time, and yet those that the older checkpoint needs are all there.
+    for round in 0..200 {
         let last = rig.model().last(1);
         rig.append(1, last, 1, 1, 1, 4000);
+        if round % 4 == 0 {
+            rig.put_snapshot(1, last + 1, 1, b"all");
+        }
         rig.settle();
     }
+    assert!(rig.wal.stats().files_reused > 5);
     let model = rig.model().clone();
     let image = rig.disk.image();
     let newest = Wal::open(&mut FakeDisk::from_image(image.clone(), 1), config(20), identity()).unwrap().1;
@@ -342,7 +348,8 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
         for block in 2..16u64 {
             let mut disk = FakeDisk::from_image(image.clone(), 1);
             disk.corrupt(&file, block * BLOCK_BYTES as u64 + 150, Damage::FlipBit { bit: 3 });
-            let (_, recovery) = Wal::open(&mut disk, config(20), identity()).unwrap();
+            let (_, recovery) = Wal::open(&mut disk, config(20), identity())
+                .unwrap_or_else(|error| panic!("{}, block {block}: {error}", file.display()));
             if recovery.report.checkpoint == Some(newest - 1) {
                 fell_back += 1;
                 assert!(noticed(&recovery), "{:?}", recovery.report);
@@ -353,6 +360,54 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
         }
     }
     assert!(fell_back > 0);
+}
+
+/// At any moment, also while files are being reused and the next checkpoint is being written, one damaged batch leaves a
+/// checkpoint to begin with.
+#[test]
+fn there_are_always_two_checkpoints_to_begin_with() {
+    let mut rig = Rig::fresh(23);
+    let step = |rig: &mut Rig, round: u64| {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 9000);
+        if round % 2 == 0 {
+            rig.put_snapshot(1, last + 1, 1, b"all");
+        }
+    };
+    for round in 0..150 {
+        step(&mut rig, round);
+        rig.settle();
+    }
+    rig.disk.set_completing(Completing::Manual);
+    for round in 0..40 {
+        step(&mut rig, round);
+        rig.submit().unwrap();
+        while rig.disk.in_flight() > 0 {
+            // Files are made ready while the log's own write, with the next checkpoint, is still on its way.
+            let flights = rig.disk.flights();
+            let other = flights.iter().position(|flight| flight.kind != OpKind::Write);
+            rig.disk.complete(other.unwrap_or(flights.len() - 1));
+            rig.complete().unwrap();
+            rig.disk.submit().unwrap();
+            survives_any_damaged_batch(&rig.disk.durable_image());
+        }
+    }
+    assert!(rig.wal.stats().files_reused > 5);
+}
+
+fn survives_any_damaged_batch(image: &DiskImage) {
+    for file in image.paths() {
+        let bytes = image.read(&file).unwrap();
+        let batches =
+            (2..bytes.len() / BLOCK_BYTES).filter(|block| bytes[block * BLOCK_BYTES..].starts_with(b"CWB1"));
+        for block in batches {
+            let mut disk = FakeDisk::from_image(image.clone(), 1);
+            disk.corrupt(&file, (block * BLOCK_BYTES) as u64 + 50, Damage::FlipBit { bit: 3 });
+            if let Err(error) = Wal::open(&mut disk, config(24), identity()) {
+                panic!("{}, block {block}: {error}", file.display());
+            }
+        }
+    }
 }
 
 #[test]
