@@ -1,6 +1,7 @@
 //! The examples as processes. None outlives its test.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -56,15 +57,18 @@ pub(crate) struct Process {
     name: &'static str,
     child: Child,
     lines: Receiver<String>,
+    stderr: File,
 }
 
 impl Process {
     pub(crate) fn start(name: &'static str, args: &[String]) -> Self {
+        // A file and not a pipe: nobody reads it meanwhile, and a full pipe would hold the process up.
+        let stderr = tempfile::tempfile().unwrap();
         let mut child = Command::new(example(name))
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(stderr.try_clone().unwrap())
             .spawn()
             .unwrap();
         let (sender, lines) = mpsc::channel();
@@ -73,7 +77,7 @@ impl Process {
             let lines = BufReader::new(stdout).lines().map_while(Result::ok);
             lines.map_while(|line| sender.send(line).ok()).for_each(drop);
         });
-        Self { name, child, lines }
+        Self { name, child, lines, stderr }
     }
 
     /// Runs an example to its end.
@@ -97,7 +101,8 @@ impl Process {
         let _ = self.child.kill();
         self.child.wait().unwrap();
         let mut said = String::new();
-        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+        self.stderr.rewind().unwrap();
+        self.stderr.read_to_string(&mut said).unwrap();
         said
     }
 
