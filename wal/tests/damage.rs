@@ -370,7 +370,7 @@ fn there_are_always_two_checkpoints_to_begin_with() {
     let step = |rig: &mut Rig, round: u64| {
         let last = rig.model().last(1);
         rig.append(1, last, 1, 1, 1, 9000);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             rig.put_snapshot(1, last + 1, 1, b"all");
         }
     };
