@@ -1,4 +1,4 @@
-//! A node for simulators: the same [`Server`] that a shard's thread runs, over a disk, a network and a clock of the
+//! A node for simulators: the same `Server` that a shard's thread runs, over a disk, a network and a clock of the
 //! caller's, turned by hand.
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use coracle_io::{Clock, Disk, Net};
 
 use crate::boot::{Parts, Server};
 use crate::shard::inbox::{Command, Consistency, Inbox, Origin};
-use crate::shard::replies::Slot;
+use crate::shard::replies::{ClientQueue, Slot};
 use crate::{Config, Error, GroupStatus, Machine, Outcome, Reason, ShardStatus};
 
 pub use crate::shard::Turn;
@@ -17,6 +17,8 @@ pub use crate::shard::Turn;
 pub struct SimNode<D: Disk, N: Net, C: Clock> {
     server: Server<D, N, C>,
     inbox: Arc<Inbox<N::Socket>>,
+    /// Where the answers to batches go, as a client's would.
+    batches: Arc<ClientQueue>,
 }
 
 /// A command's answer, when it comes.
@@ -75,7 +77,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         config.check()?;
         let inbox = parts.inbox.clone();
         let listen = config.listen().expect("checked: this node is among its peers");
-        Ok(Self { server: Server::open(config, listen, parts)?, inbox })
+        Ok(Self { server: Server::open(config, listen, parts)?, inbox, batches: Arc::default() })
     }
 
     /// One turn.
@@ -107,6 +109,29 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         }
         self.push(&slot, |origin| Command::Propose { group, entries, origin });
         Answer(slot)
+    }
+
+    /// Proposes several commands as one batch, each with a number that comes back with its answer.
+    pub fn propose_all(&self, group: GroupId, commands: &[(u64, Vec<u8>)]) {
+        let mut entries = EntryBatch::new();
+        let origin = Origin::Client(self.batches.clone());
+        for (tag, command) in commands {
+            if entries.push(*tag, EntryKind::Command, command).is_err() {
+                origin.answer(*tag, &Outcome::not_done(Reason::TooLarge, None));
+            }
+        }
+        if let Err(refused) = self.inbox.push(Command::Propose { group, entries, origin }) {
+            refused.refuse(Reason::Busy);
+        }
+    }
+
+    /// What became of commands of batches since the last time.
+    pub fn answers(&self) -> Vec<(u64, Outcome)> {
+        let mut all = Vec::new();
+        while let Some(completions) = self.batches.pop() {
+            all.extend(completions.iter().map(|(tag, outcome)| (tag, outcome.to_owned())));
+        }
+        all
     }
 
     /// Asks a question whose answer covers everything acknowledged before.

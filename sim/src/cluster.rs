@@ -120,8 +120,8 @@ impl Cluster {
         self.crashes += 1;
         self.tally.event(&[ENDED, now_us, at as u64, restart_us]);
         tracing::debug!(now_us, node = %self.nodes[at].id, ?end, restart_us, "process ended");
-        for one in waiting {
-            self.settle(one.asked, one.answer.get().as_ref())?;
+        for asked in waiting {
+            self.settle(asked, None)?;
         }
         Ok(())
     }
@@ -151,6 +151,7 @@ impl Cluster {
             if let Some(mark) = note.mark() {
                 self.tally.mark(mark);
             }
+            tracing::trace!(now_us, node = %id, ?note, "machine");
             self.oracle.on_note(*id, &mut process.views, note)?;
         }
         let Process { sim, views, .. } = process;
@@ -169,12 +170,14 @@ impl Cluster {
                 self.elected.push(group);
             }
         }
-        let answered: Vec<Waiting> =
-            process.waiting.extract_if(.., |one| one.answer.get().is_some()).collect();
-        for one in answered {
-            self.settle(one.asked, one.answer.get().as_ref())?;
+        let answered = process.waiting.extract_if(.., |one| one.answer.get().is_some());
+        let mut answered: Vec<(Asked, Option<Outcome>)> =
+            answered.map(|one| (one.asked, one.answer.get())).collect();
+        for (id, outcome) in process.sim.answers() {
+            process.batched.remove(&id);
+            answered.push((Asked::Command(id), Some(outcome)));
         }
-        Ok(())
+        answered.iter().try_for_each(|(asked, outcome)| self.settle(*asked, outcome.as_ref()))
     }
 
     /// A question has ended, or its node has.
@@ -187,6 +190,7 @@ impl Cluster {
         };
         self.tally.event(&[ANSWER, self.clock.true_us(), number, index]);
         self.tally.mark(mark(asked, outcome));
+        tracing::trace!(now_us = self.clock.true_us(), ?asked, ?outcome, "ended");
         match (asked, outcome) {
             (Asked::Command(id), outcome) => self.oracle.on_outcome(id, outcome),
             (Asked::Query(group, floor), Some(Outcome::Done(done))) => {
@@ -205,7 +209,23 @@ impl Cluster {
         let command = command(id);
         self.oracle.on_proposed(group, &command);
         let answer = process.sim.propose(coracle::GroupId(group as u64 + 1), &command);
+        tracing::trace!(now_us = self.clock.true_us(), node = at + 1, group, id, "proposed");
         process.waiting.push(Waiting { asked: Asked::Command(id), answer });
+        self.nodes[at].wake();
+    }
+
+    /// A client proposes a batch of commands through a node that is up.
+    pub(crate) fn propose_all(&mut self, at: usize, group: usize, commands: &[impl Fn(u64) -> Vec<u8>]) {
+        let Some(process) = &mut self.nodes[at].process else { return };
+        let mut batch = Vec::with_capacity(commands.len());
+        for command in commands {
+            let id = self.oracle.next_id();
+            let command = command(id);
+            self.oracle.on_proposed(group, &command);
+            process.batched.insert(id);
+            batch.push((id, command));
+        }
+        process.sim.propose_all(coracle::GroupId(group as u64 + 1), &batch);
         self.nodes[at].wake();
     }
 

@@ -226,7 +226,7 @@ impl Faults {
             let node = &mut cluster.nodes[at];
             node.clock.set_rate_ppm(EXACT_PPM);
             node.paused_until_us = 0;
-            node.restart_us = node.restart_us.min(now_us);
+            node.restart_us = node.restart_us.min(now_us.max(node.disk.now_us()));
         }
         Ok(())
     }

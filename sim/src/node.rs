@@ -3,6 +3,8 @@
 //!
 //! Invariant: a process stops by itself only for a cause that was planted: anything else is a violation.
 
+use std::collections::BTreeSet;
+
 use coracle::breaks::Breaks;
 use coracle::sim::{Answer, SimNode};
 use coracle::{Config, Error, GroupId, Index, NodeId, Peer};
@@ -34,6 +36,8 @@ pub(crate) struct Process {
     pub(crate) journal: Journal,
     pub(crate) views: Vec<View>,
     pub(crate) waiting: Vec<Waiting>,
+    /// Commands of batches that have no answer.
+    pub(crate) batched: BTreeSet<u64>,
     /// Groups that are not started yet, latest first.
     starts: Vec<(u64, GroupId)>,
     /// By the node's own clock.
@@ -121,10 +125,12 @@ impl Node {
             journal: Journal::default(),
             views: vec![View::default(); plan.groups as usize],
             waiting: Vec::new(),
+            batched: BTreeSet::new(),
             starts,
             deadline_us: 0,
             ready: true,
-            next_turn_us: now_us,
+            // Opening blocks: the process is not there before its disk is done with it.
+            next_turn_us: self.disk.now_us(),
         });
         Ok(true)
     }
@@ -158,9 +164,9 @@ impl Node {
             process.sim.start_group(group, Box::new(machine(plan, group, &process.journal)));
             true
         }) {}
-        process.next_turn_us = now_us + turn_us;
         match process.sim.turn() {
             Ok(turn) => {
+                process.next_turn_us = self.disk.now_us().max(now_us + turn_us);
                 process.ready = turn.busy;
                 process.deadline_us = turn.deadline_us;
                 Ok(true)
@@ -211,8 +217,8 @@ impl Node {
         self.claims.iter().enumerate().map(claim).collect()
     }
 
-    /// The process is gone. Returns who waited for it.
-    pub(crate) fn stop(&mut self, network: &FakeNetwork, end: End, restart_us: u64) -> Vec<Waiting> {
+    /// The process is gone. Returns what clients waited for.
+    pub(crate) fn stop(&mut self, network: &FakeNetwork, end: End, restart_us: u64) -> Vec<Asked> {
         self.claims = self.claims_now();
         let how = if matches!(end, End::Killed) { NodeStop::Killed } else { NodeStop::PowerLoss };
         network.stop_node(self.id.0, how);
@@ -223,8 +229,10 @@ impl Node {
         }
         self.fused = false;
         self.paused_until_us = 0;
-        self.restart_us = restart_us;
-        process.map(|process| process.waiting).unwrap_or_default()
+        self.restart_us = restart_us.max(self.disk.now_us());
+        let Some(process) = process else { return Vec::new() };
+        let batched = process.batched.into_iter().map(Asked::Command);
+        process.waiting.into_iter().map(|one| one.asked).chain(batched).collect()
     }
 }
 

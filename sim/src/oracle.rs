@@ -143,9 +143,11 @@ impl Oracle {
         self.commands.len() as u64
     }
 
-    /// Whether a command was done, as far as its client knows.
-    pub(crate) fn is_done(&self, id: u64) -> bool {
-        self.commands[id as usize].fate == Fate::Done
+    /// A command with at least this id that was not done, as far as its client knows.
+    pub(crate) fn not_done_from(&self, id: u64) -> Option<String> {
+        let (id, command) =
+            (id..).zip(&self.commands[id as usize..]).find(|(_, one)| one.fate != Fate::Done)?;
+        Some(format!("command {id} of group {}: {:?}", command.group, command.fate))
     }
 
     /// What an answer to a query asked now must include.

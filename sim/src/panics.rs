@@ -1,7 +1,7 @@
 //! An assertion that fails in the code under test is a finding like any other: its message is kept instead of printed,
 //! but only on threads that run a seed.
 
-use std::backtrace::{Backtrace, BacktraceStatus};
+use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::sync::Once;
 
@@ -17,13 +17,8 @@ pub(crate) fn told<T>(work: impl FnOnce() -> T) -> (T, String) {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // Empty unless RUST_BACKTRACE asks for it.
-            let backtrace = Backtrace::capture();
-            let told = || match backtrace.status() {
-                BacktraceStatus::Captured => format!("{info}\n{backtrace}"),
-                _ => info.to_string(),
-            };
-            let keep = TOLD.with_borrow_mut(|kept| kept.as_mut().map(|kept| *kept = told()));
+            let keep = TOLD.with_borrow_mut(|told| told.as_mut().map(|told| *told = info.to_string()));
+            tracing::debug!(backtrace = %Backtrace::capture(), "panic");
             if keep.is_none() {
                 before(info);
             }

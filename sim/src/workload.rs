@@ -44,20 +44,30 @@ impl Workload {
         if self.rng.random_ratio(load.queries_percent, 100) {
             self.query(cluster, group);
         }
-        for _ in 0..self.rng.random_range(1..=load.burst) {
-            self.propose(cluster, at, group);
+        let burst = self.rng.random_range(1..=load.burst);
+        if self.rng.random_ratio(1, 2) {
+            (0..burst).for_each(|_| self.propose(cluster, at, group));
+        } else {
+            let commands: Vec<_> = (0..burst).map(|_| self.command(cluster)).collect();
+            cluster.propose_all(at, group, &commands);
         }
         if self.rng.random_ratio(load.queries_percent, 100) {
             self.query(cluster, group);
         }
     }
 
-    /// One command of any kind.
+    /// Proposes one command of any kind.
     pub(crate) fn propose(&mut self, cluster: &mut Cluster, at: usize, group: usize) {
+        let command = self.command(cluster);
+        cluster.propose(at, group, command);
+    }
+
+    /// A command, but for its id.
+    fn command(&mut self, cluster: &Cluster) -> impl Fn(u64) -> Vec<u8> + use<> {
         let kind = [Kind::Append, Kind::Add, Kind::Set][self.rng.random_range(0..3)];
         let value = self.rng.random();
         let padding = self.rng.random_range(0..=cluster.plan.load.padding);
-        cluster.propose(at, group, |id| encode_command(id, kind, value, padding));
+        move |id| encode_command(id, kind, value, padding)
     }
 
     fn query(&mut self, cluster: &mut Cluster, group: usize) {
