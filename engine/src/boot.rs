@@ -137,6 +137,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             shard,
             shards: identity.shards,
         };
+        #[cfg(feature = "breaks")]
+        parts.breaks.plant_in_wal();
         let (wal, recovery) = Wal::open(&mut parts.disk, wal_config, wal_identity)?;
         let now_us = parts.clock.now_us();
         transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);

@@ -13,6 +13,12 @@ pub struct Breaks {
 }
 
 impl Breaks {
+    /// The log's bugs are planted a thread: the one that a node is opened in.
+    pub(crate) fn plant_in_wal(&self) {
+        let bug = self.torn_tail_accepted.then_some(coracle_wal::breaks::Break::TornTailAccepted);
+        coracle_wal::breaks::plant(bug);
+    }
+
     /// The bug of this name, as `sim --break` spells it.
     pub fn named(name: &str) -> Option<Self> {
         match name {

@@ -37,3 +37,11 @@ fn caught_within(name: &str, seeds_max: u64) {
     assert_eq!(report.failures.len(), 1, "{name} was not caught in {seeds_max} seeds");
     println!("{name}: {:?}", report.failures);
 }
+
+#[test]
+fn planted_bugs_of_the_engine_are_noticed() {
+    caught_within("ack-before-durable", 20);
+    caught_within("vote-not-persisted", 60);
+    caught_within("old-term-commit-by-count", 20);
+    caught_within("read-without-noop", 40);
+}
