@@ -159,7 +159,7 @@ impl Answers<'_> {
             Origin::Client(queue) => {
                 let known = self.completions.iter().rposition(|(one, _)| Arc::ptr_eq(one, queue));
                 let at = known.unwrap_or_else(|| {
-                    self.completions.push((queue.clone(), Completions::default()));
+                    self.completions.push((queue.clone(), queue.gather()));
                     self.completions.len() - 1
                 });
                 self.completions[at].1.push(tag, outcome);

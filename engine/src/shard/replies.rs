@@ -29,6 +29,10 @@ struct Completion {
 }
 
 impl Completions {
+    fn with_capacity(count: usize, bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), list: Vec::with_capacity(count) }
+    }
+
     /// Adds one answer. The reply's bytes are copied.
     pub(crate) fn push(&mut self, tag: u64, outcome: &Outcome<&[u8]>) {
         let result = match outcome {
@@ -78,6 +82,9 @@ pub(crate) struct ClientQueue {
     ready: SegQueue<Completions>,
     in_flight: AtomicUsize,
     waker: AtomicWaker,
+    /// Size of the last completions: the next ones begin with it, so that they need not grow step by step.
+    last_count: AtomicUsize,
+    last_bytes: AtomicUsize,
 }
 
 impl ClientQueue {
@@ -101,8 +108,16 @@ impl ClientQueue {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Where a shard gathers its answers of one turn.
+    pub(crate) fn gather(&self) -> Completions {
+        let count = self.last_count.load(Ordering::Relaxed);
+        Completions::with_capacity(count, self.last_bytes.load(Ordering::Relaxed))
+    }
+
     /// A shard's answers of one turn; wakes the client.
     pub(crate) fn push(&self, completions: Completions) {
+        self.last_count.store(completions.list.len(), Ordering::Relaxed);
+        self.last_bytes.store(completions.bytes.len(), Ordering::Relaxed);
         self.ready.push(completions);
         self.waker.wake();
     }
