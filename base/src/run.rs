@@ -470,6 +470,13 @@ impl EntryBatch {
         }
     }
 
+    /// The entries' tags, in order.
+    pub fn tags(&self) -> Vec<u64> {
+        let mut tags = Vec::with_capacity(self.count as usize);
+        tags.extend(Entries::new(Index(1), &self.bytes).map(|entry| entry.header.tag));
+        tags
+    }
+
     /// Entries held.
     pub fn count(&self) -> u32 {
         self.count
@@ -566,6 +573,8 @@ mod tests {
         let mut batch = EntryBatch::new();
         assert!(batch.push(0, EntryKind::Command, &vec![0; ENTRY_BYTES_MAX + 1]).is_err());
         assert!(batch.is_empty());
-        batch.push(0, EntryKind::Command, &vec![0; ENTRY_BYTES_MAX]).unwrap();
+        batch.push(9, EntryKind::Command, &vec![0; ENTRY_BYTES_MAX]).unwrap();
+        batch.push(3, EntryKind::Command, b"").unwrap();
+        assert_eq!(batch.tags(), [9, 3]);
     }
 }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::FORWARDED_REPLY_BYTES_MAX;
-use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 
 use super::Answers;
@@ -59,7 +58,7 @@ impl Forwards {
             out.put_u32(entries.count());
         };
         envelope.push(Kind::Forward, group, false, fields, |out| out.put(entries.bytes()));
-        let tags = Entries::new(Index(1), entries.bytes()).map(|entry| entry.header.tag).collect();
+        let tags = entries.tags();
         let forwarded = Forwarded { session, tags, answered: 0, origin, is_query: false, deadline_us };
         self.requests.insert(request, forwarded);
     }

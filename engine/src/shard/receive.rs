@@ -279,7 +279,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             term: proposed.term,
             bytes,
             deadline_us: self.now_us + self.settings.command_timeout_us,
-            tags: Entries::new(Index(1), entries.bytes()).map(|entry| entry.header.tag).collect(),
+            tags: entries.tags(),
             origin,
         });
         self.touch(slot);
