@@ -39,9 +39,10 @@ fn caught_within(name: &str, seeds_max: u64) {
 }
 
 #[test]
-fn planted_bugs_of_the_engine_are_noticed() {
+fn planted_bugs_are_noticed() {
     caught_within("ack-before-durable", 20);
     caught_within("vote-not-persisted", 60);
     caught_within("old-term-commit-by-count", 20);
     caught_within("read-without-noop", 40);
+    caught_within("torn-tail-accepted", 60);
 }
