@@ -351,3 +351,34 @@ fn planted_bugs_are_caught() {
         println!("{name}, after {} images: {caught}", tally.total());
     }
 }
+
+/// The disk is full when the log is opened, so that the new file is made of one that the last boot kept ready; and the
+/// machine crashes at every operation of that.
+#[test]
+fn a_recovery_on_a_full_disk_may_crash_anywhere() {
+    let mut rig = Rig::fresh(5);
+    for _ in 0..12 {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 2, 2000);
+        rig.settle();
+    }
+    let image = rig.disk.image();
+    let used = image.paths().iter().map(|path| image.read(path).unwrap().len() as u64).sum();
+    let mut tally = Tally::default();
+    for step in 0.. {
+        let mut disk = FakeDisk::from_image(image.clone(), step);
+        disk.set_quota(Some(used));
+        disk.crash_after(step);
+        let opened = Wal::open(&mut disk, config(6), common::identity());
+        for second in disk.crash_images(LIMITS_AGAIN) {
+            tally.add("full");
+            second.set_quota(Some(used));
+            check_image(&second, 7, &rig.history, rig.acked(), &mut tally)
+                .unwrap_or_else(|error| panic!("step {step} ({}): {error}", second.story()));
+        }
+        if opened.is_ok() {
+            break;
+        }
+    }
+    assert!(tally.total() > 50, "{tally:?}");
+}

@@ -39,6 +39,7 @@ use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
 use crate::format::{Position, Uuid};
 use crate::groups::Group;
 use crate::prepare::{Preparer, Ready, Source};
+use crate::token::{self, Token};
 use crate::wal::Start;
 
 /// What was found.
@@ -423,7 +424,8 @@ fn begin_anew<D: Disk>(
         }),
     };
     let is_void = |no: u64| files.get(no).is_none() && directory.logs[&no].head.is_some();
-    let void: Vec<u64> = directory.logs.keys().copied().filter(|no| is_void(*no)).collect();
+    // The newest first: without it the log is a shorter chain, without another one it would have a gap.
+    let void: Vec<u64> = directory.logs.keys().rev().copied().filter(|no| is_void(*no)).collect();
     let (ready, prefill_bytes, source) = make_ready_somehow(disk, &config, head, source, directory, &void)?;
     let reused = match source {
         Source::Dead { file_no, .. } => Some(file_no),
@@ -558,16 +560,17 @@ fn make_ready<D: Disk>(
     let mut preparer = Preparer::new(&config.dir, config.file_bytes, config.strategy.file_mode());
     preparer.begin(disk, head, source);
     let mut done = Vec::new();
-    loop {
+    let mut ready = None;
+    // To the very last: when the disk is full, a file that was begun is still to be closed.
+    while disk.in_flight() > 0 {
         disk.wait()?;
         disk.completions(&mut done);
-        for one in done.drain(..) {
-            if let Some(ready) = preparer.on_done(disk, one, 0)? {
-                return Ok((ready, preparer.prefill_bytes));
-            }
+        for one in done.drain(..).filter(|one| token::decode(one.token) == Some(Token::Prepare)) {
+            ready = preparer.on_done(disk, one, 0)?;
         }
-        if preparer.is_full() {
-            return Err(DiskError::Full { path: log_path(&config.dir, head.file_no) }.into());
-        }
+    }
+    match ready {
+        Some(ready) => Ok((ready, preparer.prefill_bytes)),
+        None => Err(DiskError::Full { path: log_path(&config.dir, head.file_no) }.into()),
     }
 }
