@@ -6,7 +6,7 @@
 use coracle::breaks::Breaks;
 use coracle::{NodeId, Outcome};
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{FakeClock, FakeNetwork};
+use coracle_io::fake::{Completing, FakeClock, FakeNetwork};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -116,6 +116,8 @@ impl Cluster {
         let (low, high) = self.plan.weather.down_us;
         let now_us = self.now_us();
         let restart_us = now_us + self.rng.random_range(low..=high);
+        // It comes back to a disk that works again: recovery is long enough.
+        self.nodes[at].disk.set_completing(Completing::Timed(self.plan.disk));
         let waiting = self.nodes[at].stop(&self.network, end, restart_us);
         self.crashes += 1;
         self.tally.event(&[ENDED, now_us, at as u64, restart_us]);

@@ -31,6 +31,9 @@ enum Later {
     /// Lets one pass to the other again.
     Unblock(u64, u64),
     FastDisk(usize),
+    /// Cuts one off until then.
+    Isolate(usize, u64),
+    PowerLoss(usize),
     ExactClock(usize),
 }
 
@@ -63,6 +66,12 @@ impl Faults {
                 Later::Strike(fault) => self.strike(cluster, fault)?,
                 Later::Unblock(from, to) => cluster.network.unblock(from, to),
                 Later::FastDisk(at) => set_disk(cluster, at, cluster.plan.disk),
+                Later::Isolate(at, until_us) => {
+                    self.cut_until(cluster, until_us, |from, to| from == at || to == at)
+                }
+                Later::PowerLoss(at) => {
+                    self.crash(cluster, at, End::PowerLoss(cluster.plan.weather.crash))?
+                }
                 Later::ExactClock(at) => cluster.nodes[at].clock.set_rate_ppm(EXACT_PPM),
             }
         }
@@ -114,7 +123,7 @@ impl Faults {
     fn strike(&mut self, cluster: &mut Cluster, fault: Fault) -> Result<(), Violation> {
         let now_us = cluster.now_us();
         let one = match fault {
-            Fault::LeaderPowerLoss | Fault::IsolateLeader => self.leader(cluster),
+            Fault::LeaderPowerLoss | Fault::IsolateLeader | Fault::FailingLeader => self.leader(cluster),
             _ => self.any(cluster),
         };
         cluster.tally.event(&[FAULT, now_us, fault as u64, one as u64]);
@@ -152,7 +161,12 @@ impl Faults {
                 cluster.nodes[one].paused_until_us = now_us + self.rng.random_range(low..=high);
             }
             Fault::WriteError => cluster.nodes[one].disk.fail_next(OpKind::Write, None, EIO),
-            Fault::SlowDisk => self.slow_disk(cluster, one),
+            Fault::SlowDisk => {
+                let slow_us = self.rng.random_range(5_000..500_000);
+                self.slow_disk(cluster, one, slow_us);
+                self.after_a_while(cluster, Later::FastDisk(one));
+            }
+            Fault::FailingLeader => self.fail_slowly(cluster, one),
             Fault::Drift => {
                 let spread_ppm = [10_000, 200_000, 500_000][self.rng.random_range(0..3)];
                 let ppm = self.rng.random_range(EXACT_PPM - spread_ppm..=EXACT_PPM + 2 * spread_ppm);
@@ -183,9 +197,13 @@ impl Faults {
     }
 
     fn cut(&mut self, cluster: &Cluster, which: impl Fn(usize, usize) -> bool) {
-        let nodes = cluster.nodes.len();
         let (low, high) = cluster.plan.weather.lasting_us;
         let until_us = cluster.now_us() + self.rng.random_range(low..=high);
+        self.cut_until(cluster, until_us, which);
+    }
+
+    fn cut_until(&mut self, cluster: &Cluster, until_us: u64, which: impl Fn(usize, usize) -> bool) {
+        let nodes = cluster.nodes.len();
         for (from, to) in (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to))) {
             if from != to && which(from, to) {
                 let (from, to) = (from as u64 + 1, to as u64 + 1);
@@ -195,15 +213,24 @@ impl Faults {
         }
     }
 
-    fn slow_disk(&mut self, cluster: &Cluster, at: usize) {
-        let slow_us = self.rng.random_range(5_000..500_000);
-        let slow = Latency {
-            write_us: (slow_us / 10, slow_us),
-            read_us: (slow_us / 10, slow_us),
-            ..cluster.plan.disk
-        };
-        set_disk(cluster, at, slow);
-        self.after_a_while(cluster, Later::FastDisk(at));
+    fn slow_disk(&mut self, cluster: &Cluster, at: usize, slow_us: u64) {
+        if cluster.nodes[at].process.is_none() {
+            return; // recovery is long enough as it is
+        }
+        let range_us = (slow_us / 10, slow_us);
+        set_disk(cluster, at, Latency { write_us: range_us, read_us: range_us, ..cluster.plan.disk });
+    }
+
+    fn fail_slowly(&mut self, cluster: &Cluster, at: usize) {
+        let election_us = cluster.plan.settings.election_us;
+        let slow_us = self.rng.random_range(election_us..=8 * election_us);
+        self.slow_disk(cluster, at, slow_us);
+        let cut_us = cluster.now_us() + self.rng.random_range(0..=election_us);
+        let back_us = cut_us + self.rng.random_range(election_us..=4 * election_us);
+        let dark_us = back_us + self.rng.random_range(0..=slow_us);
+        self.at(cut_us, Later::Isolate(at, back_us));
+        self.at(dark_us, Later::PowerLoss(at));
+        self.at(dark_us, Later::FastDisk(at));
     }
 
     // ---- the end --------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ pub(crate) enum Fault {
     WriteError,
     /// A node's disk is slow for a while.
     SlowDisk,
+    /// The disk of some group's leader becomes very slow, then the leader is cut off; back again, it loses power, most of
+    /// what it wrote still under way.
+    FailingLeader,
     /// A node's clock runs fast or slow for a while.
     Drift,
     /// A node's wall clock jumps.
@@ -46,7 +49,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [(Self, &'static str); 15] = [
+    const ALL: [(Self, &'static str); 16] = [
         (Self::PowerLoss, "power_loss"),
         (Self::Kill, "kill"),
         (Self::LeaderPowerLoss, "leader_power_loss"),
@@ -60,6 +63,7 @@ impl Fault {
         (Self::Pause, "pause"),
         (Self::WriteError, "write_error"),
         (Self::SlowDisk, "slow_disk"),
+        (Self::FailingLeader, "failing_leader"),
         (Self::Drift, "clock_drift"),
         (Self::WallJump, "wall_clock_jump"),
     ];
