@@ -16,6 +16,7 @@ mod service;
 mod store;
 
 use std::cell::Cell;
+use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )
@@ -126,7 +128,9 @@ fn run(args: Args) -> Result<(), Failure> {
         format!("# Coracle\r\nnode:{}\r\nstrategy:{}\r\ngroups:{}\r\n", args.id, args.strategy, args.groups);
     let node = Node::start(config)?;
     let groups = (1..=args.groups).map(|uid| node.start_group(GroupId(uid), Store::default()));
-    let service = Service::new(groups.collect::<Result<_, _>>()?, node.client());
+    // If the node failed meanwhile, its end says why.
+    let groups = groups.collect::<Result<_, _>>().map_err(|error| node.stop().err().unwrap_or(error))?;
+    let service = Service::new(groups, node.client());
     let server = Rc::new(Server { service, info, connections: Cell::new(0) });
 
     let stop = async {

@@ -37,7 +37,7 @@ pub enum Error {
     #[error("disk: {0}")]
     Disk(#[from] DiskError),
     /// The write-ahead log.
-    #[error("write-ahead log: {0}")]
+    #[error(transparent)]
     Wal(#[from] WalError),
     /// The network.
     #[error("network: {0}")]

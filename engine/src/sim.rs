@@ -158,6 +158,16 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         self.server.shard()?.durable(group)
     }
 
+    /// Whether recovery took the group for damaged, and nobody has brought it up since.
+    pub fn is_suspect(&self, group: GroupId) -> bool {
+        self.server.shard().is_some_and(|shard| shard.is_suspect(group))
+    }
+
+    /// The counters of the write-ahead log since it was opened.
+    pub fn wal_stats(&self) -> Option<coracle_wal::Stats> {
+        Some(self.server.shard()?.wal_stats())
+    }
+
     /// The term of an entry of the group's log here; `None` if it is released, or not there.
     pub fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
         self.server.shard()?.term_at(group, index)

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::node::{Asked, End, Node, Process, Waiting};
-use crate::oracle::{Oracle, Violation};
+use crate::oracle::{Oracle, Recovered, Violation};
 use crate::plan::Plan;
 use crate::tally::Tally;
 
@@ -116,6 +116,7 @@ impl Cluster {
         let (low, high) = self.plan.weather.down_us;
         let now_us = self.now_us();
         let restart_us = now_us + self.rng.random_range(low..=high);
+        self.count_log_work(at);
         // It comes back to a disk that works again: recovery is long enough.
         self.nodes[at].disk.set_completing(Completing::Timed(self.plan.disk));
         let waiting = self.nodes[at].stop(&self.network, end, restart_us);
@@ -126,6 +127,15 @@ impl Cluster {
             self.settle(asked, None)?;
         }
         Ok(())
+    }
+
+    /// What the log of a process that ends has done.
+    pub(crate) fn count_log_work(&mut self, at: usize) {
+        let process = self.nodes[at].process.as_ref();
+        if let Some(stats) = process.and_then(|process| process.sim.wal_stats()) {
+            self.tally.mark_many("log_checkpoints", stats.checkpoints);
+            self.tally.mark_many("log_files_reused", stats.files_reused);
+        }
     }
 
     // ---- turns ----------------------------------------------------------------------------------------------------
@@ -150,8 +160,9 @@ impl Cluster {
         let Node { id, process: Some(process), claims, .. } = &mut self.nodes[at] else { return Ok(()) };
         for note in process.journal.take() {
             self.tally.event(&[APPLIED, at as u64, note.hash()]);
-            if let Some(mark) = note.mark() {
-                self.tally.mark(mark);
+            if let Some(group) = note.restored() {
+                let runs = process.views[group.0 as usize - 1].status().is_some();
+                self.tally.mark(if runs { "snapshots_installed" } else { "snapshots_recovered" });
             }
             tracing::trace!(now_us, node = %id, ?note, "machine");
             self.oracle.on_note(*id, &mut process.views, note)?;
@@ -161,8 +172,9 @@ impl Cluster {
             let Some(status) = sim.group_status(coracle::GroupId(group as u64 + 1)) else { continue };
             let id = *id;
             if view.status().is_none() {
+                let recovered = Recovered { status: &status, suspect: sim.is_suspect(status.group) };
                 self.oracle
-                    .on_recovered(id, &status, claims[group], |index| sim.term_at(status.group, index))?;
+                    .on_recovered(id, recovered, claims[group], |index| sim.term_at(status.group, index))?;
             }
             let term = status.term;
             if self.oracle.on_status(id, view, status, || sim.entries(coracle::GroupId(group as u64 + 1)))? {

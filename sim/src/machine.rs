@@ -136,9 +136,12 @@ impl Note {
         }
     }
 
-    /// What is worth counting.
-    pub(crate) fn mark(&self) -> Option<&'static str> {
-        matches!(self, Note::Restored { .. }).then_some("snapshots_restored")
+    /// The group that took up a snapshot.
+    pub(crate) fn restored(&self) -> Option<GroupId> {
+        match self {
+            Note::Restored { group, .. } => Some(*group),
+            Note::Applied { .. } => None,
+        }
     }
 }
 

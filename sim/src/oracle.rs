@@ -104,6 +104,14 @@ pub(crate) struct Claim {
     pub(crate) led: Term,
 }
 
+/// A group as a node has recovered it.
+#[derive(Debug)]
+pub(crate) struct Recovered<'a> {
+    pub(crate) status: &'a GroupStatus,
+    /// The log was found damaged.
+    pub(crate) suspect: bool,
+}
+
 /// Entries of a node's log that are in memory: (index, term, checksum).
 pub(crate) type Entries = Vec<(u64, u64, u32)>;
 
@@ -378,11 +386,17 @@ impl Oracle {
     pub(crate) fn on_recovered(
         &self,
         node: NodeId,
-        status: &GroupStatus,
+        recovered: Recovered<'_>,
         claim: Claim,
         term_at: impl Fn(Index) -> Option<Term>,
     ) -> Result<(), Violation> {
+        let Recovered { status, suspect } = recovered;
         let group = status.group.0 - 1;
+        hold!(
+            !suspect,
+            "a crash is not taken for damage",
+            "node {node} group {group}: suspect after a crash"
+        );
         hold!(
             status.term >= claim.led,
             "a vote outlives a crash",

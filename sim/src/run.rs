@@ -65,6 +65,7 @@ impl Run {
 
     fn verdict(mut self, seed: u64, violation: Option<Violation>) -> Verdict {
         self.count_small_faults();
+        (0..self.cluster.nodes.len()).for_each(|at| self.cluster.count_log_work(at));
         Verdict {
             seed,
             violation,

@@ -35,6 +35,11 @@ impl Tally {
 
     /// Counts a state that tests should reach.
     pub(crate) fn mark(&mut self, name: &'static str) {
-        *self.marks.entry(name).or_default() += 1;
+        self.mark_many(name, 1);
+    }
+
+    /// Counts states that were counted elsewhere.
+    pub(crate) fn mark_many(&mut self, name: &'static str, count: u64) {
+        *self.marks.entry(name).or_default() += count;
     }
 }

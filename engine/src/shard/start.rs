@@ -159,6 +159,16 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Some((raft.durable(), raft.term_at(raft.durable())?))
     }
 
+    /// Whether the group waits to be brought up after damage.
+    pub(crate) fn is_suspect(&self, group: GroupId) -> bool {
+        self.by_group.get(&group).is_some_and(|slot| self.slots[*slot as usize].raft.suspect())
+    }
+
+    /// The log's counters.
+    pub(crate) fn wal_stats(&self) -> coracle_wal::Stats {
+        self.wal.stats()
+    }
+
     /// The term of an entry, if the log has it.
     pub(crate) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
         self.slots[*self.by_group.get(&group)? as usize].raft.term_at(index)

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use coracle_io::Clock;
+use coracle_io::ring::RealClock;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,12 +26,15 @@ use super::options::ClusterOptions;
 /// How long a node may take for an answer, beside the time that it was told to work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
+/// How often the bench looks whether all nodes are alive, while it waits.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// Why a cluster could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
     #[error("{what}: {source}")]
     System { what: String, source: std::io::Error },
-    #[error("node {node} ended ({status}) while it was asked to {asked}; it said:\n{stderr}")]
+    #[error("node {node} ended ({status}) while the bench asked to {asked}; it said:\n{stderr}")]
     Ended { node: u64, asked: String, status: String, stderr: String },
     #[error("node {node} did not {asked} within {} s; it said:\n{stderr}", .within.as_secs())]
     Late { node: u64, asked: String, within: Duration, stderr: String },
@@ -160,29 +165,41 @@ impl Cluster {
     }
 
     fn answer(&mut self, at: usize, asked: &str, time: Duration) -> Result<Value, ClusterError> {
-        let (node, within) = (self.nodes[at].id, ANSWER_WITHIN + time);
-        let asked = || asked.to_owned();
-        match self.nodes[at].answers.recv_timeout(within) {
-            Ok(line) => {
-                let mut answer: Value = serde_json::from_str(&line).unwrap_or_default();
-                match answer.get_mut("ok") {
-                    Some(ok) => Ok(ok.take()),
-                    None => {
+        let (node, within, asked) = (self.nodes[at].id, ANSWER_WITHIN + time, asked.to_owned());
+        let begun_us = RealClock.now_us();
+        loop {
+            match self.nodes[at].answers.recv_timeout(LOOK_EVERY) {
+                Ok(line) => {
+                    let mut answer: Value = serde_json::from_str(&line).unwrap_or_default();
+                    let Some(ok) = answer.get_mut("ok") else {
                         let reason = answer["error"].as_str().unwrap_or(&line).to_owned();
-                        Err(ClusterError::Refused { node, asked: asked(), reason })
-                    }
+                        return Err(ClusterError::Refused { node, asked, reason });
+                    };
+                    return Ok(ok.take());
                 }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended(at, asked)),
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Err(RecvTimeoutError::Timeout) => {
-                Err(ClusterError::Late { node, asked: asked(), within, stderr: self.stderr(at) })
+            // Whichever it is: without one of its nodes a cluster is not what was to be measured.
+            if let Some(ended) = self.find_ended() {
+                return Err(self.ended(ended, asked));
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
-                let status = children[at].wait().map_or_else(|error| error.to_string(), |s| s.to_string());
-                drop(children);
-                Err(ClusterError::Ended { node, asked: asked(), status, stderr: self.stderr(at) })
+            if u128::from(RealClock.now_us() - begun_us) > within.as_micros() {
+                return Err(ClusterError::Late { node, asked, within, stderr: self.stderr(at) });
             }
         }
+    }
+
+    /// A node whose process has ended.
+    fn find_ended(&self) -> Option<usize> {
+        let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.iter_mut().position(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn ended(&self, at: usize, asked: String) -> ClusterError {
+        let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = children[at].wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        ClusterError::Ended { node: self.nodes[at].id, asked, status, stderr: self.stderr(at) }
     }
 
     fn stderr(&self, at: usize) -> String {

@@ -12,6 +12,7 @@ mod node;
 mod options;
 mod report;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub fn main(allocations: fn() -> u64) -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )

@@ -72,7 +72,9 @@ impl Servant {
         let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
         let start =
             |(uid, seen): (u64, &Arc<AtomicU64>)| node.start_group(GroupId(uid), Count::new(seen.clone()));
-        let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>()?;
+        let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>();
+        // If the node failed meanwhile, its end says why.
+        let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
         let strategy = match options.strategy {
             coracle::Strategy::Direct => ring::Strategy::Direct,
             coracle::Strategy::None => ring::Strategy::None,
