@@ -158,6 +158,11 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         self.server.shard()?.durable(group)
     }
 
+    /// What the group's consensus says of itself, a leader's members included.
+    pub fn overview(&self, group: GroupId) -> Option<coracle_raft::Overview> {
+        self.server.shard()?.overview(group)
+    }
+
     /// Whether recovery took the group for damaged, and nobody has brought it up since.
     pub fn is_suspect(&self, group: GroupId) -> bool {
         self.server.shard().is_some_and(|shard| shard.is_suspect(group))

@@ -14,6 +14,7 @@ use crate::node::{Asked, End, Node, Process, Waiting};
 use crate::oracle::{Oracle, Recovered, Violation};
 use crate::plan::Plan;
 use crate::tally::Tally;
+use crate::watch::Rare;
 
 /// Events of the trace.
 const TURN: u64 = 1;
@@ -34,6 +35,8 @@ pub(crate) struct Cluster {
     pub(crate) crashes: u64,
     /// Groups that changed their leader since somebody looked.
     pub(crate) elected: Vec<usize>,
+    /// Nodes that confirmed a log of which a part was cut while it was written, since somebody looked.
+    pub(crate) doubtful: Vec<usize>,
     breaks: Breaks,
     rng: SmallRng,
 }
@@ -53,6 +56,7 @@ impl Cluster {
             queries: 0,
             crashes: 0,
             elected: Vec::new(),
+            doubtful: Vec::new(),
             clock,
             network,
             breaks,
@@ -167,10 +171,18 @@ impl Cluster {
             tracing::trace!(now_us, node = %id, ?note, "machine");
             self.oracle.on_note(*id, &mut process.views, note)?;
         }
-        let Process { sim, views, .. } = process;
-        for (group, view) in views.iter_mut().enumerate() {
+        let Process { sim, views, watches, .. } = process;
+        for (group, (view, watch)) in views.iter_mut().zip(watches).enumerate() {
             let Some(status) = sim.group_status(coracle::GroupId(group as u64 + 1)) else { continue };
             let id = *id;
+            match watch.look(sim, &status) {
+                Some(Rare::CutInFlight) => self.tally.mark("log_cut_while_written"),
+                Some(Rare::ConfirmedAfterCut) => {
+                    self.tally.mark("log_confirmed_after_cut");
+                    self.doubtful.push(at);
+                }
+                None => {}
+            }
             if view.status().is_none() {
                 let recovered = Recovered { status: &status, suspect: sim.is_suspect(status.group) };
                 self.oracle

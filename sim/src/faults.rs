@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{Completing, Latency, NetOptions, NetRates, OpKind};
+use coracle_io::fake::{Completing, CrashPolicy, Latency, NetOptions, NetRates, OpKind};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -61,6 +61,7 @@ impl Faults {
     pub(crate) fn act(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         let now_us = cluster.now_us();
         self.lie_in_ambush(cluster);
+        self.doubt(cluster)?;
         while let Some(first) = self.later.first_entry().filter(|first| first.key().0 <= now_us) {
             match first.remove() {
                 Later::Strike(fault) => self.strike(cluster, fault)?,
@@ -96,6 +97,18 @@ impl Faults {
                 self.at(at_us, Later::Strike(fault));
             }
         }
+    }
+
+    /// Takes the power of nodes that have just confirmed what only a little delay makes true.
+    fn doubt(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
+        let one_in = cluster.plan.weather.doubt_one_in;
+        for at in std::mem::take(&mut cluster.doubtful) {
+            if one_in > 0 && self.rng.random_ratio(1, one_in) {
+                cluster.tally.fault("power_loss_after_cut");
+                self.crash(cluster, at, End::PowerLoss(CrashPolicy::LOSE_ALL))?;
+            }
+        }
+        Ok(())
     }
 
     fn at(&mut self, us: u64, later: Later) {
@@ -250,6 +263,7 @@ impl Faults {
                 cluster.end(at, End::PowerLoss(cluster.plan.weather.crash))?;
             }
             set_disk(cluster, at, Latency::default());
+            cluster.nodes[at].disk.fail_no_more();
             let node = &mut cluster.nodes[at];
             node.clock.set_rate_ppm(EXACT_PPM);
             node.paused_until_us = 0;

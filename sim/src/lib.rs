@@ -20,6 +20,7 @@ mod panics;
 mod plan;
 mod run;
 mod tally;
+mod watch;
 mod workload;
 
 pub use campaign::{Failure, Medians, Report, campaign};

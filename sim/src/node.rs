@@ -13,6 +13,7 @@ use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, Fa
 use crate::machine::{Journal, State, TestMachine};
 use crate::oracle::{Claim, View, Violation};
 use crate::plan::Plan;
+use crate::watch::LogWatch;
 
 /// What a client waits for.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +36,7 @@ pub(crate) struct Process {
     pub(crate) sim: SimNode<FakeDisk, FakeNet, FakeClock>,
     pub(crate) journal: Journal,
     pub(crate) views: Vec<View>,
+    pub(crate) watches: Vec<LogWatch>,
     pub(crate) waiting: Vec<Waiting>,
     /// Commands of batches that have no answer.
     pub(crate) batched: BTreeSet<u64>,
@@ -124,6 +126,7 @@ impl Node {
             sim,
             journal: Journal::default(),
             views: vec![View::default(); plan.groups as usize],
+            watches: vec![LogWatch::default(); plan.groups as usize],
             waiting: Vec::new(),
             batched: BTreeSet::new(),
             starts,

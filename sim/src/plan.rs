@@ -120,6 +120,9 @@ pub(crate) struct Weather {
     pub(crate) ambush_one_in: u32,
     /// At most so long after it.
     pub(crate) ambush_us: u64,
+    /// One log in so many that was cut while it was written and then confirmed is put to the test by a power loss; 0 for
+    /// none.
+    pub(crate) doubt_one_in: u32,
     /// One restart in so many meets a power loss before it is done; 0 for none.
     pub(crate) fuse_at_open_one_in: u32,
     /// Trouble while the cluster is being formed.
@@ -199,6 +202,7 @@ impl Weather {
             down_us: pick(rng, &[(1_000, 20_000), (1_000, 500_000), (10_000, 3_000_000)]),
             ambush_one_in: pick(rng, &[0, 0, 2, 6]),
             ambush_us: pick(rng, &[500, 5_000, 50_000, 500_000]),
+            doubt_one_in: pick(rng, &[0, 1, 2]),
             fuse_at_open_one_in: pick(rng, &[0, 0, 3, 10]),
             early: rng.random_ratio(1, 3),
             rates: NetRates {

@@ -151,7 +151,12 @@ impl Run {
             && first.leader.is_some()
             && first.applied == first.last
             && first.applied >= self.cluster.oracle.last_applied(group);
-        if well { None } else { Some(format!("group {group} has not come together: {all:?}")) }
+        if well {
+            return None;
+        }
+        let overview = |node: &crate::node::Node| node.process.as_ref()?.sim.overview(first.group);
+        let details: Vec<_> = self.cluster.nodes.iter().map(overview).collect();
+        Some(format!("group {group} has not come together: {all:?}; {details:?}"))
     }
 
     /// Every group takes a command through every node, and answers a query. With everything repaired a refusal would be

@@ -45,4 +45,5 @@ fn planted_bugs_are_noticed() {
     caught_within("old-term-commit-by-count", 20);
     caught_within("read-without-noop", 40);
     caught_within("torn-tail-accepted", 60);
+    caught_within("stale-completion", 150);
 }

@@ -159,6 +159,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Some((raft.durable(), raft.term_at(raft.durable())?))
     }
 
+    /// What the group's consensus says of itself.
+    pub(crate) fn overview(&self, group: GroupId) -> Option<coracle_raft::Overview> {
+        Some(self.slots[*self.by_group.get(&group)? as usize].raft.overview())
+    }
+
     /// Whether the group waits to be brought up after damage.
     pub(crate) fn is_suspect(&self, group: GroupId) -> bool {
         self.by_group.get(&group).is_some_and(|slot| self.slots[*slot as usize].raft.suspect())

@@ -225,6 +225,11 @@ impl FakeDisk {
         self.device.borrow_mut().faults.choose(kind, path.map(Path::to_owned), code);
     }
 
+    /// Takes back what [`fail_next`](Self::fail_next) asked for and has not happened.
+    pub fn fail_no_more(&self) {
+        self.device.borrow_mut().faults.choose_nothing();
+    }
+
     /// How often things go wrong by themselves from now on.
     pub fn set_rates(&self, rates: DiskRates) {
         self.device.borrow_mut().faults.rates = rates;

@@ -119,6 +119,10 @@ impl Faults {
         self.chosen.push((kind, path, code));
     }
 
+    pub(super) fn choose_nothing(&mut self) {
+        self.chosen.clear();
+    }
+
     pub(super) fn count(&mut self, kind: &'static str) {
         *self.counts.entry(kind).or_default() += 1;
     }
