@@ -126,6 +126,10 @@ impl Run {
             if !process.sim.is_running() {
                 return Some(format!("node {} waits for its cluster", node.id));
             }
+            // A write that began in the storm may take its time, and whatever follows it waits.
+            if node.disk.next_event_us().is_some_and(|at| at > cluster.now_us() + LOOK_US) {
+                return Some(format!("the disk of node {} is busy", node.id));
+            }
             if let Some(one) = process.waiting.first() {
                 return Some(format!("node {} has not answered {:?}", node.id, one.asked));
             }

@@ -67,8 +67,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.apply_entries(slot, read.first, &read.body);
                 self.after_apply(slot);
             }
-            // A snapshot was installed meanwhile.
-            Ok(_) | Err(ReadError::Released { .. }) => {}
+            // A snapshot was installed meanwhile, or what lies beside it is still being written: look again.
+            Ok(_) | Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
             Err(error) => poison(one, format!("its log cannot be read back: {error}")),
         }
         let one = &mut self.slots[slot as usize];

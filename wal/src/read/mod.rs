@@ -23,7 +23,7 @@ use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileMode};
 use self::index::FileIndex;
 use self::scan::Scan;
 use crate::error::ReadError;
-use crate::files::log_path;
+use crate::files::{File, log_path};
 use crate::format::Position;
 use crate::format::page::SnapshotPlace;
 use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
@@ -279,10 +279,15 @@ impl Wal {
             return Next::Fail(self.corrupt(file_no, index, "the file is missing"));
         };
         let run = group.run_of(file_no, index).map(|run| run.offset);
+        let is_whole = self.is_whole_on_disk(file_no, file);
         let run = match run {
             Some(offset) => Some(offset),
             None => match self.reads.index(file_no) {
                 Some(found) => found.find(job.group, index).map(|run| run.offset),
+                // An index that is made before every batch of the file is there would miss the last ones for ever.
+                None if !is_whole => {
+                    return Next::Fail(ReadError::NotDurable { index });
+                }
                 None if file.handle.is_none() => return Next::Open { file_no },
                 None => return Next::Scan(Box::new(Scan::new(file_no, file))),
             },
@@ -300,6 +305,11 @@ impl Wal {
         let from = Position { file_no, offset: u64::from(offset) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 };
         let bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
         Next::Read { from, bytes: bytes.min((file.bytes.saturating_sub(from.offset)) as usize) }
+    }
+
+    /// Whether the log has gone on from this file, and all that it wrote there is durable.
+    fn is_whole_on_disk(&self, file_no: u64, file: &File) -> bool {
+        file_no < self.stage_file && self.durable_at >= (Position { file_no, offset: file.end })
     }
 
     fn next_for_carry(&self, slot: usize, place: SnapshotPlace) -> Next {
