@@ -61,7 +61,8 @@ struct Args {
     /// Groups over which the keys are spread; the same on every node, for life.
     #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     groups: u64,
-    /// How writes become durable: direct, or none (a crash of the machine loses acknowledged commands).
+    /// How writes become durable: direct, direct_fsync, buffered, sync, or none (a crash of the machine loses
+    /// acknowledged commands).
     #[arg(long, value_name = "S", default_value_t = Strategy::Direct)]
     strategy: Strategy,
     /// Not built yet: the admin address comes with consensus.

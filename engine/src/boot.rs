@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::Error;
-use crate::config::{Config, Strategy};
+use crate::config::Config;
 use crate::identity::{Cluster, Identity};
 use crate::shard::inbox::{Command, Inbox};
 use crate::shard::{Settings, Shard, ShardError, Turn};
@@ -126,10 +126,6 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
         let mut wal_config = coracle_wal::Config::new(format!("shard-{shard}"), parts.seed);
         wal_config.file_bytes = config.wal_max_size_bytes;
-        wal_config.strategy = match config.wal_write_strategy {
-            Strategy::Direct => coracle_wal::Strategy::Direct,
-            Strategy::None => coracle_wal::Strategy::None,
-        };
         let wal_identity = coracle_wal::Identity {
             cluster: cluster.id,
             node: identity.node,

@@ -6,42 +6,9 @@ use std::path::PathBuf;
 
 use coracle_base::NodeId;
 use coracle_base::limits::MEMBERS_MAX;
+use coracle_io::Strategy;
 
 use crate::Error;
-
-/// How WAL writes become durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strategy {
-    /// `O_DIRECT | O_DSYNC`: every completed write is durable.
-    #[default]
-    Direct,
-    /// No durability: a crash of the machine loses acknowledged commands. For tests and benches.
-    None,
-}
-
-impl std::str::FromStr for Strategy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "direct" => Ok(Strategy::Direct),
-            "none" => Ok(Strategy::None),
-            "direct_fsync" | "buffered" | "sync" => {
-                Err(format!("strategy {name} is not built yet; use direct (durable) or none (not durable)"))
-            }
-            _ => Err(format!("no strategy is called {name}; there are direct and none")),
-        }
-    }
-}
-
-impl std::fmt::Display for Strategy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Strategy::Direct => "direct",
-            Strategy::None => "none",
-        })
-    }
-}
 
 /// Another node, or this one, as the cluster is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +34,8 @@ pub struct Config {
     /// Size of a WAL file in bytes. 64 KiB at least; default 128 MiB. Larger files mean fewer rolls and more space held
     /// by the youngest survivor.
     pub wal_max_size_bytes: u64,
-    /// How WAL writes become durable.
+    /// How WAL writes become durable. Where the file system refuses O_DIRECT, `Direct` falls back to `Sync` and
+    /// `DirectFsync` to `Buffered`, with a warning.
     pub wal_write_strategy: Strategy,
     /// Period of the beats between nodes, microseconds; three missed ones take a link down. Default 100,000.
     pub beat_us: u64,

@@ -61,8 +61,9 @@ pub mod sim;
 mod transport;
 
 pub use api::{Client, Group, Proposal, TypedGroup, TypedProposal};
-pub use config::{Config, Peer, Strategy};
+pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
+pub use coracle_io::Strategy;
 pub use error::Error;
 pub use machine::{Effects, Entry, Machine, RestoreError, Typed, TypedMachine, Wire};
 pub use node::Node;

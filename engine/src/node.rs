@@ -14,7 +14,7 @@ use coracle_io::{Clock, Net, Park, Waker};
 use crate::Error;
 use crate::api::Handles;
 use crate::boot::{Parts, Server};
-use crate::config::{Config, Strategy};
+use crate::config::Config;
 use crate::identity::Identity;
 use crate::shard::inbox::{Command, Inbox};
 
@@ -174,12 +174,9 @@ impl ShardThread {
         }
         let ring = Ring::new(&RingOptions::default())?;
         let mut park = RingPark::new(&ring)?;
-        let strategy = match self.config.wal_write_strategy {
-            Strategy::Direct => ring::Strategy::Direct,
-            Strategy::None => ring::Strategy::None,
-        };
-        let is_first = matches!(self.life, Life::First { .. });
-        let disk = RingDisk::open(&ring, &self.config.data_dir, DiskOptions { lock: is_first, strategy })?;
+        let lock = matches!(self.life, Life::First { .. });
+        let options = DiskOptions { lock, strategy: self.config.wal_write_strategy };
+        let disk = RingDisk::open(&ring, &self.config.data_dir, options)?;
         let inbox = self.inboxes[usize::from(self.shard.0)].clone();
         let parts = Parts {
             disk,

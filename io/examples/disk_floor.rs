@@ -9,8 +9,8 @@ use std::path::Path;
 
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_io::disk::run;
-use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions, Strategy};
-use coracle_io::{Clock, Disk, DiskDone, DiskOk, DiskOp, FileId, FileMode};
+use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions};
+use coracle_io::{Clock, Disk, DiskDone, DiskOk, DiskOp, FileId, FileMode, Strategy};
 
 const FILE_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -19,14 +19,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let dir = args.next().ok_or("usage: disk_floor DIR [direct | direct_fsync | buffered | sync | none]")?;
-    let strategy = match args.next().as_deref() {
-        None | Some("direct") => Strategy::Direct,
-        Some("direct_fsync") => Strategy::DirectFsync,
-        Some("buffered") => Strategy::Buffered,
-        Some("sync") => Strategy::Sync,
-        Some("none") => Strategy::None,
-        Some(other) => return Err(format!("no strategy {other}").into()),
-    };
+    let strategy: Strategy = args.next().as_deref().unwrap_or("direct").parse()?;
     let ring = Ring::new(&RingOptions::default())?;
     let mut disk = RingDisk::open(&ring, Path::new(&dir), DiskOptions { lock: true, strategy })?;
     let path = "disk_floor";
@@ -36,7 +29,7 @@ fn main() -> Result<()> {
     let started_us = RealClock.now_us();
     run(&mut disk, DiskOp::Fill { file, offset: 0, bytes: FILE_BYTES })?;
     let mib = FILE_BYTES as f64 / (1024.0 * 1024.0);
-    println!("{strategy:?}: filled {mib} MiB in {:.1} ms", (RealClock.now_us() - started_us) as f64 / 1e3);
+    println!("{strategy}: filled {mib} MiB in {:.1} ms", (RealClock.now_us() - started_us) as f64 / 1e3);
     for (bytes, depth) in [
         (BLOCK_BYTES, 1),
         (BLOCK_BYTES, 2),

@@ -15,7 +15,7 @@ pub enum FileMode {
     Read,
     /// For reading and writing, created if missing. A completed write is *written*, not durable, until `Sync`.
     Write,
-    /// As `Write`, and a completed write is *durable* (by default O_DIRECT, each write with O_DSYNC).
+    /// As `Write`, and a completed write is *durable*, as the disk's [`Strategy`](crate::Strategy) says how.
     Durable,
 }
 

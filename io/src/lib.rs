@@ -15,6 +15,7 @@ pub mod fake;
 pub mod net;
 pub mod park;
 pub mod ring;
+pub mod strategy;
 pub mod uring_net;
 
 pub use clock::Clock;
@@ -22,4 +23,5 @@ pub use disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 pub use net::{ConnId, Net, NetError, NetEvent};
 pub use park::{Park, Waker};
 pub use ring::Buffer;
+pub use strategy::Strategy;
 pub use uring_net::UringNet;

@@ -12,8 +12,8 @@ use std::thread;
 
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_io::disk::run;
-use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions, RingPark, SharedRing, Strategy};
-use coracle_io::{Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileMode, Park};
+use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions, RingPark, SharedRing};
+use coracle_io::{Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileMode, Park, Strategy};
 use tempfile::TempDir;
 
 mod ring_suite;
@@ -32,12 +32,9 @@ fn disk(ring: &SharedRing, root: &Path) -> RingDisk {
     RingDisk::open(ring, root, DiskOptions::default()).unwrap()
 }
 
-const ALL: [Strategy; 5] =
-    [Strategy::Direct, Strategy::DirectFsync, Strategy::Buffered, Strategy::Sync, Strategy::None];
-
 #[test]
 fn the_real_disk_passes_the_suite_with_every_strategy() {
-    for strategy in ALL {
+    for strategy in Strategy::ALL {
         let dir = temp_dir();
         // Missing directories are created.
         let root = dir.path().join("a/b");
@@ -181,7 +178,7 @@ fn a_file_system_in_memory_is_not_called_durable() {
 fn a_ragged_end_is_read_up_to_its_last_byte() {
     let dir = temp_dir();
     fs::write(dir.path().join("ragged"), vec![7; BLOCK_BYTES + 100]).unwrap();
-    for strategy in ALL {
+    for strategy in Strategy::ALL {
         let mut disk = RingDisk::open(&ring(), dir.path(), DiskOptions { lock: true, strategy }).unwrap();
         let (file, bytes) = open(&mut disk, "ragged", FileMode::Read);
         assert_eq!(bytes as usize, BLOCK_BYTES + 100);

@@ -95,8 +95,10 @@ fn throughput_prints_its_figures_and_equal_logs_and_cleans_up() {
 #[test]
 fn latency_is_told_beside_its_floor() {
     let dir = tempfile::tempdir().unwrap();
-    let report = report(&bench(dir.path(), &["latency", "--ops", "200", "--json"]).output().unwrap());
+    let args = ["latency", "--ops", "200", "--strategy", "buffered", "--json"];
+    let report = report(&bench(dir.path(), &args).output().unwrap());
     assert_eq!((&report["clients"], &report["pipe"]), (&1.into(), &1.into()));
+    assert_eq!(report["strategy"], "buffered");
     assert!(report["floor_us"]["p50"].as_f64().unwrap() > 0.0, "{report}");
     assert!(report["floor_us"]["p99"].as_f64() >= report["floor_us"]["p50"].as_f64(), "{report}");
     assert_eq!(report["logs_equal"], true);

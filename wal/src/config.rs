@@ -1,10 +1,10 @@
-//! What a log is told when it is opened: where, how large, how durable, and whose it is.
+//! What a log is told when it is opened: where, how large, and whose it is. How its writes become durable is the disk's
+//! business (`coracle_io::Strategy`).
 
 use std::path::PathBuf;
 
 use coracle_base::limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BLOCK_BYTES, WRITES_IN_FLIGHT_MAX};
 use coracle_base::{NodeId, ShardId};
-use coracle_io::FileMode;
 
 use crate::error::WalError;
 use crate::format::head::HEAD_AREA_BYTES;
@@ -22,8 +22,6 @@ pub struct Config {
     /// A batch that has to wait is closed when it has gathered this much; a larger record gets a larger one of its own. A
     /// multiple of 4 KiB, at most 1 MiB.
     pub batch_bytes: usize,
-    /// How a write becomes durable.
-    pub strategy: Strategy,
     /// A checkpoint is begun after so many bytes of records, and whenever a file is full.
     pub checkpoint_every_bytes: u64,
     /// After so much quiet a marker batch makes the last batch provable, too.
@@ -40,7 +38,6 @@ impl Config {
             file_bytes: 128 << 20,
             spares: 2,
             batch_bytes: BATCH_BYTES_TARGET,
-            strategy: Strategy::Direct,
             checkpoint_every_bytes: 64 << 20,
             idle_mark_us: 75_000,
             seed,
@@ -61,24 +58,6 @@ impl Config {
             return Err(WalError::BatchBytes { found: self.batch_bytes });
         }
         Ok(())
-    }
-}
-
-/// How a write becomes durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// O_DIRECT and O_DSYNC: durable when it completes.
-    Direct,
-    /// Not at all: for tests and benches. What is reported durable is only written.
-    None,
-}
-
-impl Strategy {
-    pub(crate) fn file_mode(self) -> FileMode {
-        match self {
-            Self::Direct => FileMode::Durable,
-            Self::None => FileMode::Write,
-        }
     }
 }
 

@@ -34,7 +34,7 @@ mod wal;
 mod walk;
 mod write;
 
-pub use config::{Config, Identity, Strategy};
+pub use config::{Config, Identity};
 pub use error::{ReadError, WalError};
 pub use groups::GroupLog;
 pub use read::ReadOut;

@@ -69,7 +69,6 @@ struct Job {
 pub(crate) struct Preparer {
     dir: PathBuf,
     file_bytes: u64,
-    mode: FileMode,
     job: Option<Job>,
     /// The disk was full: not before this time again.
     full_until_us: Option<u64>,
@@ -87,11 +86,10 @@ pub(crate) struct Ready {
 }
 
 impl Preparer {
-    pub(crate) fn new(dir: &Path, file_bytes: u64, mode: FileMode) -> Self {
+    pub(crate) fn new(dir: &Path, file_bytes: u64) -> Self {
         Self {
             dir: dir.to_owned(),
             file_bytes,
-            mode,
             job: None,
             full_until_us: None,
             unfinished: None,
@@ -161,7 +159,7 @@ impl Preparer {
             (Step::Sync, _) => DiskOp::Sync { file },
             (Step::Close, _) => DiskOp::Close { file },
             (Step::RenameInto, _) => DiskOp::Rename { from: job.path.clone(), to: numbered },
-            (Step::Open, _) => DiskOp::Open { path: numbered, mode: self.mode },
+            (Step::Open, _) => DiskOp::Open { path: numbered, mode: FileMode::Durable },
         };
         disk.start(token::PREPARE, op);
     }

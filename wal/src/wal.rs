@@ -183,7 +183,7 @@ impl Wal {
         let at = Position { file_no, offset: HEAD_AREA_BYTES };
         Self {
             stage: Stage::new(disk, &config, first_seq, at),
-            prepare: Preparer::new(&config.dir, config.file_bytes, config.strategy.file_mode()),
+            prepare: Preparer::new(&config.dir, config.file_bytes),
             reads: Reads::default(),
             identity: start.identity,
             boot_epoch: start.boot_epoch,

@@ -25,44 +25,22 @@ use super::probe::{self, FileSystem};
 use super::task::{FILL_PIECE_BYTES, Next, Step, Task};
 use super::{Buffer, disk_error, path_error};
 use crate::disk::DirEntry;
-use crate::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+use crate::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode, Strategy};
 
 /// The file whose lock says that the directory is in use. Not part of the listing.
 const LOCK_FILE: &str = "LOCK";
 
-/// How a write to a file opened as [`FileMode::Durable`] gets to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strategy {
-    /// O_DIRECT, each write with O_DSYNC: the fastest that is durable.
-    #[default]
-    Direct,
-    /// O_DIRECT, then fdatasync.
-    DirectFsync,
-    /// Through the page cache, then fdatasync.
-    Buffered,
-    /// Through the page cache, each write with O_SYNC.
-    Sync,
-    /// Not at all: **a power loss loses acknowledged data**. For tests and benches.
-    None,
+fn wants_direct(strategy: Strategy) -> bool {
+    matches!(strategy, Strategy::Direct | Strategy::DirectFsync | Strategy::None)
 }
 
-impl Strategy {
-    fn wants_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::DirectFsync | Self::None)
-    }
-
-    /// How to write to a durable file, and whether a sync must follow.
-    fn write(self) -> (WriteThrough, bool) {
-        match self {
-            Self::Direct => (WriteThrough::Data, false),
-            Self::Sync => (WriteThrough::All, false),
-            Self::DirectFsync | Self::Buffered => (WriteThrough::No, true),
-            Self::None => (WriteThrough::No, false),
-        }
-    }
-
-    fn is_durable(self) -> bool {
-        self != Self::None
+/// How to write to a durable file, and whether a sync must follow.
+fn write_through(strategy: Strategy) -> (WriteThrough, bool) {
+    match strategy {
+        Strategy::Direct => (WriteThrough::Data, false),
+        Strategy::Sync => (WriteThrough::All, false),
+        Strategy::DirectFsync | Strategy::Buffered => (WriteThrough::No, true),
+        Strategy::None => (WriteThrough::No, false),
     }
 }
 
@@ -71,7 +49,7 @@ impl Strategy {
 pub struct DiskOptions {
     /// Refuse the directory if anybody else has it open, and keep others out. Tools that only look do without.
     pub lock: bool,
-    /// What durable means.
+    /// What durable means. Where O_DIRECT is refused it falls back, with a warning; see [`RingDisk::refuse_fallback`].
     pub strategy: Strategy,
 }
 
@@ -107,7 +85,10 @@ pub struct RingDisk {
     dir: Arc<File>,
     lock: Option<File>,
     file_system: FileSystem,
-    strategy: Strategy,
+    /// As it was asked for.
+    asked: Strategy,
+    /// A fallback is told once.
+    fallback_told: bool,
     files: BTreeMap<FileId, OpenFile>,
     next_file: u32,
     pending: Slab<Pending>,
@@ -127,8 +108,6 @@ impl RingDisk {
         let file_system = probe::file_system(&dir, &root)?;
         if !options.strategy.is_durable() {
             tracing::warn!(dir = %root.display(), "strategy `none`: a power loss loses acknowledged data");
-        } else if !file_system.direct {
-            tracing::warn!(dir = %root.display(), file_system = file_system.name, "no O_DIRECT here");
         }
         let client = ring.borrow_mut().add_client();
         Ok(Self {
@@ -138,11 +117,33 @@ impl RingDisk {
             dir: Arc::new(dir),
             lock,
             file_system,
-            strategy: options.strategy,
+            asked: options.strategy,
+            fallback_told: false,
             files: BTreeMap::new(),
             next_file: 0,
             pending: Slab::new(),
             ready: Vec::new(),
+        })
+    }
+
+    /// What durable files are written with: as asked, or its fallback where O_DIRECT is refused.
+    pub fn strategy(&self) -> Strategy {
+        if self.file_system.direct { self.asked } else { self.asked.without_direct() }
+    }
+
+    /// For those who must have what they asked for, such as benches.
+    ///
+    /// # Errors
+    /// This file system refuses O_DIRECT, and the strategy would fall back to another one.
+    pub fn refuse_fallback(&self) -> Result<(), DiskError> {
+        let (asked, other) = (self.asked, self.strategy());
+        if asked == other {
+            return Ok(());
+        }
+        let (dir, name) = (self.root.display(), &self.file_system.name);
+        Err(DiskError::Unsupported {
+            what: format!("{dir} is on {name}, which cannot do O_DIRECT in blocks of {BLOCK_BYTES} bytes"),
+            hint: format!("`{asked}` is not possible there; ask for `{other}`, or use another directory"),
         })
     }
 
@@ -174,8 +175,9 @@ impl RingDisk {
     fn begin_open(&mut self, path: &Path, mode: FileMode) -> Result<Begin, DiskError> {
         if mode == FileMode::Durable {
             self.check_durable()?;
+            self.tell_fallback();
         }
-        let direct = self.file_system.direct && self.strategy.wants_direct();
+        let direct = self.file_system.direct && wants_direct(self.asked);
         let access = if mode == FileMode::Read { libc::O_RDONLY } else { libc::O_RDWR | libc::O_CREAT };
         let flags = access | if direct { libc::O_DIRECT } else { 0 };
         let name = self.name("open", path)?;
@@ -184,21 +186,23 @@ impl RingDisk {
 
     /// Whether this file system can keep what the strategy promises.
     fn check_durable(&self) -> Result<(), DiskError> {
-        let FileSystem { name, direct, volatile } = &self.file_system;
-        let dir = self.root.display();
-        let (what, hint) = match self.strategy {
-            Strategy::None => return Ok(()),
-            _ if *volatile => (
-                format!("{dir} is on {name}, which keeps nothing over a power loss"),
-                "use another directory, or the strategy `none` for tests",
-            ),
-            Strategy::Direct | Strategy::DirectFsync if !direct => (
-                format!("{dir} is on {name}, which cannot do O_DIRECT in blocks of {BLOCK_BYTES} bytes"),
-                "use the strategy `buffered` or `sync`",
-            ),
-            _ => return Ok(()),
-        };
-        Err(DiskError::Unsupported { what, hint: hint.into() })
+        let FileSystem { name, volatile, .. } = &self.file_system;
+        if !*volatile || !self.asked.is_durable() {
+            return Ok(());
+        }
+        Err(DiskError::Unsupported {
+            what: format!("{} is on {name}, which keeps nothing over a power loss", self.root.display()),
+            hint: "use another directory, or the strategy `none` for tests".into(),
+        })
+    }
+
+    fn tell_fallback(&mut self) {
+        let (asked, strategy) = (self.asked, self.strategy());
+        if asked != strategy && !self.fallback_told {
+            self.fallback_told = true;
+            let (dir, name) = (self.root.display(), &self.file_system.name);
+            tracing::warn!(%dir, "{name} cannot do O_DIRECT: strategy `{asked}` falls back to `{strategy}`");
+        }
     }
 
     fn begin_write(&self, open: &OpenFile, offset: u64, buf: Buffer) -> Begin {
@@ -206,7 +210,7 @@ impl RingDisk {
             return Begin::Done(DiskOk::Done, Some(buf));
         }
         let (through, sync_after) = match open.mode {
-            FileMode::Durable => self.strategy.write(),
+            FileMode::Durable => write_through(self.strategy()),
             FileMode::Read | FileMode::Write => (WriteThrough::No, false),
         };
         let transfer = Transfer { file: open.file.clone(), offset, buf, at: 0 };
@@ -220,14 +224,14 @@ impl RingDisk {
         }
         let reserve = RingOp::Allocate { file: open.file.clone(), offset, bytes };
         let path = open.path.clone();
-        let sync_after = open.mode == FileMode::Durable && self.strategy.is_durable();
+        let sync_after = open.mode == FileMode::Durable && self.asked.is_durable();
         let zeros = self.buffer(FILL_PIECE_BYTES.min(bytes as usize));
         Ok(Begin::Task(path, Step::Reserve { zeros, sync_after }, reserve))
     }
 
     fn begin_sync(&self, file: FileId) -> Result<Begin, DiskError> {
         let open = self.file("sync", file)?;
-        if self.strategy == Strategy::None {
+        if !self.asked.is_durable() {
             return Ok(Begin::Done(DiskOk::Done, None));
         }
         let sync = RingOp::Sync { file: open.file.clone(), data_only: true };
@@ -522,20 +526,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_direct_io_is_refused_by_the_strategies_that_need_it() {
+    fn a_file_system_without_direct_io_falls_back_and_a_bench_refuses_that() {
         let ring = super::super::Ring::new(&Default::default()).unwrap();
-        let durable = |strategy| {
+        for strategy in Strategy::ALL {
             let options = DiskOptions { lock: false, strategy };
             let mut disk = RingDisk::open(&ring, &std::env::temp_dir(), options).unwrap();
             disk.file_system = FileSystem { name: "zfs".into(), direct: false, volatile: false };
-            disk.check_durable()
-        };
-        for strategy in [Strategy::Direct, Strategy::DirectFsync] {
-            let error = durable(strategy).unwrap_err().to_string();
-            assert!(error.contains("zfs") && error.contains("`buffered` or `sync`"), "{error}");
-        }
-        for strategy in [Strategy::Buffered, Strategy::Sync, Strategy::None] {
-            assert_eq!(durable(strategy), Ok(()));
+            let other = strategy.without_direct();
+            assert_eq!(disk.strategy(), other);
+            let opened = disk.begin_open(Path::new("file"), FileMode::Durable).unwrap();
+            let Begin::Task(_, _, RingOp::Open { flags, .. }) = opened else { panic!("{strategy}") };
+            assert_eq!(flags & libc::O_DIRECT, 0, "{strategy}");
+            assert_eq!(disk.fallback_told, other != strategy, "{strategy}");
+            match disk.refuse_fallback() {
+                Ok(()) => assert_eq!(other, strategy),
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.contains("zfs") && error.contains(&format!("ask for `{other}`")),
+                        "{error}"
+                    );
+                }
+            }
         }
     }
 }

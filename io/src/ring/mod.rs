@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 pub use self::core::{Ring, RingOptions, SharedRing};
 pub use buffer::Buffer;
 pub use clock::RealClock;
-pub use disk::{DiskOptions, RingDisk, Strategy};
+pub use disk::{DiskOptions, RingDisk};
 pub use net::RingNet;
 pub use park::RingPark;
 pub(crate) use socket::{duplicate, listener, ring_error, socket_error, watch};

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use coracle_base::limits::BLOCK_BYTES;
-use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions, Strategy};
-use coracle_io::{Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileId, FileMode, disk};
+use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions};
+use coracle_io::{Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileId, FileMode, Strategy, disk};
 
 use crate::latency::Latencies;
 
@@ -40,6 +40,7 @@ impl FloorDisk {
     fn open(dir: &Path, strategy: Strategy) -> Result<Self, FloorError> {
         let ring = Ring::new(&RingOptions::default())?;
         let mut disk = RingDisk::open(&ring, dir, DiskOptions { lock: true, strategy })?;
+        disk.refuse_fallback()?;
         let open = DiskOp::Open { path: PathBuf::from("floor"), mode: FileMode::Durable };
         let (DiskOk::Opened { file, .. }, _) = disk::run(&mut disk, open)? else {
             unreachable!("an open completes as opened")

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use coracle::{Client, Config, Group, GroupId, Node, NodeId, Outcome, Peer};
-use coracle_io::ring;
+use coracle_io::Strategy;
+use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
 use serde_json::{Value, json};
 
 use super::floor;
@@ -32,7 +33,7 @@ struct Servant {
     load: Option<Load>,
     floor: Latencies,
     floor_dir: PathBuf,
-    strategy: ring::Strategy,
+    strategy: Strategy,
     /// Heap allocations of this process so far.
     allocations: fn() -> u64,
 }
@@ -68,6 +69,7 @@ impl Servant {
         let mut config = Config::new(options.id, peers.collect(), options.dir.join("node"));
         config.shards = options.shards;
         config.wal_write_strategy = options.strategy;
+        refuse_fallback(&options)?;
         let node = Node::start(config)?;
         let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
         let start =
@@ -75,10 +77,7 @@ impl Servant {
         let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>();
         // If the node failed meanwhile, its end says why.
         let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
-        let strategy = match options.strategy {
-            coracle::Strategy::Direct => ring::Strategy::Direct,
-            coracle::Strategy::None => ring::Strategy::None,
-        };
+        let strategy = options.strategy;
         let (load, floor) = (None, Latencies::default());
         Ok(Self { node, groups, counts, load, floor, floor_dir, strategy, allocations })
     }
@@ -204,6 +203,13 @@ impl Servant {
         self.floor.add(&floor::measure(&self.floor_dir, self.strategy, &peers, time)?);
         Ok(json!({ "p50": self.floor.quantile_us(0.5), "p99": self.floor.quantile_us(0.99) }))
     }
+}
+
+/// The engine would fall back with a warning; what is measured must be what was asked for.
+fn refuse_fallback(options: &NodeOptions) -> Result<(), Failure> {
+    let ring = Ring::new(&RingOptions { queue: 4, buffers: vec![] })?;
+    let disk_options = DiskOptions { lock: false, strategy: options.strategy };
+    Ok(RingDisk::open(&ring, &options.dir, disk_options)?.refuse_fallback()?)
 }
 
 fn ends_to_json(ends: Ends) -> Value {

@@ -76,7 +76,7 @@ pub(crate) struct ClusterOptions {
     /// Shards of each node; 0: one a core, one in all on two cores or fewer.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub(crate) shards: u16,
-    /// How writes become durable: direct, or none (for comparison only). Never falls back.
+    /// How writes become durable: direct, direct_fsync, buffered, sync, or none (for comparison only). Never falls back.
     #[arg(long, default_value_t = Strategy::Direct)]
     pub(crate) strategy: Strategy,
     /// Directory on the disk in question; the bench makes a folder of its own in it and removes it afterwards.
@@ -171,7 +171,7 @@ mod tests {
             "throughput --preset ra --pipe 1000",
             "throughput --preset etcd",
             "throughput --seconds 1 --ops 5",
-            "throughput --strategy buffered",
+            "throughput --strategy fast",
             "throughput --nodes 0",
             "throughput --clients 0",
             "throughput --entry-bytes 1MiB",

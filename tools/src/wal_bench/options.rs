@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use coracle_base::limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BLOCK_BYTES, ENTRY_BYTES_MAX};
-use coracle_io::ring::Strategy;
+use coracle_io::Strategy;
 
 use crate::size;
 
@@ -29,9 +29,9 @@ pub struct Options {
     #[arg(long)]
     pub dir: Option<PathBuf>,
 
-    /// How a write becomes durable. `none` means not at all: for comparison only.
-    #[arg(long, default_value = "direct", value_name = "direct|none", value_parser = strategy)]
-    pub strategy: StrategyName,
+    /// How a write becomes durable; never falls back to another one. `none` means not at all: for comparison only.
+    #[arg(long, default_value_t = Strategy::Direct, value_name = "direct|direct_fsync|buffered|sync|none")]
+    pub strategy: Strategy,
 
     /// Logs, each with a thread and a ring of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -79,52 +79,6 @@ pub struct Options {
     pub json: bool,
 }
 
-/// The strategies that are there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StrategyName {
-    /// O_DIRECT and O_DSYNC.
-    Direct,
-    /// No durability at all.
-    None,
-}
-
-impl StrategyName {
-    /// As typed.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::None => "none",
-        }
-    }
-
-    /// As the disk knows it.
-    pub fn strategy(self) -> Strategy {
-        match self {
-            Self::Direct => Strategy::Direct,
-            Self::None => Strategy::None,
-        }
-    }
-
-    /// As the log knows it.
-    pub fn of_log(self) -> coracle_wal::Strategy {
-        match self {
-            Self::Direct => coracle_wal::Strategy::Direct,
-            Self::None => coracle_wal::Strategy::None,
-        }
-    }
-}
-
-fn strategy(text: &str) -> Result<StrategyName, String> {
-    match text {
-        "direct" => Ok(StrategyName::Direct),
-        "none" => Ok(StrategyName::None),
-        "direct_fsync" | "buffered" | "sync" => {
-            Err(format!("strategy {text} is not there yet: it comes with storage; use direct or none"))
-        }
-        other => Err(format!("unknown strategy {other}: use direct or none")),
-    }
-}
-
 fn entry_bytes(text: &str) -> Result<usize, String> {
     within(text, 0, ENTRY_BYTES_MAX as u64).map(|bytes| bytes as usize)
 }
@@ -167,7 +121,7 @@ mod tests {
     fn defaults_are_the_contract() {
         let options = parse(&[]).unwrap();
         assert_eq!((options.shards, options.groups, options.entry_bytes), (1, 1000, 256));
-        assert_eq!((options.strategy, options.wal_file), (StrategyName::Direct, 128 << 20));
+        assert_eq!((options.strategy, options.wal_file), (Strategy::Direct, 128 << 20));
         assert_eq!((options.seconds, options.entries, options.rate), (None, None, None));
     }
 

@@ -65,8 +65,10 @@ struct Shard<'a> {
 pub(super) fn run(options: &Options, dir: &Path, shard: u16, gate: &Gate) -> Result<ShardReport, Error> {
     let dir = dir.join(format!("shard-{shard}"));
     let ring = Ring::new(&RingOptions::default())?;
-    let disk_options = DiskOptions { strategy: options.strategy.strategy(), ..DiskOptions::default() };
-    let disk = Recorder::new(RingDisk::open(&ring, &dir, disk_options)?);
+    let disk_options = DiskOptions { strategy: options.strategy, ..DiskOptions::default() };
+    let disk = RingDisk::open(&ring, &dir, disk_options)?;
+    disk.refuse_fallback()?;
+    let disk = Recorder::new(disk);
     let park = RingPark::new(&ring)?;
     let mut shard = Shard { options, shard, dir, disk, park };
 
@@ -110,7 +112,6 @@ impl Shard<'_> {
         let mut config = Config::new(dir, rand::random());
         config.file_bytes = self.options.wal_file;
         config.batch_bytes = self.options.max_batch;
-        config.strategy = self.options.strategy.of_log();
         config
     }
 

@@ -30,7 +30,7 @@ use self::replay::Replay;
 use self::roots::FoundRoot;
 use self::scan::{Scan, Tail};
 use crate::checkpoint::{Checkpoints, Kept};
-use crate::config::{Config, Identity, Strategy};
+use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::{File, Files, log_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
@@ -456,9 +456,6 @@ fn begin_anew<D: Disk>(
 
 /// A batch that was read may so far be in the device's cache only: what is kept is made durable before it is relied on.
 fn sync_kept<D: Disk>(disk: &mut D, config: &Config, links: &[Link], tail: &Tail) -> Result<(), WalError> {
-    if config.strategy == Strategy::None {
-        return Ok(());
-    }
     let upto = links.iter().position(|link| link.file_no == tail.at.file_no).map_or(0, |at| at + 1);
     // Writes in flight lie in the last file, and in the one before if the log had just gone on.
     for link in links[..upto].iter().rev().filter(|link| link.bytes > 0).take(2) {
@@ -557,7 +554,7 @@ fn make_ready<D: Disk>(
     head: Head,
     source: Source,
 ) -> Result<(Ready, u64), WalError> {
-    let mut preparer = Preparer::new(&config.dir, config.file_bytes, config.strategy.file_mode());
+    let mut preparer = Preparer::new(&config.dir, config.file_bytes);
     preparer.begin(disk, head, source);
     let mut done = Vec::new();
     let mut ready = None;
