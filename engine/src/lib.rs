@@ -65,7 +65,7 @@ pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;
 pub use error::Error;
-pub use machine::{Effects, Entry, Machine, RestoreError, Typed, TypedMachine, Wire};
+pub use machine::{Class, Effects, Entry, Machine, RestoreError, Typed, TypedMachine, Wire};
 pub use node::Node;
 pub use outcome::{Done, NotDone, Outcome, Reason, Unknown};
 pub use shard::replies::Completions;

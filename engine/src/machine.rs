@@ -48,10 +48,26 @@ impl<'a> Effects<'a> {
 #[error("snapshot not understood: {0}")]
 pub struct RestoreError(pub String);
 
+/// What a command does to the space that the log takes, which decides what becomes of it when the disk is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Class {
+    /// Takes space: refused first.
+    #[default]
+    Ordinary,
+    /// Leads to space being given back (a removal, an acknowledgement): taken while a reserve for such commands lasts.
+    Freeing,
+}
+
 /// A deterministic state machine over bytes.
 pub trait Machine: Send + 'static {
     /// Runs one committed command.
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>);
+
+    /// What kind of command this is. Asked on the leader, about a command that is only proposed, when the disk is full.
+    fn class(&self, command: &[u8]) -> Class {
+        let _ = command;
+        Class::Ordinary
+    }
 
     /// Answers a question without changing anything; appends the answer to `reply`.
     fn query(&self, query: &[u8], reply: &mut Vec<u8>);
@@ -89,6 +105,11 @@ pub trait TypedMachine: Send + 'static {
 
     /// Runs one committed command; `effects` is for everything but the reply.
     fn apply(&mut self, command: Self::Command, entry: Entry<'_>, effects: &mut Effects<'_>) -> Self::Reply;
+    /// What kind of command this is; see [`Machine::class`].
+    fn class(&self, command: &Self::Command) -> Class {
+        let _ = command;
+        Class::Ordinary
+    }
     /// Answers a question.
     fn query(&self, query: Self::Query) -> Self::Answer;
     /// The state now.
@@ -107,6 +128,10 @@ impl<M: TypedMachine> Machine for Typed<M> {
         if let Some(command) = M::Command::decode(entry.command) {
             self.0.apply(command, entry, effects).encode(effects.reply());
         }
+    }
+
+    fn class(&self, command: &[u8]) -> Class {
+        M::Command::decode(command).map_or(Class::Ordinary, |command| self.0.class(&command))
     }
 
     fn query(&self, query: &[u8], reply: &mut Vec<u8>) {

@@ -98,7 +98,11 @@ impl Checkpoints {
     fn is_due(&self, every_bytes: u64) -> bool {
         let enough = self.rolled || self.since_bytes >= every_bytes;
         let earned = self.since_bytes > SHARE * self.bytes;
-        enough && earned && self.running.is_none() && self.closing.is_none()
+        enough && earned
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.closing.is_none()
     }
 
     fn begin(&mut self, begin: Begin) {
@@ -113,7 +117,8 @@ impl Checkpoints {
 impl Wal {
     /// Stages the next pages of a checkpoint, if one is due or running; at most [`STEP_BYTES`] and the rest of a group.
     pub(crate) fn step_checkpoint(&mut self) {
-        if self.checkpoints.is_due(self.config.checkpoint_every_bytes) {
+        let is_due = self.checkpoints.is_due(self.config.checkpoint_every_bytes);
+        if self.checkpoints.is_idle() && (is_due || self.checkpoint_makes_room()) {
             self.checkpoints.begin(self.durable_end());
         }
         if self.stage.bytes() > BUSY_BYTES && self.checkpoints.since_step_bytes < BUSY_BYTES {
@@ -130,6 +135,14 @@ impl Wal {
             staged += self.put_groups(&mut running);
             self.checkpoints.running = Some(running);
         }
+    }
+
+    /// The disk is full, and nothing but the age of the checkpoints keeps a file from being used again.
+    fn checkpoint_makes_room(&self) -> bool {
+        let dead_before = |file_no| self.files.dead(file_no, self.durable, &self.refs).is_some();
+        self.prepare.is_full()
+            && !dead_before(self.checkpoints.needed_from())
+            && dead_before(self.durable_at.file_no)
     }
 
     /// Stages a page of groups; several, one after the other, if the last group needs more than one.

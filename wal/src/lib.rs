@@ -39,5 +39,5 @@ pub use error::{ReadError, WalError};
 pub use groups::GroupLog;
 pub use read::ReadOut;
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
-pub use wal::{BatchSeq, Durable, Stats, Wal, WalState};
+pub use wal::{BatchSeq, Durable, Stats, Wal};
 pub use walk::{Walked, walk};

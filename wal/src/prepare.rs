@@ -106,9 +106,14 @@ impl Preparer {
         self.job.is_some()
     }
 
-    /// Whether the disk was full when a file was last prepared.
+    /// Whether the disk was full, and not all files that should be ready are since.
     pub(crate) fn is_full(&self) -> bool {
         self.full_until_us.is_some()
+    }
+
+    /// All files that should be ready are.
+    pub(crate) fn has_room(&mut self) {
+        self.full_until_us = None;
     }
 
     /// Whether a preparation may begin.
@@ -200,13 +205,10 @@ impl Preparer {
                 self.start(disk);
                 Ok(None)
             }
-            None => {
-                self.full_until_us = None;
-                Ok(self.job.take().and_then(|job| {
-                    let bytes = self.file_bytes.max(job.source.bytes());
-                    job.file.map(|file| Ready { head: job.head, file, bytes })
-                }))
-            }
+            None => Ok(self.job.take().and_then(|job| {
+                let bytes = self.file_bytes.max(job.source.bytes());
+                job.file.map(|file| Ready { head: job.head, file, bytes })
+            })),
         }
     }
 
@@ -260,7 +262,10 @@ impl Wal {
     /// Begins to prepare the next file, if fewer are ready than should be.
     pub(crate) fn prepare_next<D: Disk>(&mut self, disk: &mut D) {
         let wanted = self.stage_file + self.config.spares as u64;
-        if self.ready_upto >= wanted || !self.prepare.may_begin(self.now_us) {
+        if self.ready_upto >= wanted {
+            return self.prepare.has_room();
+        }
+        if !self.prepare.may_begin(self.now_us) {
             return;
         }
         let source = self.choose_source();

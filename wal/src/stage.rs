@@ -88,6 +88,12 @@ impl Stage {
         self.open.as_ref().map_or(self.next_at, |batch| batch.at)
     }
 
+    /// Where the next batch of this file would begin.
+    pub(crate) fn end(&self) -> u64 {
+        let open = self.open.as_ref().map_or(0, |batch| batch.buf.len().next_multiple_of(BLOCK_BYTES));
+        self.at().offset + open as u64
+    }
+
     /// Bytes of batches that were not submitted.
     pub(crate) fn bytes(&self) -> usize {
         self.closed_bytes + self.open.as_ref().map_or(0, |batch| batch.buf.len())

@@ -51,15 +51,6 @@ impl Durable {
     }
 }
 
-/// Whether the log has room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WalState {
-    /// All is well.
-    Ready,
-    /// The disk is full and no further file can be made: refuse what is not urgent. Votes and releases still pass.
-    Low,
-}
-
 /// Counters since the log was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -354,14 +345,20 @@ impl Wal {
         }
     }
 
-    /// Whether there is room for ordinary proposals.
-    pub fn state(&self) -> WalState {
-        let ready = self.ready_upto.saturating_sub(self.stage_file);
-        if self.prepare.is_full() && ready < self.config.spares.max(1) as u64 {
-            WalState::Low
-        } else {
-            WalState::Ready
+    /// Bytes that batches can still take in the files that are ready, once the disk is too full to make all the files
+    /// that should be: refuse in good time what is not urgent. `None` while files can be made.
+    pub fn room(&self) -> Option<u64> {
+        if !self.prepare.is_full() {
+            return None;
         }
+        let is_here = self.stage_file <= self.ready_upto;
+        let here = if is_here { self.config.file_bytes - self.stage.end() } else { 0 };
+        Some(here + self.ready_upto.saturating_sub(self.stage_file) * self.file_room())
+    }
+
+    /// Bytes that batches can take in an empty file: what [`room`](Self::room) is to be compared with.
+    pub fn file_room(&self) -> u64 {
+        self.config.file_bytes - HEAD_AREA_BYTES
     }
 
     /// Counters.

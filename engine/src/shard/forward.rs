@@ -18,8 +18,8 @@ use crate::transport::envelope::{Builder, Kind};
 #[derive(Debug)]
 struct Forwarded {
     session: u64,
+    /// First the tags that are answered, then the others in order.
     tags: Vec<u64>,
-    /// How many of the tags are answered: a leader applies, and so answers, in order.
     answered: usize,
     origin: Origin,
     is_query: bool,
@@ -106,10 +106,11 @@ impl Forwards {
             else {
                 continue;
             };
-            // Only the tag that is due is believed; anything else was answered already.
-            if one.tags.get(one.answered) != Some(&record.tag) {
-                continue;
-            }
+            // Only a tag that has no answer yet is believed. A leader applies, and so answers, in order; what it refuses
+            // comes before that.
+            let open = &mut one.tags[one.answered..];
+            let Some(at) = open.iter().position(|tag| *tag == record.tag) else { continue };
+            open[..=at].rotate_right(1);
             answers.give(&one.origin, record.tag, &record.outcome);
             one.answered += 1;
             if one.answered == one.tags.len() {

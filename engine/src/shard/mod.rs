@@ -10,6 +10,7 @@ pub(crate) mod groups;
 pub(crate) mod inbox;
 mod receive;
 pub(crate) mod replies;
+mod room;
 mod start;
 pub(crate) mod status;
 mod step;
@@ -105,6 +106,8 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     /// Bytes of entries in memory, and of commands that wait.
     arena_bytes: usize,
     waiting_bytes: usize,
+    /// Bytes of entries taken in this turn, not in the WAL's open batch yet.
+    unstaged_bytes: usize,
     now_us: u64,
     again: bool,
     status: ShardStatus,

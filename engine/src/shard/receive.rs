@@ -9,10 +9,9 @@ use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
 
-use coracle_wal::WalState;
-
 use super::groups::{Parked, Reading};
 use super::inbox::{Command, Consistency, Origin};
+use super::room::Need;
 use super::waiting::Waiting;
 use super::{Answers, OnDurable, ReadFor, Shard, ShardError};
 use crate::outcome::{Outcome, Reason, Unknown};
@@ -138,6 +137,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Ok(());
         };
         let run = check_payload(&message, piece)?;
+        let Some((message, run)) = self.what_fits(slot, node, message, run, piece.payload.len()) else {
+            return Ok(());
+        };
         self.step(slot, Input::Receive { from: node, message }, run, piece.payload);
         Ok(())
     }
@@ -200,7 +202,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Ok(())
     }
 
-    fn refuse(&mut self, entries: &EntryBatch, origin: &Origin, reason: Reason, leader: Option<NodeId>) {
+    pub(super) fn refuse(
+        &mut self,
+        entries: &EntryBatch,
+        origin: &Origin,
+        reason: Reason,
+        leader: Option<NodeId>,
+    ) {
         let outcome = Outcome::not_done(reason, leader);
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         for entry in Entries::new(Index(1), entries.bytes()) {
@@ -248,12 +256,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Entries for a group that this node leads.
     fn propose_here(&mut self, slot: u32, mut entries: EntryBatch, origin: Origin) {
+        let is_sound = self.slots[slot as usize].poisoned.is_none();
+        if is_sound && !self.may_write(Need::Ordinary, entries.bytes().len()) {
+            entries = self.only_freeing(slot, &entries, &origin);
+            if entries.is_empty() {
+                return;
+            }
+        }
         let one = &mut self.slots[slot as usize];
         let bytes = entries.bytes().len();
         let refusal = if one.poisoned.is_some() {
             Some(Reason::Poisoned)
-        } else if self.wal.state() == WalState::Low {
-            Some(Reason::DiskFull)
         } else if one.waiting.bytes() + bytes > GROUP_UNCOMMITTED_BYTES
             || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES
         {
@@ -273,6 +286,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         one.log.store(proposed.first, entries.bytes(), entries.count());
         self.arena_bytes += one.log.bytes() - before;
         self.waiting_bytes += bytes;
+        self.unstaged_bytes += bytes;
         one.waiting.push(Waiting {
             first: proposed.first,
             last: Index(proposed.first.0 + u64::from(entries.count()) - 1),

@@ -54,6 +54,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             completions: Vec::new(),
             arena_bytes: 0,
             waiting_bytes: 0,
+            unstaged_bytes: 0,
             now_us,
             again: false,
             status: ShardStatus::default(),

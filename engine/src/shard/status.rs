@@ -50,4 +50,6 @@ pub struct ShardStatus {
     pub groups: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
+    /// Whether the disk is full: commands that take space are refused until there is room.
+    pub disk_full: bool,
 }

@@ -42,7 +42,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn persist(&mut self) -> Result<(), ShardError> {
-        Ok(self.wal.submit(&mut self.disk, self.now_us)?)
+        self.wal.submit(&mut self.disk, self.now_us)?;
+        self.watch_room();
+        Ok(())
     }
 
     fn send(&mut self) {
