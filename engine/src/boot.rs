@@ -212,7 +212,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         let Forming { config, identity, transport, parts, waiting_starts, .. } = *forming;
         tracing::info!(node = %identity.node, "cluster formed");
         let inbox = parts.inbox.clone();
-        *self = Self::run(&config, &identity, ShardId(0), transport, parts)?;
+        *self = Self::run(&config, &identity, ShardId(0), transport, parts).inspect_err(|_| inbox.close())?;
         for command in waiting_starts {
             // An inbox that is full of other things refuses: the caller sees that its channel is gone.
             let _ = inbox.push(command);

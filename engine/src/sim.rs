@@ -93,6 +93,11 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         self.server.is_running()
     }
 
+    /// Asks the node to stop, as [`Node::stop`](crate::Node::stop) does; the turn in which it has stopped says so.
+    pub fn stop(&self) {
+        let _ = self.inbox.push(Command::Stop);
+    }
+
     /// Takes up a group; it runs after the next turns.
     pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
         let (started, _) = std::sync::mpsc::sync_channel(1);
@@ -143,8 +148,8 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     }
 
     fn push(&self, slot: &Arc<Slot>, command: impl FnOnce(Origin) -> Command<N::Socket>) {
-        if self.inbox.push(command(Origin::Slot(slot.clone()))).is_err() {
-            slot.fill(Outcome::not_done(Reason::Busy, None));
+        if let Err(refused) = self.inbox.push(command(Origin::Slot(slot.clone()))) {
+            refused.refuse(if self.inbox.is_closed() { Reason::Stopping } else { Reason::Busy });
         }
     }
 

@@ -1,7 +1,7 @@
 //! The handles against an inbox whose shard is the test.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use coracle_base::limits::ENTRY_BYTES_MAX;
 use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, NodeId};
 
-use super::{Client, Group, TypedGroup};
-use crate::machine::{Effects, Entry, TypedMachine};
+use super::{Client, Group, Handles, TypedGroup};
+use crate::machine::{Effects, Entry, Typed, TypedMachine};
 use crate::node::Socket;
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::shard::inbox::{Command, Inbox, Origin};
@@ -103,12 +103,36 @@ fn a_full_inbox_is_busy_and_a_closed_one_stopping() {
     group.inbox.close();
     assert_eq!(reason(client.propose(&group, [(1, "x")])), Reason::Stopping);
     assert!(matches!(group.status(), Err(crate::Error::Stopped(None))));
-    // The shard is gone: whoever waits is answered all the same.
-    group.inbox.refuse_rest();
     for proposal in waiting {
         let Outcome::NotDone(why) = proposal.wait() else { panic!() };
         assert_eq!(why.reason, Reason::Stopping);
     }
+}
+
+#[test]
+fn whoever_asks_a_shard_that_stops_hears_of_it() {
+    let handles = Handles::new(NodeId(1), vec![group().inbox]);
+    let (heard, hears) = mpsc::channel();
+    let start = {
+        let (handles, heard) = (handles.clone(), heard.clone());
+        thread::spawn(move || {
+            heard.send(handles.start_group(GroupId(7), Box::new(Typed(Mismatched))).map(|_| ()))
+        })
+    };
+    let status = {
+        let handles = handles.clone();
+        thread::spawn(move || heard.send(handles.status().map(|_| ())))
+    };
+    while handles.inboxes[0].queued() < 2 {
+        thread::yield_now();
+    }
+    handles.inboxes[0].close();
+    for _ in 0..2 {
+        let answer = hears.recv_timeout(Duration::from_secs(20)).expect("nobody waits for ever");
+        assert!(matches!(answer, Err(crate::Error::Stopped(None))), "{answer:?}");
+    }
+    start.join().unwrap().unwrap();
+    status.join().unwrap().unwrap();
 }
 
 #[test]

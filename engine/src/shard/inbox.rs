@@ -112,22 +112,29 @@ impl<S> Inbox<S> {
         Some(command)
     }
 
+    /// Commands that wait.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Answers everything that waits with `Stopping`: no shard has seen it, and none will. For a closed inbox.
-    pub(crate) fn refuse_rest(&self) {
+    /// The shard has stopped: answers everything that waits with `Stopping`, and refuses whatever comes from now on.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // A push that raced with the line above refuses the rest itself: one of the two sees the command.
+        self.refuse_rest();
+    }
+
+    /// No shard has seen what waits, and none will.
+    fn refuse_rest(&self) {
         while let Some(command) = self.pop() {
             command.refuse(Reason::Stopping);
         }
-    }
-
-    /// Refuses everything from now on. What is queued must still be popped and answered
-    /// ([`refuse_rest`](Self::refuse_rest)); a push that raced with this does so itself.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
     }
 
     /// Whether the shard has stopped.
