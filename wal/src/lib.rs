@@ -9,7 +9,8 @@
 //! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
 //! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
 //! `checkpoint.rs` (the one authority on what lives), `recover/` (chain of files, scan, verdict, replay), `read/`
-//! (entries back from files), `walk.rs` (every run in the files), `format/` (every byte).
+//! (entries back from files), `walk.rs` (every run in the files), `inspect.rs` (what
+//! lies there and what is damaged, for people), `format/` (every byte).
 //!
 //! Invariants: (1) a batch counts as durable only when it and every earlier one is; (2) no byte that was written is
 //! rewritten while its file is in use; (3) the log is the newest complete checkpoint and every record after it, nothing
@@ -25,6 +26,7 @@ mod error;
 mod files;
 mod format;
 mod groups;
+mod inspect;
 mod prepare;
 mod read;
 mod recover;
@@ -37,6 +39,7 @@ mod write;
 pub use config::{Config, Identity};
 pub use error::{ReadError, WalError};
 pub use groups::GroupLog;
+pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
 pub use read::ReadOut;
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
 pub use wal::{BatchSeq, Durable, Stats, Wal};

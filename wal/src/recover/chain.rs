@@ -35,8 +35,8 @@ pub(crate) struct Directory {
     /// The highest file number ever seen, by name or head.
     pub(crate) highest_no: u64,
     pub(crate) boot_epoch: u64,
-    /// Copies of heads that were not sound.
-    pub(crate) bad_copies: u32,
+    /// Copies of heads that were not sound: file and offset.
+    pub(crate) bad_copies: Vec<(PathBuf, u64)>,
 }
 
 /// A file in its place in the log.
@@ -53,14 +53,14 @@ pub(crate) struct Link {
 }
 
 impl Directory {
-    /// Looks at every file's head.
+    /// Looks at every file's head. With no identity, anybody's will do.
     ///
     /// # Errors
     /// A file is another node's, or newer than this program; or the directory cannot be read.
     pub(crate) fn read<D: Disk>(
         disk: &mut D,
         config: &Config,
-        identity: &Identity,
+        identity: Option<&Identity>,
     ) -> Result<Self, WalError> {
         let mut directory = Self::default();
         for entry in disk.list(&config.dir)? {
@@ -80,22 +80,24 @@ impl Directory {
         path: PathBuf,
         file_no: u64,
         bytes: u64,
-        identity: &Identity,
+        identity: Option<&Identity>,
     ) -> Result<(), WalError> {
         self.highest_no = self.highest_no.max(file_no);
         let copies = read_copies(disk, &path)?;
         let mut sound = None;
-        for copy in copies {
+        for (copy, offset) in copies.into_iter().zip([0, BLOCK_BYTES as u64]) {
             match copy {
                 HeadCopy::Sound(head) => sound = sound.or(Some(head)),
                 HeadCopy::Newer { version } => {
                     return Err(WalError::NewerFormat { file: path, version, ours: VERSION });
                 }
-                HeadCopy::Bad => self.bad_copies += 1,
+                HeadCopy::Bad => self.bad_copies.push((path.clone(), offset)),
             }
         }
         if let Some(head) = &sound {
-            check_identity(&path, &head.identity, identity)?;
+            if let Some(identity) = identity {
+                check_identity(&path, &head.identity, identity)?;
+            }
             self.highest_no = self.highest_no.max(head.file_no);
             self.boot_epoch = self.boot_epoch.max(head.boot_epoch);
             if head.file_no != file_no {

@@ -1,6 +1,7 @@
 //! From files to a log: the newest complete checkpoint and every record after it, and nothing else.
 //!
 //! ```text
+//!   reading.rs  all of it that writes nothing
 //!   chain.rs    which files, in which order          roots.rs   where a replay may begin
 //!   scan.rs     which batches, and what a bad one means        replay.rs  what their records make
 //! ```
@@ -11,6 +12,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod reader;
+pub(crate) mod reading;
 mod replay;
 mod roots;
 pub(crate) mod scan;
@@ -25,6 +27,7 @@ use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
 
 use self::chain::{Directory, Link};
 use self::reader::Readers;
+use self::reading::{LogRead, read_log};
 pub use self::replay::Hole;
 use self::replay::Replay;
 use self::roots::FoundRoot;
@@ -141,34 +144,16 @@ pub(crate) fn recover<D: Disk>(
     identity: Identity,
 ) -> Result<(Start, Recovery), WalError> {
     disk.make_dir(&config.dir)?;
-    let directory = Directory::read(disk, &config, &identity)?;
+    let directory = Directory::read(disk, &config, Some(&identity))?;
     if directory.logs.is_empty() && directory.strays.is_empty() {
         return create(disk, config, identity, directory);
     }
     let links = directory.chain();
     let dir = config.dir.clone();
     let mut readers = Readers::new(disk, &dir);
-    let found = find_log(&mut readers, &dir, &links, &identity);
-    let mut found = match found {
-        Ok(found) => found,
-        Err(error) => {
-            readers.close()?;
-            return Err(error);
-        }
-    };
-    // A file that may have been newer than all others, and says nothing any more.
-    let newest = links.last().map_or(0, |link| link.file_no);
-    let lost_newest = directory.logs.iter().any(|(no, log)| *no > newest && log.head.is_none());
-    found.tail.suspect |= lost_newest;
-    found.replay.finish(found.tail.suspect);
-    let missing = mark_missing(&mut found, &directory, &dir);
-    let groups: Result<Vec<_>, _> =
-        found.replay.groups.iter().map(|group| recovered(&mut readers, group)).collect();
+    let read = read_log(&mut readers, &dir, &directory, &links, &identity);
     readers.close()?;
-    let mut groups = groups?;
-    groups.sort_by_key(|group| group.group);
-    let mut report = found.report(&directory, &dir);
-    report.missing = missing;
+    let LogRead { found, groups, mut report } = read?;
     let (start, strays) = begin_anew(disk, config, identity, &directory, &links, found)?;
     report.strays = strays;
     log_report(&dir, &report);
@@ -199,7 +184,7 @@ impl Found<'_> {
             torn: self.tail.torn,
             tail_suspect: self.tail.suspect,
             holes: self.replay.holes.clone(),
-            damaged_heads: directory.bad_copies,
+            damaged_heads: directory.bad_copies.len() as u32,
             missing: Vec::new(),
             strays: Vec::new(),
         }

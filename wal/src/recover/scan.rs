@@ -154,6 +154,11 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
         Ok(None)
     }
 
+    /// The batch that it begins with.
+    pub(crate) fn first_seq(&self) -> u64 {
+        self.seq
+    }
+
     /// Walks to the end of the log.
     ///
     /// # Errors

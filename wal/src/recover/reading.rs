@@ -1,0 +1,71 @@
+//! The half of a recovery that only reads: what the log is, before anything is written. Tools that look into a log use it
+//! alone.
+
+use std::path::Path;
+
+use coracle_base::GroupId;
+use coracle_io::Disk;
+
+use super::chain::{Directory, Link};
+use super::reader::Readers;
+use super::{Found, RecoveredGroup, Report, find_log, mark_missing, recovered};
+use crate::config::Identity;
+use crate::error::WalError;
+use crate::format::Position;
+use crate::format::page::{Extent, SnapshotPlace};
+
+/// All that a recovery learns by reading.
+pub(crate) struct LogRead<'a> {
+    pub(super) found: Found<'a>,
+    /// By uid.
+    pub(crate) groups: Vec<RecoveredGroup>,
+    pub(crate) report: Report,
+}
+
+impl LogRead<'_> {
+    /// Where the log ends.
+    pub(crate) fn tail(&self) -> Position {
+        self.found.tail.at
+    }
+
+    /// Each group's entries: which are in which file.
+    pub(crate) fn extents(&self, group: GroupId) -> &[Extent] {
+        self.found.replay.groups.find(group).map_or(&[], |group| &group.extents)
+    }
+
+    /// Where a group's snapshot lies, readable or not.
+    pub(crate) fn snapshot_place(&self, group: GroupId) -> Option<SnapshotPlace> {
+        self.found.replay.groups.find(group).and_then(|group| group.snapshot)
+    }
+
+    /// Where the batches of a file end, if the checkpoint knows for certain: the log had gone on before it.
+    pub(crate) fn sealed_end(&self, file_no: u64) -> Option<u64> {
+        let is_replayed = self.found.replay.files.is_some_and(|(first, _)| file_no >= first);
+        let entry = self.found.ends.iter().find(|entry| entry.file_no == file_no);
+        entry.filter(|_| !is_replayed).map(|entry| entry.end)
+    }
+}
+
+/// Reads the log as it lies there, and writes nothing.
+pub(crate) fn read_log<'a, D: Disk>(
+    readers: &mut Readers<'_, D>,
+    dir: &'a Path,
+    directory: &Directory,
+    links: &[Link],
+    identity: &Identity,
+) -> Result<LogRead<'a>, WalError> {
+    let mut found = find_log(readers, dir, links, identity)?;
+    // A file that may have been newer than all others, and says nothing any more.
+    let newest = links.last().map_or(0, |link| link.file_no);
+    let lost_newest = directory.logs.iter().any(|(no, log)| *no > newest && log.head.is_none());
+    found.tail.suspect |= lost_newest;
+    found.replay.finish(found.tail.suspect);
+    let missing = mark_missing(&mut found, directory, dir);
+    let groups: Result<Vec<_>, _> =
+        found.replay.groups.iter().map(|group| recovered(readers, group)).collect();
+    let mut groups = groups?;
+    groups.sort_by_key(|group| group.group);
+    let mut report = found.report(directory, dir);
+    report.missing = missing;
+    Ok(LogRead { found, groups, report })
+}
