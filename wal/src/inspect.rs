@@ -299,7 +299,8 @@ impl<'a> Survey<'a> {
             let is_here =
                 here.is_some_and(|extent| extent.file_no == at.file_no && entry.index <= extent.last());
             // An entry of another term at the same index was overwritten since.
-            if is_here && term_of(terms, entry.index) == Some(entry.header.term) {
+            let term = term_of(terms, entry.index);
+            if is_here && term.is_none_or(|term| term == entry.header.term) {
                 seen.note(entry.index, (entry.payload.len() + ENTRY_HEADER_BYTES) as u32);
             }
         }
@@ -409,8 +410,9 @@ impl Live<'_> {
         let of = |group: &RecoveredGroup| {
             let here = self.read.extents(group.group).iter().filter(|extent| extent.file_no == file_no);
             let entries: u64 = here.map(|extent| self.seen(group.group, extent).1).sum();
-            let place = self.read.snapshot_place(group.group).filter(|place| place.at.file_no == file_no);
-            entries + place.map_or(0, |place| u64::from(place.bytes))
+            let is_here = self.read.snapshot_at(group.group).is_some_and(|at| at.file_no == file_no);
+            let snapshot = group.snapshot.as_ref().filter(|_| is_here);
+            entries + snapshot.map_or(0, |snapshot| snapshot.bytes.len() as u64)
         };
         self.read.groups.iter().map(of).sum()
     }
@@ -473,10 +475,10 @@ impl Live<'_> {
 
     fn snapshots(&self) -> Vec<Damage> {
         let of = |group: &RecoveredGroup| {
-            let place = self.read.snapshot_place(group.group).filter(|_| group.snapshot.is_none())?;
+            let at = self.read.snapshot_at(group.group).filter(|_| group.snapshot.is_none())?;
             Some(Damage {
-                file: log_path(self.dir, place.at.file_no),
-                offset: Some(place.at.offset),
+                file: log_path(self.dir, at.file_no),
+                offset: Some(at.offset),
                 groups: vec![group.group],
                 kind: DamageKind::Snapshot,
             })

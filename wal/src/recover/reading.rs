@@ -1,6 +1,7 @@
 //! The half of a recovery that only reads: what the log is, before anything is written. Tools that look into a log use it
 //! alone.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use coracle_base::GroupId;
@@ -12,7 +13,7 @@ use super::{Found, RecoveredGroup, Report, find_log, mark_missing, recovered};
 use crate::config::Identity;
 use crate::error::WalError;
 use crate::format::Position;
-use crate::format::page::{Extent, SnapshotPlace};
+use crate::format::page::Extent;
 
 /// All that a recovery learns by reading.
 pub(crate) struct LogRead<'a> {
@@ -20,6 +21,7 @@ pub(crate) struct LogRead<'a> {
     /// By uid.
     pub(crate) groups: Vec<RecoveredGroup>,
     pub(crate) report: Report,
+    extents: BTreeMap<GroupId, Vec<Extent>>,
 }
 
 impl LogRead<'_> {
@@ -28,14 +30,14 @@ impl LogRead<'_> {
         self.found.tail.at
     }
 
-    /// Each group's entries: which are in which file.
+    /// A group's entries, by index: which are in which file.
     pub(crate) fn extents(&self, group: GroupId) -> &[Extent] {
-        self.found.replay.groups.find(group).map_or(&[], |group| &group.extents)
+        self.extents.get(&group).map_or(&[], Vec::as_slice)
     }
 
-    /// Where a group's snapshot lies, readable or not.
-    pub(crate) fn snapshot_place(&self, group: GroupId) -> Option<SnapshotPlace> {
-        self.found.replay.groups.find(group).and_then(|group| group.snapshot)
+    /// Where in the log's files a group's snapshot lies, readable or not.
+    pub(crate) fn snapshot_at(&self, group: GroupId) -> Option<Position> {
+        self.found.replay.groups.find(group).and_then(|group| group.snapshot).map(|place| place.at)
     }
 
     /// Where the batches of a file end, if the checkpoint knows for certain: the log had gone on before it.
@@ -67,5 +69,6 @@ pub(crate) fn read_log<'a, D: Disk>(
     groups.sort_by_key(|group| group.group);
     let mut report = found.report(directory, dir);
     report.missing = missing;
-    Ok(LogRead { found, groups, report })
+    let extents = found.replay.groups.iter().map(|group| (group.id, group.extents.clone())).collect();
+    Ok(LogRead { found, groups, report, extents })
 }
