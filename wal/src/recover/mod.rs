@@ -153,7 +153,7 @@ pub(crate) fn recover<D: Disk>(
     let mut readers = Readers::new(disk, &dir);
     let read = read_log(&mut readers, &dir, &directory, &links, &identity);
     readers.close()?;
-    let LogRead { found, groups, mut report } = read?;
+    let LogRead { found, groups, mut report, .. } = read?;
     let (start, strays) = begin_anew(disk, config, identity, &directory, &links, found)?;
     report.strays = strays;
     log_report(&dir, &report);
