@@ -190,6 +190,11 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         result
     }
 
+    /// Ends it for `error`, after a turn that did not come to its end: whoever can be found is answered.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.stop_with(error);
+    }
+
     fn stop_with(&mut self, error: Error) {
         let asked = matches!(error, Error::Stopped(None));
         match std::mem::replace(&mut self.stage, Stage::Stopped(error)) {

@@ -56,6 +56,7 @@ mod log;
 mod machine;
 mod node;
 mod outcome;
+mod panics;
 mod shard;
 pub mod sim;
 mod transport;

@@ -4,7 +4,7 @@
 //! entry boundaries with the help of a mark every [`MARK_EVERY`] entries, so a cut walks few headers.
 //!
 //! Invariants: (1) chunks are consecutive, and the last one ends at the log's last index; (2) an entry that is not
-//! durable, or not applied, is in memory (the shard evicts no others); (3) what is not in memory is in WAL files.
+//! durable, or is still to be applied, is in memory (the shard evicts no others); (3) what is not in memory is in WAL files.
 
 use std::collections::VecDeque;
 

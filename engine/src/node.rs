@@ -16,6 +16,7 @@ use crate::api::Handles;
 use crate::boot::{Parts, Server};
 use crate::config::Config;
 use crate::identity::Identity;
+use crate::panics::caught;
 use crate::shard::inbox::{Command, Inbox};
 
 /// The network driver's socket.
@@ -152,8 +153,9 @@ type RealServer = Server<RingDisk, RingNet, RealClock>;
 
 impl ShardThread {
     fn run(self, started: &SyncSender<Result<(), Error>>) -> Result<(), Error> {
-        let inbox = self.inboxes[usize::from(self.shard.0)].clone();
-        let result = self.open_and_loop(started);
+        let (shard, inbox) = (self.shard, self.inboxes[usize::from(self.shard.0)].clone());
+        let result =
+            caught(|| self.open_and_loop(started)).unwrap_or_else(|panic| Err(panicked(shard, &panic)));
         // Whatever ended it: no command may wait for ever.
         inbox.close();
         if let Err(error) = &result {
@@ -200,13 +202,25 @@ impl ShardThread {
             }
         };
         let _ = started.try_send(Ok(()));
-        run_loop(server, &mut park, &inbox, &mut tell)
+        let shard = self.shard;
+        let mut server = server;
+        caught(|| run_loop(&mut server, &mut park, &inbox, &mut tell)).unwrap_or_else(|panic| {
+            let error = panicked(shard, &panic);
+            // What the panic left half done may make this one panic, too: then the inbox's end is all that is heard.
+            caught(|| server.fail(error.clone())).map_err(|again| panicked(shard, &again))?;
+            Err(error)
+        })
     }
+}
+
+/// A bug of ours, or of a client's waker.
+fn panicked(shard: ShardId, text: &str) -> Error {
+    Error::Stopped(Some(format!("shard {shard} panicked: {text}")))
 }
 
 /// Turn after turn; sleeps when there is nothing to do.
 fn run_loop(
-    mut server: RealServer,
+    server: &mut RealServer,
     park: &mut RingPark,
     inbox: &Inbox<Socket>,
     tell: &mut Vec<SyncSender<Identity>>,

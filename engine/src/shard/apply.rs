@@ -1,7 +1,5 @@
 //! Steps 6 and 7: committed entries run on the machines, in index order, bounded a turn; then the clients hear.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use coracle_base::limits::INLINE_SNAPSHOT_BYTES_MAX;
 use coracle_base::run::Entries;
 use coracle_base::{EntryKind, EntryRef, Index, NodeId};
@@ -14,6 +12,7 @@ use super::waiting::Decision;
 use super::{Answers, OnDurable, ReadFor, Shard, replies};
 use crate::machine::{Effects, Entry};
 use crate::outcome::{Outcome, Reason};
+use crate::panics::caught;
 
 /// Entries of one group applied in one turn: a busy group does not hold up the others.
 const APPLY_PER_TURN: u64 = 8192;
@@ -118,7 +117,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         one.want_release = false;
         let Some(term) = one.raft.term_at(one.applied) else { return };
-        let snapshot = one.take_snapshot(term);
+        let snapshot = match caught(|| one.take_snapshot(term)) {
+            Ok(snapshot) => snapshot,
+            Err(panic) => {
+                let reason = format!("its snapshot at entry {} panicked: {panic}", one.applied);
+                return poison(one, reason);
+            }
+        };
         if snapshot.bytes.len() > INLINE_SNAPSHOT_BYTES_MAX {
             if !one.snapshot_too_large {
                 tracing::warn!(
@@ -159,7 +164,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.reply_scratch.clear();
             let machine = &one.machine;
             let scratch = &mut self.reply_scratch;
-            match catch_unwind(AssertUnwindSafe(|| machine.query(&read.query, scratch))) {
+            match caught(|| machine.query(&read.query, scratch)) {
                 Ok(()) => {
                     answers.give(&read.origin, read.tag, &replies::done(&self.reply_scratch, applied, node))
                 }
@@ -182,7 +187,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// One wake-up a client.
     pub(super) fn reply(&mut self) {
-        for (queue, completions) in self.completions.drain(..) {
+        // One by one: a client's waker that panics takes nobody else's answers with it.
+        while let Some((queue, completions)) = self.completions.pop() {
             queue.push(completions);
         }
     }
@@ -196,12 +202,10 @@ fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
     let one =
         Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
     let machine = &mut slot.machine;
-    let ran = catch_unwind(AssertUnwindSafe(|| machine.apply(one, &mut Effects::new(reply, &mut release))));
+    let ran = caught(|| machine.apply(one, &mut Effects::new(reply, &mut release)));
     slot.want_release |= release;
     if let Err(panic) = ran {
-        let what = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into());
-        poison(slot, format!("applying entry {} panicked: {what}", entry.index));
+        poison(slot, format!("applying entry {} panicked: {panic}", entry.index));
     }
 }
 

@@ -13,6 +13,7 @@ use super::inbox::{Consistency, Origin};
 use super::waiting::WaitingList;
 use crate::log::MemLog;
 use crate::machine::{Machine, RestoreError};
+use crate::panics::caught;
 
 /// What waits for a leader.
 #[derive(Debug)]
@@ -57,7 +58,10 @@ pub(crate) struct Slot {
     pub(crate) time_ms: u64,
     /// Over every applied entry: equal on all members at equal `applied`.
     pub(crate) digest: u64,
+    /// Why the machine applies and answers nothing any more.
     pub(crate) poisoned: Option<String>,
+    /// Another majority contradicts what is committed here. Poisoned, too: the member hears and says nothing any more.
+    pub(crate) diverged: bool,
     pub(crate) waiting: WaitingList,
     pub(crate) parked: VecDeque<Parked>,
     pub(crate) reads: BTreeMap<u64, Reading>,
@@ -90,6 +94,7 @@ impl Slot {
             time_ms: 0,
             digest: 0,
             poisoned: None,
+            diverged: false,
             waiting: WaitingList::default(),
             parked: VecDeque::new(),
             reads: BTreeMap::new(),
@@ -116,8 +121,8 @@ impl Slot {
         Snapshot { index: self.applied, term, bytes }
     }
 
-    /// Takes up a snapshot's state.
-    pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<(), RestoreError> {
+    /// Takes up a snapshot's state. A panic of the machine is an error like any other.
+    pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RestoreError> {
         let mut reader = Reader::new(&snapshot.bytes);
         let fields = (reader.u8(), reader.u64(), reader.u64());
         let (Ok(SNAPSHOT_VERSION), Ok(time_ms), Ok(digest)) = fields else {
@@ -126,11 +131,12 @@ impl Slot {
                 fields.0
             )));
         };
-        self.machine.restore(reader.rest())?;
+        let machine = &mut self.machine;
+        caught(|| machine.restore(reader.rest()))
+            .map_err(|panic| RestoreError(format!("panic: {panic}")))??;
         self.time_ms = time_ms;
         self.digest = digest;
         self.applied = snapshot.index;
-        self.snapshot = Some(snapshot);
         Ok(())
     }
 
@@ -147,6 +153,7 @@ impl Slot {
         });
         let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
-        [self.raft.deadline_us(), parked, waiting, reading].into_iter().flatten().min()
+        let raft = self.raft.deadline_us().filter(|_| !self.diverged);
+        [raft, parked, waiting, reading].into_iter().flatten().min()
     }
 }

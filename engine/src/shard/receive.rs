@@ -226,6 +226,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         let one = &self.slots[slot as usize];
+        if one.diverged {
+            return self.refuse(&entries, &origin, Reason::Poisoned, None);
+        }
         if one.raft.role() == Role::Leader {
             return self.propose_here(slot, entries, origin);
         }
@@ -315,6 +318,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let deadline_us = self.now_us + self.settings.command_timeout_us;
         let token = self.token();
         let one = &mut self.slots[slot as usize];
+        if one.diverged {
+            let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
+            return answers.give(&origin, tag, &Outcome::not_done(Reason::Poisoned, None));
+        }
         if one.raft.role() == Role::Leader {
             let index = (consistency == Consistency::Leader).then_some(Index::ZERO);
             let accepted = index.is_some() || one.raft.read(self.now_us, token).is_ok();
@@ -368,7 +375,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         let group = one.id;
-        for parked in std::mem::take(&mut self.slots[slot as usize].parked) {
+        // One by one, so that each is somewhere to be found; what is parked again goes behind.
+        for _ in 0..one.parked.len() {
+            let Some(parked) = self.slots[slot as usize].parked.pop_front() else { break };
             match parked {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();
@@ -396,7 +405,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let durable = self.wal.durable();
         while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
             match then {
-                OnDurable::Persisted { slot, seq } => self.input(slot, Input::Persisted(seq)),
+                OnDurable::Persisted { slot, seq } => {
+                    self.input(slot, Input::Persisted(seq));
+                    // It applies nothing, after which this would be done.
+                    if self.slots[slot as usize].poisoned.is_some() {
+                        self.evict(slot);
+                    }
+                }
                 OnDurable::Released { slot, index, term } => self.on_snapshot_durable(slot, index, term),
             }
         }

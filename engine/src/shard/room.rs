@@ -16,8 +16,6 @@
 //!
 //! Invariant: what is admitted in one turn is counted before the log has it, so that no reserve is passed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunRef};
@@ -29,6 +27,7 @@ use super::Shard;
 use super::inbox::Origin;
 use crate::machine::Class;
 use crate::outcome::Reason;
+use crate::panics::caught;
 
 /// Who wants to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +64,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let machine = &self.slots[slot as usize].machine;
         let is_freeing = |command: &[u8]| {
             // One that panics will poison itself when it applies the command; until then it is like any other.
-            catch_unwind(AssertUnwindSafe(|| machine.class(command))).unwrap_or(Class::Ordinary)
-                == Class::Freeing
+            caught(|| machine.class(command)).unwrap_or(Class::Ordinary) == Class::Freeing
         };
         let (mut kept, mut refused) = (EntryBatch::new(), EntryBatch::new());
         for entry in Entries::new(Index(1), entries.bytes()) {

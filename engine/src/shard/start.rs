@@ -71,23 +71,24 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if self.by_group.contains_key(&group) {
             return Err(Error::GroupRuns(group));
         }
-        let found = self.recovered.remove(&group);
-        let hard_state = match found.as_ref().map(|one| &one.state) {
+        // It stays among the recovered ones until it runs: a second try must not find it empty.
+        let found = self.recovered.get(&group);
+        let hard_state = match found.map(|one| &one.state) {
             Some(bytes) if !bytes.is_empty() => Some(
                 HardState::decode(bytes)
                     .map_err(|error| Error::Machine { group, reason: format!("hard state: {error}") })?,
             ),
             _ => None,
         };
-        if found.as_ref().is_some_and(|one| one.state_lost) {
+        if found.is_some_and(|one| one.state_lost) {
             // It may have voted in a term that it no longer knows; no waiting makes that safe.
             let reason = "its vote may be lost with a damaged part of the log, so it must not vote again: replace this \
                           member, or restore the directory";
             return Err(Error::Machine { group, reason: reason.into() });
         }
-        let snapshot = found.as_ref().and_then(|one| one.snapshot.as_ref());
-        let last = found.as_ref().map_or(Index::ZERO, |one| one.last);
-        if snapshot.is_none() && found.as_ref().is_some_and(|one| one.first > Index(1)) {
+        let snapshot = found.and_then(|one| one.snapshot.as_ref());
+        let last = found.map_or(Index::ZERO, |one| one.last);
+        if snapshot.is_none() && found.is_some_and(|one| one.first > Index(1)) {
             let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
                           replace this member";
             return Err(Error::Machine { group, reason: reason.into() });
@@ -100,15 +101,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             snapshot: snapshot.map(|one| (one.index, one.term)),
             last,
             terms: &terms,
-            accepted_term: found.as_ref().map_or(Default::default(), |one| one.accepted_term),
-            suspect: found.as_ref().is_some_and(|one| one.suspect),
+            accepted_term: found.map_or(Default::default(), |one| one.accepted_term),
+            suspect: found.is_some_and(|one| one.suspect),
         };
         let raft = Group::new(self.raft_config(group), restored, self.now_us);
         let mut slot = Slot::new(group, raft, machine, last);
         if let Some(found) = snapshot {
             let snapshot = Snapshot { index: found.index, term: found.term, bytes: found.bytes.clone() };
-            slot.restore(snapshot).map_err(|error| Error::Machine { group, reason: error.to_string() })?;
+            slot.restore(&snapshot).map_err(|error| Error::Machine { group, reason: error.to_string() })?;
+            slot.snapshot = Some(snapshot);
         }
+        self.recovered.remove(&group);
         let at = self.slots.len() as u32;
         self.slots.push(slot);
         self.by_group.insert(group, at);

@@ -21,7 +21,8 @@ pub struct GroupStatus {
     pub applied: Index,
     /// A digest over the applied entries (index, term, payload checksum): equal on all members at equal `applied`.
     pub digest: u64,
-    /// Why the machine does not apply any more, if it failed.
+    /// Why the machine does not apply any more, if it failed; or why this member stands still, if another majority
+    /// contradicts what is committed here.
     pub poisoned: Option<String>,
 }
 

@@ -22,6 +22,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Steps one group, and does at once what refers to the input's own bytes: a run's entries, or a snapshot.
     pub(super) fn step(&mut self, slot: u32, input: Input, run: Option<RunRef<'_>>, payload: &[u8]) {
+        if self.slots[slot as usize].diverged {
+            return;
+        }
         let mut outputs = std::mem::take(&mut self.outputs);
         self.slots[slot as usize].raft.step(self.now_us, input, &mut outputs);
         for output in outputs.drain(..) {
@@ -42,7 +45,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for slot in dirty.drain(..) {
             let one = &mut self.slots[slot as usize];
             one.dirty = false;
-            one.raft.drain(self.now_us, &one.log, &mut outputs);
+            if !one.diverged {
+                one.raft.drain(self.now_us, &one.log, &mut outputs);
+            }
             for output in outputs.drain(..) {
                 self.on_output(slot, output);
             }
@@ -88,8 +93,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.wal.clear_suspect(group);
             }
             Output::Diverged { index } => {
-                let reason = format!("a leader's log contradicts entry {index}, which is committed here");
-                poison(&mut self.slots[slot as usize], reason);
+                let one = &mut self.slots[slot as usize];
+                one.diverged = true;
+                poison(
+                    one,
+                    format!(
+                        "a leader's log contradicts entry {index}, which is committed here: this member stands still"
+                    ),
+                );
+                self.answer_reads(slot);
             }
             Output::Store { .. } | Output::Install { .. } => {
                 unreachable!("these refer to an input's bytes and come only out of step")
@@ -218,10 +230,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
         one.fetched.clear();
-        if let Err(error) = one.restore(Snapshot { index, term, bytes: bytes.to_vec() }) {
+        let snapshot = Snapshot { index, term, bytes: bytes.to_vec() };
+        if let Err(error) = one.restore(&snapshot) {
             poison(one, error.to_string());
             one.applied = index;
         }
+        // Whatever this machine makes of it: others may ask for it.
+        one.snapshot = Some(snapshot);
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         let skipped = crate::Outcome::Unknown(crate::Unknown::Skipped);
         self.waiting_bytes -= one.waiting.skip(index, |origin, tag| answers.give(origin, tag, &skipped));
@@ -262,14 +277,16 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.release_parked(slot);
     }
 
-    /// Frees what nobody needs in memory: applied and durable here, and held by every member that can be reached.
+    /// Frees what nobody needs in memory: applied and durable here, and held by every member that can be reached. A machine
+    /// that has failed will apply nothing.
     pub(super) fn evict(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        let upto = one.applied.min(one.raft.durable()).min(one.raft.acknowledged_by_reachable());
+        let durable = one.raft.durable();
+        let done = if one.poisoned.is_some() { durable } else { durable.min(one.applied) };
         let before = one.log.bytes();
-        one.log.evict(upto);
+        one.log.evict(done.min(one.raft.acknowledged_by_reachable()));
         if self.arena_bytes > coracle_base::limits::ARENA_BYTES {
-            one.log.evict(one.applied.min(one.raft.durable()));
+            one.log.evict(done);
         }
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
     }
