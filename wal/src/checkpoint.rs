@@ -172,6 +172,7 @@ impl Wal {
             boot_epoch: self.boot_epoch,
             begin,
             page_count: running.page_no,
+            incomplete: self.incomplete,
             files,
         };
         root.encode(&mut batch.buf);

@@ -2,7 +2,7 @@
 //! *is* the storage: a full file stays where it is and entries are read back from it.
 //!
 //! A `Wal` is a state machine over [`coracle_io::Disk`]: records are staged ([`Wal::append`], [`Wal::put_state`],
-//! [`Wal::put_snapshot`]), [`Wal::submit`] hands out writes, [`Wal::on_done`] takes their completions, and
+//! [`Wal::put_snapshot`] and the rest of `records.rs`), [`Wal::submit`] hands out writes, [`Wal::on_done`] takes their completions, and
 //! [`Wal::durable`] proves what may be told to others. No clock, no thread; only [`Wal::open`] and [`Wal::shutdown`]
 //! block. Groups are opaque numbers, consensus state is an opaque blob.
 //!
@@ -29,6 +29,7 @@ mod groups;
 mod inspect;
 mod prepare;
 mod read;
+mod records;
 mod recover;
 mod stage;
 mod token;
@@ -38,6 +39,9 @@ mod write;
 
 pub use config::{Config, Identity};
 pub use error::{ReadError, WalError};
+pub use format::SEGMENT;
+pub use format::page::SnapshotFile;
+pub use format::record::{IndexRange, Moved};
 pub use groups::GroupLog;
 pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
 pub use read::ReadOut;

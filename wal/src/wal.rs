@@ -1,7 +1,7 @@
 //! The log itself: what it is made of, and how records are staged.
 //!
 //! ```text
-//!   append, put_state, put_snapshot → place_record → (open_batch)      in memory; the place in the log is known
+//!   append, put_state, and those of `records.rs` → place_record → (open_batch)      in memory; the place in the log is known
 //! ```
 //!
 //! What becomes of them is `write.rs`. Invariants: (1) a record's meaning is taken into the groups when it is staged, in
@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use coracle_base::codec::Sink;
-use coracle_base::limits::{INLINE_SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX};
+use coracle_base::limits::{STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX};
 use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, RunHeader, Term};
 use coracle_io::Disk;
@@ -21,10 +21,7 @@ use crate::error::WalError;
 use crate::files::Files;
 use crate::format::Position;
 use crate::format::head::HEAD_AREA_BYTES;
-use crate::format::page::SnapshotPlace;
-use crate::format::record::{
-    self, RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, STATE_PREFIX_BYTES,
-};
+use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind, STATE_PREFIX_BYTES};
 use crate::groups::{Fit, GroupLog, Groups, Refs};
 use crate::prepare::{Preparer, Source};
 use crate::read::Reads;
@@ -132,6 +129,8 @@ pub struct Wal {
     pub(crate) last_submit_us: u64,
     /// The newest batch submitted is not a marker: a crash now could not prove it.
     pub(crate) unproven: bool,
+    /// Records of groups that are not named may have been lost.
+    pub(crate) incomplete: bool,
     pub(crate) stopped: Option<WalError>,
     pub(crate) stats: Stats,
 }
@@ -151,6 +150,7 @@ pub(crate) struct Start {
     pub(crate) file_no: u64,
     pub(crate) first_seq: u64,
     pub(crate) chain: u64,
+    pub(crate) incomplete: bool,
     pub(crate) prefill_bytes: u64,
 }
 
@@ -196,6 +196,7 @@ impl Wal {
             now_us: 0,
             last_submit_us: 0,
             unproven: false,
+            incomplete: start.incomplete,
             stopped: None,
             stats: Stats { prefill_bytes: start.prefill_bytes, ..Stats::default() },
             config,
@@ -247,29 +248,7 @@ impl Wal {
         BatchSeq(seq)
     }
 
-    /// Stages a small snapshot and releases the log up to `index`: what lies above stays if the log holds (index, term),
-    /// otherwise the whole log is dropped. A snapshot older than the present one is not written. Returns its batch.
-    ///
-    /// # Panics
-    /// If it is larger than `INLINE_SNAPSHOT_BYTES_MAX`, or its index is 0.
-    pub fn put_snapshot(&mut self, group: GroupId, index: Index, term: Term, bytes: &[u8]) -> BatchSeq {
-        assert!(bytes.len() <= INLINE_SNAPSHOT_BYTES_MAX, "an inline snapshot of {} bytes", bytes.len());
-        assert!(index > Index::ZERO, "a snapshot of nothing");
-        let slot = self.groups.slot_or_new(group);
-        if index < self.groups.at(slot).base {
-            return BatchSeq(self.stage.last_seq());
-        }
-        let body = self.begin_record(RecordKind::Snapshot, SNAPSHOT_PREFIX_BYTES + bytes.len());
-        let batch = self.stage.batch();
-        record::put_snapshot(group, index, term, bytes, &mut batch.buf);
-        let seq = batch.seq;
-        let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
-        let place = SnapshotPlace { at, bytes: bytes.len() as u32 };
-        self.groups.at_mut(slot).install(index, term, place, seq, &mut self.refs);
-        BatchSeq(seq)
-    }
-
-    fn begin_record(&mut self, kind: RecordKind, body_bytes: usize) -> Position {
+    pub(crate) fn begin_record(&mut self, kind: RecordKind, body_bytes: usize) -> Position {
         let bytes = RECORD_HEADER_BYTES + body_bytes;
         self.stats.record_bytes += bytes as u64;
         self.checkpoints.add_bytes(bytes);

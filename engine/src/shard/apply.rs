@@ -136,7 +136,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         // Behind the entries that it covers in log order, so it is never durable before them.
-        let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &snapshot.bytes);
+        let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &[], &snapshot.bytes);
         one.staged = batch;
         let (index, term) = (snapshot.index, snapshot.term);
         one.snapshot = Some(snapshot);

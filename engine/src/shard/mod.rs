@@ -93,6 +93,8 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     by_group: BTreeMap<GroupId, u32>,
     /// Found on disk, and not started yet.
     recovered: BTreeMap<GroupId, RecoveredGroup>,
+    /// Recovery found that records are missing, of groups that it cannot name.
+    incomplete: bool,
     /// Groups with inputs since their last drain.
     dirty: Vec<u32>,
     /// Groups with committed entries that are not applied.

@@ -43,6 +43,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             siblings,
             slots: Vec::new(),
             by_group: BTreeMap::new(),
+            incomplete: recovery.report.is_incomplete(),
             recovered: recovery.groups.into_iter().map(|group| (group.group, group)).collect(),
             dirty: Vec::new(),
             applying: Vec::new(),
@@ -73,6 +74,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         // It stays among the recovered ones until it runs: a second try must not find it empty.
         let found = self.recovered.get(&group);
+        if found.is_none() && self.incomplete {
+            // Everything that it ever wrote here may have been in the damaged part, its vote included.
+            let reason = "the log was damaged and does not name this group, which may have had a vote and entries there: \
+                          replace this member, or restore the directory";
+            return Err(Error::Machine { group, reason: reason.into() });
+        }
         let hard_state = match found.map(|one| &one.state) {
             Some(bytes) if !bytes.is_empty() => Some(
                 HardState::decode(bytes)

@@ -217,7 +217,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// A snapshot from the leader takes the place of the machine's state, and of the log up to it.
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
-        let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, bytes);
+        let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, &[], bytes);
         let one = &mut self.slots[slot as usize];
         one.staged = batch;
         one.snapshot_in_flight = Some(index);

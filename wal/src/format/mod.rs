@@ -10,6 +10,9 @@ pub(crate) mod head;
 pub(crate) mod page;
 pub(crate) mod record;
 
+/// Set in the number of a file that is a segment: what compaction made, not a part of the log's chain of files.
+pub const SEGMENT: u64 = 1 << 63;
+
 /// A place in the log: which file, and the byte offset in it. Ordered as the log is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {

@@ -3,22 +3,26 @@
 //! ```text
 //!   page body: checkpoint u64, page_no u32, part_count u32, then the parts (at most 64 groups)
 //!   part       0    8   group
-//!              8    4   flags          bit 0 suspect, bit 1 state may be lost, bit 2 has a snapshot, bit 3 more parts follow
+//!              8    4   flags          bit 0 suspect, bit 1 state may be lost, bit 2 has a snapshot, bit 3 more parts follow,
+//!                                     bit 4 the snapshot is a file, bit 5 extents have their bytes
 //!              12   4   state_bytes
 //!              16   8   accepted_term
 //!              24   8   base_index     before the first entry
 //!              32   8   base_term
 //!              40   8   last           index
-//!              48   8   snapshot.file_no
-//!              56   8   snapshot.offset of its record
-//!              64   4   snapshot.bytes
+//!              48   8   snapshot.file_no     of the log, or of the snapshot file (bit 4)
+//!              56   8   snapshot.offset of its record; bytes of the snapshot file
+//!              64   4   snapshot.bytes; checksum of the snapshot file
 //!              68   4   term_count
 //!              72   4   extent_count
-//!              76   4   zeros
-//!              80   ..  state, then terms (first index u64, term u64), then extents (file_no u64, first u64, count u64)
+//!              76   2   live_count
+//!              78   2   placed_count
+//!              80   ..  state, then terms (first index u64, term u64), then extents: those of the log, then live ones, then
+//!                       placed ones (file_no u64, first u64, count u64, and with bit 5 bytes u64)
 //!
-//!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64, chain u64}, page_count u32,
-//!              file_count u32, then files (file_no u64, uuid u128, end u64)
+//!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64, chain u64}, page_count u32 (bit 31:
+//!              records of groups that are not named may have been lost), file_count u32, then files (file_no u64,
+//!              uuid u128, end u64)
 //! ```
 //!
 //! `begin` is where the newest batch ended that was durable when the first page was staged, with that batch's chain value
@@ -40,6 +44,7 @@ pub(crate) const PAGE_PREFIX_BYTES: usize = 16;
 /// Bytes of a root's body before its files.
 pub(crate) const ROOT_PREFIX_BYTES: usize = 56;
 const PART_PREFIX_BYTES: usize = 80;
+const EXTENT_BYTES: usize = 32;
 /// Terms, and extents, in one part at most: a part always fits a page.
 pub(crate) const PART_ITEMS_MAX: usize = 512;
 /// Groups in one page at most.
@@ -49,14 +54,18 @@ const FLAG_SUSPECT: u32 = 1;
 const FLAG_STATE_LOST: u32 = 2;
 const FLAG_SNAPSHOT: u32 = 4;
 const FLAG_MORE: u32 = 8;
-const FLAGS_KNOWN: u32 = FLAG_SUSPECT | FLAG_STATE_LOST | FLAG_SNAPSHOT | FLAG_MORE;
+const FLAG_SNAPSHOT_FILE: u32 = 16;
+const FLAG_EXTENT_BYTES: u32 = 32;
+const FLAGS_KNOWN: u32 = 63;
 
-/// Consecutive entries of one group that lie in one file.
+/// Consecutive entries of one group that lie in one file, of the log or a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) file_no: u64,
     pub(crate) first: Index,
     pub(crate) count: u64,
+    /// What they take in the file, about: for choosing what to compact, never for reading.
+    pub(crate) bytes: u64,
 }
 
 impl Extent {
@@ -64,13 +73,44 @@ impl Extent {
     pub(crate) fn last(&self) -> Index {
         Index(self.first.0 + self.count - 1)
     }
+
+    /// The part of it within `[first, last]`, if there is one.
+    pub(crate) fn within(&self, first: Index, last: Index) -> Option<Self> {
+        let (first, last) = (first.max(self.first), last.min(self.last()));
+        let count = (last.0 + 1).saturating_sub(first.0);
+        let bytes = (u128::from(self.bytes) * u128::from(count) / u128::from(self.count.max(1))) as u64;
+        (count > 0).then_some(Self { first, count, bytes, ..*self })
+    }
 }
 
-/// Where an inline snapshot lies: its record.
+/// Where a snapshot lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SnapshotPlace {
-    pub(crate) at: Position,
-    pub(crate) bytes: u32,
+pub(crate) enum SnapshotPlace {
+    /// In a record of the log.
+    Inline { at: Position, bytes: u32 },
+    /// In a file of its own.
+    File(SnapshotFile),
+}
+
+impl SnapshotPlace {
+    /// The file of the log that holds it.
+    pub(crate) fn log_file(&self) -> Option<u64> {
+        match self {
+            Self::Inline { at, .. } => Some(at.file_no),
+            Self::File(_) => None,
+        }
+    }
+}
+
+/// A snapshot in a file of its own, as the log names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// The file's number.
+    pub file_no: u64,
+    /// Bytes of the snapshot.
+    pub bytes: u64,
+    /// Their CRC32C: what is in the file counts only if it has this.
+    pub crc: u32,
 }
 
 /// A group as a checkpoint tells it, or a part of one.
@@ -87,45 +127,65 @@ pub(crate) struct Part {
     pub(crate) snapshot: Option<SnapshotPlace>,
     pub(crate) terms: Vec<(Index, Term)>,
     pub(crate) extents: Vec<Extent>,
+    /// Entries that the snapshot covers and that live on.
+    pub(crate) live: Vec<Extent>,
+    /// Entries that wait for the snapshot that they belong to.
+    pub(crate) placed: Vec<Extent>,
     /// The next part is of the same group.
     pub(crate) more: bool,
 }
 
 impl Part {
     pub(crate) fn encoded_bytes(&self) -> usize {
-        PART_PREFIX_BYTES + self.state.len() + 16 * self.terms.len() + 24 * self.extents.len()
+        PART_PREFIX_BYTES
+            + self.state.len()
+            + 16 * self.terms.len()
+            + EXTENT_BYTES * self.all_extents().count()
+    }
+
+    fn all_extents(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter().chain(&self.live).chain(&self.placed)
     }
 
     pub(crate) fn encode(&self, out: &mut impl Sink) {
         let flag = |on, bit| if on { bit } else { 0 };
+        let is_file = matches!(self.snapshot, Some(SnapshotPlace::File(_)));
         out.put_u64(self.group.0);
         out.put_u32(
             flag(self.suspect, FLAG_SUSPECT)
                 | flag(self.state_lost, FLAG_STATE_LOST)
                 | flag(self.snapshot.is_some(), FLAG_SNAPSHOT)
-                | flag(self.more, FLAG_MORE),
+                | flag(self.more, FLAG_MORE)
+                | flag(is_file, FLAG_SNAPSHOT_FILE)
+                | FLAG_EXTENT_BYTES,
         );
         out.put_u32(self.state.len() as u32);
         out.put_u64(self.accepted_term.0);
         out.put_u64(self.base_index.0);
         out.put_u64(self.base_term.0);
         out.put_u64(self.last.0);
-        let (at, bytes) = self.snapshot.map_or_else(Default::default, |place| (place.at, place.bytes));
-        out.put_u64(at.file_no);
-        out.put_u64(at.offset);
+        let (file_no, offset, bytes) = match self.snapshot {
+            None => (0, 0, 0),
+            Some(SnapshotPlace::Inline { at, bytes }) => (at.file_no, at.offset, bytes),
+            Some(SnapshotPlace::File(file)) => (file.file_no, file.bytes, file.crc),
+        };
+        out.put_u64(file_no);
+        out.put_u64(offset);
         out.put_u32(bytes);
         out.put_u32(self.terms.len() as u32);
         out.put_u32(self.extents.len() as u32);
-        out.put_u32(0);
+        out.put_u16(self.live.len() as u16);
+        out.put_u16(self.placed.len() as u16);
         out.put(&self.state);
         for (first, term) in &self.terms {
             out.put_u64(first.0);
             out.put_u64(term.0);
         }
-        for extent in &self.extents {
+        for extent in self.all_extents() {
             out.put_u64(extent.file_no);
             out.put_u64(extent.first.0);
             out.put_u64(extent.count);
+            out.put_u64(extent.bytes);
         }
     }
 
@@ -136,13 +196,14 @@ impl Part {
         let accepted_term = Term(reader.u64()?);
         let (base_index, base_term) = (Index(reader.u64()?), Term(reader.u64()?));
         let last = Index(reader.u64()?);
-        let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
-        let place = SnapshotPlace { at, bytes: reader.u32()? };
+        let snapshot = decode_place(reader, flags)?;
         let (terms, extents) = (reader.u32()? as usize, reader.u32()? as usize);
-        if reader.u32()? != 0 || flags & !FLAGS_KNOWN != 0 {
-            return Err(RecordError::Field("padding or flag"));
+        let (live, placed) = (usize::from(reader.u16()?), usize::from(reader.u16()?));
+        if flags & !FLAGS_KNOWN != 0 {
+            return Err(RecordError::Field("flag"));
         }
-        if state_bytes > STATE_BYTES_MAX || terms > PART_ITEMS_MAX || extents > PART_ITEMS_MAX {
+        let items = [terms, extents, live, placed];
+        if state_bytes > STATE_BYTES_MAX || items.iter().any(|count| *count > PART_ITEMS_MAX) {
             return Err(RecordError::Field("length"));
         }
         let state = reader.bytes(state_bytes)?.to_vec();
@@ -155,23 +216,41 @@ impl Part {
             base_index,
             base_term,
             last,
-            snapshot: (flags & FLAG_SNAPSHOT != 0).then_some(place),
+            snapshot,
             terms: Vec::with_capacity(terms),
-            extents: Vec::with_capacity(extents),
             more: flags & FLAG_MORE != 0,
+            ..Self::default()
         };
         for _ in 0..terms {
             part.terms.push((Index(reader.u64()?), Term(reader.u64()?)));
         }
-        for _ in 0..extents {
-            let extent = Extent { file_no: reader.u64()?, first: Index(reader.u64()?), count: reader.u64()? };
-            if extent.count == 0 || extent.first.0.checked_add(extent.count).is_none() {
-                return Err(RecordError::Field("extent"));
-            }
-            part.extents.push(extent);
-        }
+        let with_bytes = flags & FLAG_EXTENT_BYTES != 0;
+        let mut list = |count: usize| {
+            (0..count).map(|_| decode_extent(reader, with_bytes)).collect::<Result<Vec<_>, _>>()
+        };
+        part.extents = list(extents)?;
+        part.live = list(live)?;
+        part.placed = list(placed)?;
         Ok(part)
     }
+}
+
+fn decode_place(reader: &mut Reader<'_>, flags: u32) -> Result<Option<SnapshotPlace>, RecordError> {
+    let (file_no, offset, bytes) = (reader.u64()?, reader.u64()?, reader.u32()?);
+    Ok(match (flags & FLAG_SNAPSHOT != 0, flags & FLAG_SNAPSHOT_FILE != 0) {
+        (false, _) => None,
+        (true, false) => Some(SnapshotPlace::Inline { at: Position { file_no, offset }, bytes }),
+        (true, true) => Some(SnapshotPlace::File(SnapshotFile { file_no, bytes: offset, crc: bytes })),
+    })
+}
+
+fn decode_extent(reader: &mut Reader<'_>, with_bytes: bool) -> Result<Extent, RecordError> {
+    let (file_no, first, count) = (reader.u64()?, Index(reader.u64()?), reader.u64()?);
+    let bytes = if with_bytes { reader.u64()? } else { 0 };
+    if count == 0 || first.0.checked_add(count).is_none() {
+        return Err(RecordError::Field("extent"));
+    }
+    Ok(Extent { file_no, first, count, bytes })
 }
 
 /// One page of a checkpoint.
@@ -232,8 +311,12 @@ pub(crate) struct Root {
     pub(crate) boot_epoch: u64,
     pub(crate) begin: Begin,
     pub(crate) page_count: u32,
+    /// Records of groups that are not named here may have been lost.
+    pub(crate) incomplete: bool,
     pub(crate) files: Vec<FileEntry>,
 }
+
+const ROOT_INCOMPLETE: u32 = 1 << 31;
 
 impl Root {
     pub(crate) fn encode(&self, out: &mut impl Sink) {
@@ -243,7 +326,7 @@ impl Root {
         out.put_u64(self.begin.at.offset);
         out.put_u64(self.begin.seq);
         out.put_u64(self.begin.chain);
-        out.put_u32(self.page_count);
+        out.put_u32(self.page_count | if self.incomplete { ROOT_INCOMPLETE } else { 0 });
         out.put_u32(self.files.len() as u32);
         for file in &self.files {
             out.put_u64(file.file_no);
@@ -266,6 +349,14 @@ impl Root {
         if !reader.is_empty() {
             return Err(RecordError::Field("root length"));
         }
-        Ok(Self { checkpoint, boot_epoch, begin, page_count, files })
+        let incomplete = page_count & ROOT_INCOMPLETE != 0;
+        Ok(Self {
+            checkpoint,
+            boot_epoch,
+            begin,
+            page_count: page_count & !ROOT_INCOMPLETE,
+            incomplete,
+            files,
+        })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   offset  size  field
-//!   0       1     kind       1 run, 2 state, 3 snapshot, 4 checkpoint page, 5 checkpoint root
+//!   0       1     kind       1 run, 2 state, 3 snapshot, 4 checkpoint page, 5 checkpoint root, 6 snapshot mark, 7 place,
+//!                            8 moved, 9 deleted
 //!   1       1     flags      bit 0: must be understood, else a reader that does not know the kind skips it;
 //!                            bit 1: a state that was written before, once more
 //!   2       2     zeros
@@ -11,23 +12,37 @@
 //!
 //!   run       as `base/src/run.rs` says
 //!   state     group u64, blob
-//!   snapshot  group u64, index u64, term u64, crc32c of the bytes u32, zeros u32, bytes
+//!   snapshot  group u64, index u64, term u64, crc32c of all that follows but live_count u32, live_count u32,
+//!             live ranges (first u64, count u64), bytes
 //!   page, root: see `page.rs`
+//!   mark      group u64, index u64, term u64, crc32c of the snapshot file's bytes u32, live_count u32,
+//!             number u64 and bytes u64 of the snapshot file, live ranges
+//!   place     as a run: entries that fill their own places only, and count once a snapshot names them as live
+//!   moved     group u64, from file u64, to file u64, range_count u32, zeros u32, ranges (first u64, count u64)
+//!   deleted   group u64
 //! ```
 
-use coracle_base::checksum::crc32c;
+use coracle_base::checksum::{crc32c, crc32c_from};
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::STATE_BYTES_MAX;
 use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 
-use super::page::{Page, Root};
+use super::page::{Page, Root, SnapshotFile};
 
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER_BYTES: usize = 8;
 /// Bytes of a state's body before the blob.
 pub(crate) const STATE_PREFIX_BYTES: usize = 8;
-/// Bytes of a snapshot's body before the snapshot's own.
+/// Bytes of a snapshot's body before its live ranges and the snapshot's own.
 pub(crate) const SNAPSHOT_PREFIX_BYTES: usize = 32;
+/// Bytes of a snapshot mark's body before its live ranges.
+pub(crate) const MARK_PREFIX_BYTES: usize = 48;
+/// Bytes of a moved record's body before its ranges.
+pub(crate) const MOVED_PREFIX_BYTES: usize = 32;
+/// Bytes of a range of indexes.
+pub(crate) const RANGE_BYTES: usize = 16;
+/// Bytes of a deleted record's body.
+pub(crate) const DELETED_BYTES: usize = 8;
 
 const FLAG_MUST_UNDERSTAND: u8 = 1;
 const FLAG_REPEATED: u8 = 2;
@@ -41,6 +56,26 @@ pub(crate) enum RecordKind {
     Snapshot = 3,
     CheckpointPage = 4,
     CheckpointRoot = 5,
+    SnapshotMark = 6,
+    Place = 7,
+    Moved = 8,
+    Deleted = 9,
+}
+
+/// Consecutive indexes of one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IndexRange {
+    /// The first.
+    pub first: Index,
+    /// How many, at least one.
+    pub count: u64,
+}
+
+impl IndexRange {
+    /// The last.
+    pub fn last(&self) -> Index {
+        Index(self.first.0 + self.count - 1)
+    }
 }
 
 /// Appends a record's header.
@@ -51,13 +86,68 @@ pub(crate) fn put_header(kind: RecordKind, repeated: bool, body_bytes: usize, ou
 }
 
 /// Appends a snapshot's body.
-pub(crate) fn put_snapshot(group: GroupId, index: Index, term: Term, bytes: &[u8], out: &mut impl Sink) {
-    out.put_u64(group.0);
-    out.put_u64(index.0);
-    out.put_u64(term.0);
-    out.put_u32(crc32c(bytes));
+pub(crate) fn put_snapshot(snapshot: &SnapshotRef<'_>, out: &mut impl Sink) {
+    let mut ranges = Vec::with_capacity(RANGE_BYTES * snapshot.live.len());
+    put_ranges(&snapshot.live, &mut ranges);
+    out.put_u64(snapshot.group.0);
+    out.put_u64(snapshot.index.0);
+    out.put_u64(snapshot.term.0);
+    out.put_u32(crc32c_from(crc32c(&ranges), snapshot.bytes));
+    out.put_u32(snapshot.live.len() as u32);
+    out.put(&ranges);
+    out.put(snapshot.bytes);
+}
+
+/// Appends a snapshot mark's body.
+pub(crate) fn put_mark(mark: &Mark, out: &mut impl Sink) {
+    out.put_u64(mark.group.0);
+    out.put_u64(mark.index.0);
+    out.put_u64(mark.term.0);
+    out.put_u32(mark.file.crc);
+    out.put_u32(mark.live.len() as u32);
+    out.put_u64(mark.file.file_no);
+    out.put_u64(mark.file.bytes);
+    put_ranges(&mark.live, out);
+}
+
+/// Appends a moved record's body.
+pub(crate) fn put_moved(moved: &Moved, out: &mut impl Sink) {
+    out.put_u64(moved.group.0);
+    out.put_u64(moved.from);
+    out.put_u64(moved.to);
+    out.put_u32(moved.ranges.len() as u32);
     out.put_u32(0);
-    out.put(bytes);
+    put_ranges(&moved.ranges, out);
+}
+
+fn put_ranges(ranges: &[IndexRange], out: &mut impl Sink) {
+    for range in ranges {
+        out.put_u64(range.first.0);
+        out.put_u64(range.count);
+    }
+}
+
+/// A snapshot in a file of its own takes the place of a group's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) group: GroupId,
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+    pub(crate) file: SnapshotFile,
+    pub(crate) live: Vec<IndexRange>,
+}
+
+/// Entries of a group lie in another file than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The group.
+    pub group: GroupId,
+    /// Where they lay.
+    pub from: u64,
+    /// Where they lie now.
+    pub to: u64,
+    /// Which: in order, without overlaps.
+    pub ranges: Vec<IndexRange>,
 }
 
 /// A record in place.
@@ -71,16 +161,22 @@ pub(crate) enum Record<'a> {
     Snapshot(SnapshotRef<'a>),
     Page(Page),
     Root(Root),
+    Mark(Mark),
+    Place(RunRef<'a>),
+    Moved(Moved),
+    Deleted(GroupId),
     /// Of no known kind, and need not be understood.
     Skipped,
 }
 
 /// A snapshot in place, its checksum checked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct SnapshotRef<'a> {
     pub(crate) group: GroupId,
     pub(crate) index: Index,
     pub(crate) term: Term,
+    /// Entries that it covers and that live on, in order.
+    pub(crate) live: Vec<IndexRange>,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -114,6 +210,10 @@ impl<'a> Record<'a> {
             3 => Ok(Self::Snapshot(snapshot(body)?)),
             4 => Ok(Self::Page(Page::decode(body)?)),
             5 => Ok(Self::Root(Root::decode(body)?)),
+            6 => Ok(Self::Mark(mark(body)?)),
+            7 => Ok(Self::Place(RunRef::parse(body)?)),
+            8 => Ok(Self::Moved(moved(body)?)),
+            9 => deleted(body).map(Self::Deleted),
             kind if flags & FLAG_MUST_UNDERSTAND != 0 => Err(RecordError::Unknown(kind)),
             _ => Ok(Self::Skipped),
         }
@@ -133,10 +233,59 @@ impl<'a> Record<'a> {
 fn snapshot(body: &[u8]) -> Result<SnapshotRef<'_>, RecordError> {
     let mut reader = Reader::new(body);
     let (group, index, term) = (GroupId(reader.u64()?), Index(reader.u64()?), Term(reader.u64()?));
-    let (crc, zeros) = (reader.u32()?, reader.u32()?);
-    let bytes = reader.rest();
-    if crc32c(bytes) != crc || zeros != 0 {
+    let (crc, live_count) = (reader.u32()?, reader.u32()?);
+    if crc32c(reader.rest()) != crc {
         return Err(RecordError::Field("snapshot checksum"));
     }
-    Ok(SnapshotRef { group, index, term, bytes })
+    let live = ranges(&mut reader, live_count)?;
+    Ok(SnapshotRef { group, index, term, live, bytes: reader.rest() })
+}
+
+fn mark(body: &[u8]) -> Result<Mark, RecordError> {
+    let mut reader = Reader::new(body);
+    let (group, index, term) = (GroupId(reader.u64()?), Index(reader.u64()?), Term(reader.u64()?));
+    let (crc, live_count) = (reader.u32()?, reader.u32()?);
+    let file = SnapshotFile { file_no: reader.u64()?, bytes: reader.u64()?, crc };
+    let live = ranges(&mut reader, live_count)?;
+    whole(&reader)?;
+    Ok(Mark { group, index, term, file, live })
+}
+
+fn moved(body: &[u8]) -> Result<Moved, RecordError> {
+    let mut reader = Reader::new(body);
+    let (group, from, to) = (GroupId(reader.u64()?), reader.u64()?, reader.u64()?);
+    let (count, zeros) = (reader.u32()?, reader.u32()?);
+    let ranges = ranges(&mut reader, count)?;
+    whole(&reader)?;
+    if zeros != 0 {
+        return Err(RecordError::Field("padding"));
+    }
+    Ok(Moved { group, from, to, ranges })
+}
+
+fn deleted(body: &[u8]) -> Result<GroupId, RecordError> {
+    let mut reader = Reader::new(body);
+    let group = GroupId(reader.u64()?);
+    whole(&reader)?;
+    Ok(group)
+}
+
+fn whole(reader: &Reader<'_>) -> Result<(), RecordError> {
+    if reader.is_empty() { Ok(()) } else { Err(RecordError::Field("length")) }
+}
+
+/// Ranges in order, without overlaps.
+fn ranges(reader: &mut Reader<'_>, count: u32) -> Result<Vec<IndexRange>, RecordError> {
+    let mut ranges = Vec::new();
+    let mut next = Index::ZERO;
+    for _ in 0..count {
+        let range = IndexRange { first: Index(reader.u64()?), count: reader.u64()? };
+        let end = range.first.0.checked_add(range.count);
+        let (true, Some(end)) = (range.first >= next && range.count > 0, end) else {
+            return Err(RecordError::Field("range"));
+        };
+        next = Index(end);
+        ranges.push(range);
+    }
+    Ok(ranges)
 }

@@ -10,9 +10,9 @@ use proptest::prelude::*;
 
 use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
 use super::head::{Cut, Head, HeadCopy, Prev};
-use super::page::{Begin, Extent, FileEntry, Page, Part, Root, SnapshotPlace};
-use super::record::{self, Record, RecordError, RecordKind};
-use super::{Position, Uuid};
+use super::page::{Begin, Extent, FileEntry, Page, Part, Root, SnapshotFile, SnapshotPlace};
+use super::record::{self, IndexRange, Mark, Moved, Record, RecordError, RecordKind, SnapshotRef};
+use super::{Position, SEGMENT, Uuid};
 use crate::config::Identity;
 
 const UUID: Uuid = Uuid(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF);
@@ -72,9 +72,52 @@ fn put_state(out: &mut Vec<u8>) {
     out.put(b"term 4");
 }
 
+fn snapshot(live: Vec<IndexRange>) -> SnapshotRef<'static> {
+    SnapshotRef { group: GroupId(11), index: Index(20), term: Term(2), live, bytes: b"state" }
+}
+
+fn ranges() -> Vec<IndexRange> {
+    vec![IndexRange { first: Index(3), count: 1 }, IndexRange { first: Index(17), count: 2 }]
+}
+
+fn put_live_snapshot(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::Snapshot, false, 32 + 32 + 5, out);
+    record::put_snapshot(&snapshot(ranges()), out);
+}
+
+fn mark() -> Mark {
+    let file = SnapshotFile { file_no: 4, bytes: 100_000, crc: 0xC3C };
+    Mark { group: GroupId(11), index: Index(20), term: Term(2), file, live: ranges() }
+}
+
+fn put_mark(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::SnapshotMark, false, 48 + 32, out);
+    record::put_mark(&mark(), out);
+}
+
+fn put_place(out: &mut Vec<u8>) {
+    let at = out.len();
+    put_run(out);
+    out[at] = RecordKind::Place as u8;
+}
+
+fn moved() -> Moved {
+    Moved { group: GroupId(11), from: 6, to: SEGMENT | 2, ranges: ranges() }
+}
+
+fn put_moved(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::Moved, false, 32 + 32, out);
+    record::put_moved(&moved(), out);
+}
+
+fn put_deleted(out: &mut Vec<u8>) {
+    record::put_header(RecordKind::Deleted, false, 8, out);
+    out.put_u64(11);
+}
+
 fn put_snapshot(out: &mut Vec<u8>) {
     record::put_header(RecordKind::Snapshot, false, 32 + 5, out);
-    record::put_snapshot(GroupId(11), Index(20), Term(2), b"state", out);
+    record::put_snapshot(&snapshot(vec![]), out);
 }
 
 fn page() -> Page {
@@ -87,12 +130,14 @@ fn page() -> Page {
         base_index: Index(20),
         base_term: Term(2),
         last: Index(22),
-        snapshot: Some(SnapshotPlace { at: Position { file_no: 6, offset: 8288 }, bytes: 5 }),
+        snapshot: Some(SnapshotPlace::Inline { at: Position { file_no: 6, offset: 8288 }, bytes: 5 }),
         terms: vec![(Index(21), Term(3))],
         extents: vec![
-            Extent { file_no: 6, first: Index(21), count: 1 },
-            Extent { file_no: 7, first: Index(22), count: 1 },
+            Extent { file_no: 6, first: Index(21), count: 1, bytes: 128 },
+            Extent { file_no: 7, first: Index(22), count: 1, bytes: 256 },
         ],
+        live: vec![Extent { file_no: SEGMENT | 2, first: Index(3), count: 1, bytes: 64 }],
+        placed: vec![Extent { file_no: 7, first: Index(40), count: 2, bytes: 96 }],
         more: false,
     };
     Page { checkpoint: 9, page_no: 1, parts: vec![part] }
@@ -104,6 +149,7 @@ fn root() -> Root {
         boot_epoch: 6,
         begin: Begin { at: Position { file_no: 6, offset: 20_480 }, seq: 90, chain: 0xBEEF },
         page_count: 2,
+        incomplete: false,
         files: vec![FileEntry { file_no: 6, uuid: Uuid(0x66), end: 65_536 }],
     }
 }
@@ -173,12 +219,63 @@ fn golden_batch_of_a_snapshot() {
 
 #[test]
 fn golden_batch_of_a_checkpoint_page() {
-    assert_golden(&batch_of(put_page), include_str!("../../testdata/page-v1.hex"));
+    assert_golden(&batch_of(put_page), include_str!("../../testdata/page-v2.hex"));
+}
+
+/// A page of the first version had neither live entries nor the bytes of extents.
+#[test]
+fn a_page_of_the_first_version_is_understood() {
+    let golden: String = include_str!("../../testdata/page-v1.hex").split_whitespace().collect();
+    let batch: Vec<u8> =
+        (0..golden.len()).step_by(2).map(|at| u8::from_str_radix(&golden[at..at + 2], 16).unwrap()).collect();
+    let mut expected = page();
+    let part = &mut expected.parts[0];
+    part.extents.iter_mut().for_each(|extent| extent.bytes = 0);
+    (part.live, part.placed) = (Vec::new(), Vec::new());
+    let record = Record::read(&mut Reader::new(&batch[BATCH_HEADER_BYTES..]));
+    assert!(matches!(record, Ok(Record::Page(found)) if found == expected));
+}
+
+#[test]
+fn golden_batches_of_what_outlives_its_log() {
+    assert_golden(&batch_of(put_live_snapshot), include_str!("../../testdata/live-snapshot-v2.hex"));
+    assert_golden(&batch_of(put_mark), include_str!("../../testdata/mark-of-snapshot-v2.hex"));
+    assert_golden(&batch_of(put_place), include_str!("../../testdata/place-v2.hex"));
+    assert_golden(&batch_of(put_moved), include_str!("../../testdata/moved-v2.hex"));
+    assert_golden(&batch_of(put_deleted), include_str!("../../testdata/deleted-v2.hex"));
+}
+
+#[test]
+fn a_snapshot_file_of_a_group_is_in_its_page() {
+    let file = SnapshotFile { file_no: 9, bytes: 1 << 40, crc: 7 };
+    let part = Part { snapshot: Some(SnapshotPlace::File(file)), ..Part::default() };
+    let page = Page { checkpoint: 1, page_no: 0, parts: vec![part] };
+    let mut body = Vec::new();
+    page.encode(&mut body);
+    assert_eq!(Page::decode(&body), Ok(page));
+}
+
+#[test]
+fn ranges_out_of_order_are_refused() {
+    for ranges in [[(5, 0), (6, 1)], [(5, 3), (7, 1)], [(5, 1), (5, 1)], [(5, 1), (u64::MAX, 1)]] {
+        let ranges = ranges.map(|(first, count)| IndexRange { first: Index(first), count });
+        let mut body = Vec::new();
+        record::put_header(RecordKind::Moved, false, 32 + 32, &mut body);
+        record::put_moved(&Moved { ranges: ranges.to_vec(), ..moved() }, &mut body);
+        assert!(Record::read(&mut Reader::new(&body)).is_err(), "{ranges:?}");
+    }
 }
 
 #[test]
 fn golden_batch_of_a_checkpoint_root() {
     assert_golden(&batch_of(put_root), include_str!("../../testdata/root-v1.hex"));
+}
+
+#[test]
+fn a_root_says_that_the_log_is_incomplete() {
+    let mut body = Vec::new();
+    Root { incomplete: true, ..root() }.encode(&mut body);
+    assert_eq!(Root::decode(&body), Ok(Root { incomplete: true, ..root() }));
 }
 
 #[test]
@@ -191,7 +288,8 @@ fn golden_marker() {
 #[test]
 fn records_come_back() {
     let mut bytes = Vec::new();
-    for put in [put_run, put_state, put_snapshot, put_page, put_root] {
+    let all = [put_run, put_state, put_snapshot, put_page, put_root, put_live_snapshot, put_mark, put_place];
+    for put in all.into_iter().chain([put_moved as fn(&mut Vec<u8>), put_deleted]) {
         put(&mut bytes);
     }
     let mut reader = Reader::new(&bytes);
@@ -202,6 +300,11 @@ fn records_come_back() {
     assert_eq!((snapshot.index, snapshot.term, snapshot.bytes), (Index(20), Term(2), &b"state"[..]));
     assert!(matches!(next(), Record::Page(found) if found == page()));
     assert!(matches!(next(), Record::Root(found) if found == root()));
+    assert!(matches!(next(), Record::Snapshot(found) if found.live == ranges() && found.bytes == b"state"));
+    assert!(matches!(next(), Record::Mark(found) if found == mark()));
+    assert!(matches!(next(), Record::Place(run) if run.body == entries().bytes()));
+    assert!(matches!(next(), Record::Moved(found) if found == moved()));
+    assert!(matches!(next(), Record::Deleted(GroupId(11))));
     assert!(reader.is_empty());
 }
 
@@ -241,7 +344,7 @@ proptest! {
     }
 
     #[test]
-    fn hostile_records_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..7) {
+    fn hostile_records_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..11) {
         let _ = Record::read(&mut Reader::new(&bytes));
         // The same as the body of each kind.
         let mut framed = vec![kind, 1, 0, 0];

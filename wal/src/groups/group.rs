@@ -4,15 +4,18 @@
 //! - A run has overwrite meaning: the later record wins, whatever its term. From the first entry that differs from the
 //!   one held at its index, everything held is dropped; entries that are held already change nothing.
 //! - A snapshot releases the log up to its index if the log holds (index, term); otherwise the whole log is dropped and
-//!   begins after it. An older snapshot than the present one changes nothing.
+//!   begins after it. An older snapshot than the present one changes nothing. What it names as live goes on living
+//!   (`live.rs`).
 //!
-//! Invariants: the log is `(base, last]`, without a gap; `terms` and `extents` cover it exactly, in order.
+//! Invariants: (1) the log is `(base, last]`, without a gap; `terms` and `extents` cover it exactly, in order; (2) `live`
+//! lies at or below `base`, in order, with gaps.
 
 use coracle_base::{GroupId, Index, RunHeader, Term};
 
 use super::{GroupLog, Refs};
 use crate::format::Position;
 use crate::format::page::{Extent, PART_ITEMS_MAX, Part, SnapshotPlace};
+use crate::format::record::IndexRange;
 
 /// Whether a run continues the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,12 @@ pub(crate) struct Group {
     /// First index of each span of equal terms.
     pub(crate) terms: Vec<(Index, Term)>,
     pub(crate) extents: Vec<Extent>,
+    /// Entries that the snapshot covers and that live on.
+    pub(crate) live: Vec<Extent>,
+    /// Entries that came before the snapshot that names them.
+    pub(crate) placed: Vec<Extent>,
+    /// The group is gone for good.
+    pub(crate) deleted: bool,
     /// Entries that were acknowledged may be missing.
     pub(crate) suspect: bool,
     /// A newer state than this one may have been acknowledged.
@@ -89,10 +98,11 @@ impl Group {
         Some(after.checked_sub(1).map_or(self.base_term, |at| self.terms[at].1))
     }
 
-    /// The extent that holds an entry.
+    /// The extent that holds an entry, live ones included.
     pub(crate) fn extent_of(&self, index: Index) -> Option<&Extent> {
-        let after = self.extents.partition_point(|extent| extent.first <= index);
-        self.extents[..after].last().filter(|extent| index <= extent.last())
+        let extents = if index <= self.base { &self.live } else { &self.extents };
+        let after = extents.partition_point(|extent| extent.first <= index);
+        extents[..after].last().filter(|extent| index <= extent.last())
     }
 
     /// Where an entry's run lies, if its file is the newest with entries of this group.
@@ -121,6 +131,7 @@ impl Group {
             return Fit::Mismatch;
         }
         let mut index = run.first();
+        let entry_bytes = run.encoded_bytes() as u64 / u64::from(run.count.max(1));
         for (term, count) in spans {
             let end = index.plus(u64::from(count));
             while index < end && index <= self.last && self.holds(index, term) {
@@ -128,7 +139,7 @@ impl Group {
             }
             if index < end {
                 self.cut(index, seq, refs);
-                self.extend(end.since(index) as u32, term, at, refs);
+                self.extend(end.since(index) as u32, term, entry_bytes, at, refs);
                 index = end;
             }
         }
@@ -151,13 +162,13 @@ impl Group {
         while self.terms.last().is_some_and(|(first, _)| *first >= from) {
             self.terms.pop();
         }
-        while let Some(extent) = self.extents.last_mut() {
-            if extent.first < from {
-                extent.count = extent.count.min(from.since(extent.first));
+        while let Some(extent) = self.extents.pop() {
+            if let Some(kept) = extent.within(extent.first, from.prev()) {
+                refs.resize_extent(&extent, &kept);
+                self.extents.push(kept);
                 break;
             }
-            refs.drop_extent(extent.file_no, seq);
-            self.extents.pop();
+            refs.drop_extent(&extent, seq);
         }
         while let Some(run) = self.runs.last_mut() {
             if run.first < from.0 {
@@ -169,16 +180,23 @@ impl Group {
     }
 
     /// Adds `count` entries of one term after the last.
-    fn extend(&mut self, count: u32, term: Term, at: Position, refs: &mut Refs) {
+    fn extend(&mut self, count: u32, term: Term, entry_bytes: u64, at: Position, refs: &mut Refs) {
         let first = self.last.next();
         if self.last_term() != term || self.terms.is_empty() {
             self.terms.push((first, term));
         }
+        let bytes = entry_bytes * u64::from(count);
         match self.extents.last_mut() {
-            Some(extent) if extent.file_no == at.file_no => extent.count += u64::from(count),
+            Some(extent) if extent.file_no == at.file_no => {
+                let before = *extent;
+                extent.count += u64::from(count);
+                extent.bytes += bytes;
+                refs.resize_extent(&before, extent);
+            }
             _ => {
-                refs.hold_extent(at.file_no);
-                self.extents.push(Extent { file_no: at.file_no, first, count: u64::from(count) });
+                let extent = Extent { file_no: at.file_no, first, count: u64::from(count), bytes };
+                refs.hold_extent(&extent);
+                self.extents.push(extent);
             }
         }
         if self.runs_file != at.file_no {
@@ -193,44 +211,54 @@ impl Group {
         self.last = self.last.plus(u64::from(count));
     }
 
-    /// A snapshot was written. False if it changes nothing, being older than the present one.
+    /// A snapshot was written, of which the entries in `live` live on. False if it changes nothing, being older than the
+    /// present one.
     pub(crate) fn install(
         &mut self,
         index: Index,
         term: Term,
         place: SnapshotPlace,
+        live: &[IndexRange],
         seq: u64,
         refs: &mut Refs,
     ) -> bool {
         if index < self.base || (index == self.base && self.snapshot.is_some() && term != self.base_term) {
             return false;
         }
+        let mut released = Vec::new();
         if self.term_at(index) == Some(term) {
-            self.release(index, seq, refs);
+            released = self.release(index, refs);
         } else {
             self.cut(self.base.next(), seq, refs);
             self.last = index;
         }
         self.base = index;
         self.base_term = term;
-        refs.hold_snapshot(place.at.file_no);
+        self.keep_live(released, live, seq, refs);
+        refs.hold_snapshot(&place);
         if let Some(old) = self.snapshot.replace(place) {
-            refs.drop_snapshot(old.at.file_no, seq);
+            refs.drop_snapshot(&old, seq);
         }
         true
     }
 
-    /// Drops the entries up to `upto`, which is held.
-    fn release(&mut self, upto: Index, seq: u64, refs: &mut Refs) {
-        let kept = self.extents.partition_point(|extent| extent.last() <= upto);
-        for extent in self.extents.drain(..kept) {
-            refs.drop_extent(extent.file_no, seq);
-        }
+    /// Takes the entries up to `upto`, which is held, off the log; they stay held in their files.
+    fn release(&mut self, upto: Index, refs: &mut Refs) -> Vec<Extent> {
+        let whole = self.extents.partition_point(|extent| extent.last() <= upto);
+        let mut released: Vec<Extent> = self.extents.drain(..whole).collect();
         if let Some(extent) = self.extents.first_mut()
-            && extent.first <= upto
+            && let Some(covered) = extent.within(extent.first, upto)
         {
-            extent.count -= upto.next().since(extent.first);
-            extent.first = upto.next();
+            let kept = Extent {
+                first: upto.next(),
+                count: extent.count - covered.count,
+                bytes: extent.bytes - covered.bytes,
+                ..*extent
+            };
+            refs.resize_extent(extent, &kept);
+            refs.hold_extent(&covered);
+            *extent = kept;
+            released.push(covered);
         }
         let over = self.terms.partition_point(|(first, _)| *first <= upto.next());
         self.terms.drain(..over.saturating_sub(1));
@@ -239,11 +267,17 @@ impl Group {
         } else if let Some((first, _)) = self.terms.first_mut() {
             *first = upto.next();
         }
+        released
     }
 
-    /// The group as a checkpoint tells it: one part, or several if it has very many terms or extents.
+    /// The group as a checkpoint tells it: one part, or several if it has very many terms or extents; none if it is
+    /// deleted.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        let count = self.terms.len().max(self.extents.len()).div_ceil(PART_ITEMS_MAX).max(1);
+        if self.deleted {
+            return Vec::new();
+        }
+        let items = [self.terms.len(), self.extents.len(), self.live.len(), self.placed.len()];
+        let count = items.into_iter().max().unwrap_or(0).div_ceil(PART_ITEMS_MAX).max(1);
         let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
         (0..count)
             .map(|i| Part {
@@ -258,6 +292,8 @@ impl Group {
                 snapshot: self.snapshot,
                 terms: self.terms[chunk(i, self.terms.len())].to_vec(),
                 extents: self.extents[chunk(i, self.extents.len())].to_vec(),
+                live: self.live[chunk(i, self.live.len())].to_vec(),
+                placed: self.placed[chunk(i, self.placed.len())].to_vec(),
                 more: i + 1 < count,
             })
             .collect()
@@ -281,24 +317,36 @@ impl Group {
         for part in parts {
             new.terms.extend_from_slice(&part.terms);
             new.extents.extend_from_slice(&part.extents);
+            new.live.extend_from_slice(&part.live);
+            new.placed.extend_from_slice(&part.placed);
         }
         if !new.is_whole() {
             return false;
         }
-        for extent in &new.extents {
-            refs.hold_extent(extent.file_no);
+        new.all_extents().for_each(|extent| refs.hold_extent(extent));
+        if let Some(place) = &new.snapshot {
+            refs.hold_snapshot(place);
         }
-        if let Some(place) = new.snapshot {
-            refs.hold_snapshot(place.at.file_no);
-        }
-        for extent in &self.extents {
-            refs.drop_extent(extent.file_no, seq);
-        }
-        if let Some(place) = self.snapshot {
-            refs.drop_snapshot(place.at.file_no, seq);
-        }
+        self.drop_everything(seq, refs);
         *self = new;
         true
+    }
+
+    /// Nothing of the group is left, and nothing of it is needed in any file.
+    pub(crate) fn delete(&mut self, seq: u64, refs: &mut Refs) {
+        self.drop_everything(seq, refs);
+        *self = Self { id: self.id, deleted: true, cuts: self.cuts + 1, ..Self::default() };
+    }
+
+    fn drop_everything(&self, seq: u64, refs: &mut Refs) {
+        self.all_extents().for_each(|extent| refs.drop_extent(extent, seq));
+        if let Some(place) = &self.snapshot {
+            refs.drop_snapshot(place, seq);
+        }
+    }
+
+    fn all_extents(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter().chain(&self.live).chain(&self.placed)
     }
 
     /// The invariants of this file's header.
@@ -315,7 +363,13 @@ impl Group {
             (Some((first, _)), Some((last, _))) => *first == self.base.next() && *last <= self.last,
             _ => self.last == self.base,
         };
-        next == self.last.next() && ordered && covered
+        let mut after = Index::ZERO;
+        let live = self.live.iter().all(|extent| {
+            let fits = extent.first > after && extent.count > 0 && extent.last() <= self.base;
+            after = extent.last();
+            fits
+        });
+        next == self.last.next() && ordered && covered && live
     }
 }
 

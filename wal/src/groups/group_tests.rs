@@ -117,8 +117,8 @@ proptest! {
                 }
                 Change::Snapshot { ahead, term } => {
                     let index = plain.last().saturating_add_signed(ahead).max(1);
-                    let place = SnapshotPlace { at, bytes: 0 };
-                    if group.install(Index(index), Term(term), place, i as u64, &mut refs) {
+                    let place = SnapshotPlace::Inline { at, bytes: 0 };
+                    if group.install(Index(index), Term(term), place, &[], i as u64, &mut refs) {
                         plain.snapshot(index, term);
                     } else {
                         prop_assert!(index < plain.base.0 || term != plain.base.1);

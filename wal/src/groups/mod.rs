@@ -5,6 +5,7 @@
 //! the extents and snapshots that the groups hold.
 
 mod group;
+mod live;
 mod refs;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::format::page::{Extent, SnapshotPlace};
+
 /// Per file: how many extents and snapshots lie in it, and which batch dropped the last of them.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Refs {
@@ -11,6 +13,8 @@ pub(crate) struct Refs {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) extents: u64,
+    /// Of the entries in the extents, about.
+    pub(crate) live_bytes: u64,
     pub(crate) snapshots: u64,
     /// The newest batch that dropped something here: until it is durable, a crash brings that back.
     pub(crate) dropped_seq: u64,
@@ -21,21 +25,33 @@ impl Refs {
         self.files.get(&file_no).copied().unwrap_or_default()
     }
 
-    pub(crate) fn hold_extent(&mut self, file_no: u64) {
-        self.files.entry(file_no).or_default().extents += 1;
+    pub(crate) fn hold_extent(&mut self, extent: &Extent) {
+        let held = self.files.entry(extent.file_no).or_default();
+        held.extents += 1;
+        held.live_bytes += extent.bytes;
     }
 
-    pub(crate) fn drop_extent(&mut self, file_no: u64, seq: u64) {
-        let held = self.files.entry(file_no).or_default();
+    pub(crate) fn drop_extent(&mut self, extent: &Extent, seq: u64) {
+        let held = self.files.entry(extent.file_no).or_default();
         held.extents -= 1;
+        held.live_bytes -= extent.bytes;
         held.dropped_seq = held.dropped_seq.max(seq);
     }
 
-    pub(crate) fn hold_snapshot(&mut self, file_no: u64) {
-        self.files.entry(file_no).or_default().snapshots += 1;
+    /// An extent that goes on is held otherwise than before.
+    pub(crate) fn resize_extent(&mut self, before: &Extent, now: &Extent) {
+        let held = self.files.entry(before.file_no).or_default();
+        held.live_bytes = held.live_bytes - before.bytes + now.bytes;
     }
 
-    pub(crate) fn drop_snapshot(&mut self, file_no: u64, seq: u64) {
+    pub(crate) fn hold_snapshot(&mut self, place: &SnapshotPlace) {
+        if let Some(file_no) = place.log_file() {
+            self.files.entry(file_no).or_default().snapshots += 1;
+        }
+    }
+
+    pub(crate) fn drop_snapshot(&mut self, place: &SnapshotPlace, seq: u64) {
+        let Some(file_no) = place.log_file() else { return };
         let held = self.files.entry(file_no).or_default();
         held.snapshots -= 1;
         held.dropped_seq = held.dropped_seq.max(seq);

@@ -59,7 +59,7 @@ enum Want {
     /// Entries, for the caller who gave this id.
     Entries { id: u64, last: Index, max_bytes: usize },
     /// A snapshot, to be written again because its file holds nothing else.
-    Carry { slot: usize, place: SnapshotPlace },
+    Carry { slot: usize, at: Position, bytes: u32 },
 }
 
 #[derive(Debug)]
@@ -176,17 +176,18 @@ impl Wal {
         if std::mem::take(&mut self.reads.carry_due)
             && let Some(file_no) = self.files.only_snapshots(self.checkpoints.needed_from(), &self.refs)
         {
-            let lies_there = |group: &Group| group.snapshot.is_some_and(|place| place.at.file_no == file_no);
+            let lies_there =
+                |group: &Group| group.snapshot.and_then(|place| place.log_file()) == Some(file_no);
             self.reads.carry =
                 (0..self.groups.len()).filter(|slot| lies_there(self.groups.at(*slot))).collect();
         }
         let Some(slot) = self.reads.carry.pop() else { return };
         let group = self.groups.at(slot);
         let id = group.id;
-        if let Some(place) = group.snapshot
-            && place.at.file_no < self.checkpoints.needed_from()
+        if let Some(SnapshotPlace::Inline { at, bytes }) = group.snapshot
+            && at.file_no < self.checkpoints.needed_from()
         {
-            self.queue_job(Want::Carry { slot, place }, id, Index::ZERO);
+            self.queue_job(Want::Carry { slot, at, bytes }, id, Index::ZERO);
             self.step_reads(disk);
         }
     }
@@ -259,7 +260,7 @@ impl Wal {
     /// What the job needs next.
     fn next_step(&mut self, job: &mut Job) -> Next {
         let (last, max_bytes) = match job.want {
-            Want::Carry { slot, place } => return self.next_for_carry(slot, place),
+            Want::Carry { slot, at, bytes } => return self.next_for_carry(slot, at, bytes),
             Want::Entries { last, max_bytes, .. } => (last, max_bytes),
         };
         let index = job.out.first.plus(u64::from(job.out.count));
@@ -312,18 +313,17 @@ impl Wal {
         file_no < self.stage_file && self.durable_at >= (Position { file_no, offset: file.end })
     }
 
-    fn next_for_carry(&self, slot: usize, place: SnapshotPlace) -> Next {
-        let is_current = self.groups.at(slot).snapshot == Some(place);
-        let file_no = place.at.file_no;
+    fn next_for_carry(&self, slot: usize, at: Position, bytes: u32) -> Next {
+        let is_current = self.groups.at(slot).snapshot == Some(SnapshotPlace::Inline { at, bytes });
+        let file_no = at.file_no;
         match self.files.get(file_no).filter(|_| is_current) {
             None => Next::Finish,
             Some(file) if file.handle.is_none() => Next::Open { file_no },
             Some(_) => {
                 let block = BLOCK_BYTES as u64;
-                let start = place.at.offset / block * block;
-                let bytes =
-                    RECORD_HEADER_BYTES as u64 + SNAPSHOT_PREFIX_BYTES as u64 + u64::from(place.bytes);
-                let end = (place.at.offset + bytes).next_multiple_of(block);
+                let start = at.offset / block * block;
+                let bytes = RECORD_HEADER_BYTES as u64 + SNAPSHOT_PREFIX_BYTES as u64 + u64::from(bytes);
+                let end = (at.offset + bytes).next_multiple_of(block);
                 Next::Read { from: Position { file_no, offset: start }, bytes: (end - start) as usize }
             }
         }
@@ -416,12 +416,9 @@ impl Wal {
 
     fn on_bytes<D: Disk>(&mut self, disk: &mut D, mut job: Job, from: Position, buf: &Buffer, bytes: usize) {
         let bytes = &buf[..bytes.min(buf.len())];
-        if let Want::Carry { slot, place } = job.want {
-            self.carry_snapshot(
-                slot,
-                place,
-                &bytes[((place.at.offset - from.offset) as usize).min(bytes.len())..],
-            );
+        if let Want::Carry { slot, at, bytes: length } = job.want {
+            let place = SnapshotPlace::Inline { at, bytes: length };
+            self.carry_snapshot(slot, place, &bytes[((at.offset - from.offset) as usize).min(bytes.len())..]);
             return;
         }
         match self.take_runs(&mut job, from, bytes) {
@@ -508,7 +505,12 @@ impl Wal {
             if entry.index > last || job.full {
                 return Ok(());
             }
-            if group.term_at(entry.index) != Some(entry.header.term) {
+            // Of live entries below the log the term is not kept: their place says which they are.
+            let is_held = match group.term_at(entry.index).filter(|_| entry.index > group.base) {
+                Some(term) => term == entry.header.term,
+                None => group.extent_of(entry.index).is_some_and(|extent| extent.file_no == file_no),
+            };
+            if !is_held {
                 // Beyond what the log holds of this run.
                 return if entry.index > index {
                     Ok(())
@@ -532,10 +534,10 @@ impl Wal {
             Ok(Record::Snapshot(found))
                 if is_current && (found.group, found.index, found.term) == (id, index, term) =>
             {
-                self.put_snapshot(id, index, term, found.bytes);
+                self.put_snapshot(id, index, term, &found.live, found.bytes);
             }
             Ok(_) | Err(_) if is_current => {
-                tracing::warn!(group = id.0, file = place.at.file_no, "a snapshot in the log is damaged");
+                tracing::warn!(group = id.0, file = place.log_file(), "a snapshot in the log is damaged");
             }
             _ => {}
         }

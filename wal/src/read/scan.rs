@@ -114,7 +114,7 @@ impl Scan {
         while !reader.is_empty() {
             let body_at = payload_at + (payload.len() - reader.rest().len() + RECORD_HEADER_BYTES) as u64;
             match Record::read(&mut reader) {
-                Ok(Record::Run(run)) => self.runs.push(IndexRun {
+                Ok(Record::Run(run) | Record::Place(run)) => self.runs.push(IndexRun {
                     group: run.header.group,
                     first: run.header.first().0,
                     count: run.header.count,

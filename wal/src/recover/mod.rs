@@ -30,6 +30,7 @@ use self::reader::Readers;
 use self::reading::{LogRead, read_log};
 pub use self::replay::Hole;
 use self::replay::Replay;
+pub(crate) use self::replay::placed;
 use self::roots::FoundRoot;
 use self::scan::{Scan, Tail};
 use crate::checkpoint::{Checkpoints, Kept};
@@ -37,8 +38,8 @@ use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::{File, Files, log_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::{Begin, FileEntry, SnapshotPlace};
-use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
+use crate::format::page::{Begin, FileEntry, SnapshotFile, SnapshotPlace};
+use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
 use crate::format::{Position, Uuid};
 use crate::groups::Group;
 use crate::prepare::{Preparer, Ready, Source};
@@ -63,8 +64,12 @@ pub struct RecoveredGroup {
     pub group: GroupId,
     /// The newest consensus blob; empty if there was none.
     pub state: Vec<u8>,
-    /// The snapshot, if there is one and it is readable.
+    /// The snapshot, if it lies in the log and is readable.
     pub snapshot: Option<InlineSnapshot>,
+    /// The snapshot, if it is a file of its own: its last entry is the one before `first`.
+    pub snapshot_file: Option<SnapshotFile>,
+    /// Entries that the snapshot covers and that live on.
+    pub live: Vec<IndexRange>,
     /// Index of the first entry held; `last + 1` if there is none.
     pub first: Index,
     /// Index of the last entry, or of the snapshot.
@@ -113,6 +118,8 @@ pub struct Report {
     pub tail_suspect: bool,
     /// Durable batches that cannot be read. The same holds for groups.
     pub holes: Vec<Hole>,
+    /// This start or an earlier one found that durable records are missing.
+    pub incomplete: bool,
     /// Copies of file heads that were damaged; the other copy served.
     pub damaged_heads: u32,
     /// Files that the log needs and that are gone, or are not what they should be.
@@ -124,7 +131,7 @@ pub struct Report {
 impl Report {
     /// Whether durable records may be missing: then a group that is not named may have had some, too.
     pub fn is_incomplete(&self) -> bool {
-        self.tail_suspect || !self.holes.is_empty()
+        self.incomplete
     }
 }
 
@@ -184,6 +191,7 @@ impl Found<'_> {
             torn: self.tail.torn,
             tail_suspect: self.tail.suspect,
             holes: self.replay.holes.clone(),
+            incomplete: self.replay.incomplete,
             damaged_heads: directory.bad_copies.len() as u32,
             missing: Vec::new(),
             strays: Vec::new(),
@@ -282,16 +290,24 @@ fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &Path) -> Vec
 }
 
 fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<RecoveredGroup, WalError> {
-    let snapshot = match group.snapshot {
-        None => None,
-        Some(place) => read_snapshot(readers, group, place)?,
+    let (snapshot, snapshot_file) = match group.snapshot {
+        None => (None, None),
+        Some(SnapshotPlace::Inline { at, bytes }) => (read_snapshot(readers, group, at, bytes)?, None),
+        Some(SnapshotPlace::File(file)) => (None, Some(file)),
     };
+    let snapshot_lost = group.snapshot.is_some() && snapshot.is_none() && snapshot_file.is_none();
     let base = (group.base > Index::ZERO).then_some((group.base, group.base_term));
     Ok(RecoveredGroup {
         group: group.id,
         state: group.state.clone(),
-        suspect: group.suspect || (group.snapshot.is_some() && snapshot.is_none()),
+        suspect: group.suspect || snapshot_lost,
         snapshot,
+        snapshot_file,
+        live: group
+            .live
+            .iter()
+            .map(|extent| IndexRange { first: extent.first, count: extent.count })
+            .collect(),
         first: group.base.next(),
         last: group.last,
         terms: base.into_iter().chain(group.terms.iter().copied()).collect(),
@@ -304,10 +320,11 @@ fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<Rec
 fn read_snapshot<D: Disk>(
     readers: &mut Readers<'_, D>,
     group: &Group,
-    place: SnapshotPlace,
+    at: Position,
+    bytes: u32,
 ) -> Result<Option<InlineSnapshot>, WalError> {
-    let bytes = RECORD_HEADER_BYTES + SNAPSHOT_PREFIX_BYTES + place.bytes as usize;
-    let bytes = match readers.get(place.at.file_no, place.at.offset, bytes) {
+    let bytes = RECORD_HEADER_BYTES + SNAPSHOT_PREFIX_BYTES + bytes as usize;
+    let bytes = match readers.get(at.file_no, at.offset, bytes) {
         Ok(bytes) => bytes,
         Err(DiskError::Crashed) => return Err(DiskError::Crashed.into()),
         Err(_) => return Ok(None),
@@ -355,6 +372,7 @@ fn create<D: Disk>(
         file_no: 1,
         first_seq: 1,
         chain: 0,
+        incomplete: false,
         prefill_bytes,
         config,
     };
@@ -433,6 +451,7 @@ fn begin_anew<D: Disk>(
         file_no,
         first_seq,
         chain: tail.chain,
+        incomplete: replay.incomplete,
         prefill_bytes,
         config,
     };

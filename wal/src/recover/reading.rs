@@ -13,7 +13,8 @@ use super::{Found, RecoveredGroup, Report, find_log, mark_missing, recovered};
 use crate::config::Identity;
 use crate::error::WalError;
 use crate::format::Position;
-use crate::format::page::Extent;
+use crate::format::page::{Extent, SnapshotPlace};
+use crate::groups::Group;
 
 /// All that a recovery learns by reading.
 pub(crate) struct LogRead<'a> {
@@ -37,7 +38,10 @@ impl LogRead<'_> {
 
     /// Where in the log's files a group's snapshot lies, readable or not.
     pub(crate) fn snapshot_at(&self, group: GroupId) -> Option<Position> {
-        self.found.replay.groups.find(group).and_then(|group| group.snapshot).map(|place| place.at)
+        match self.found.replay.groups.find(group).and_then(|group| group.snapshot)? {
+            SnapshotPlace::Inline { at, .. } => Some(at),
+            SnapshotPlace::File(_) => None,
+        }
     }
 
     /// Where the batches of a file end, if the checkpoint knows for certain: the log had gone on before it.
@@ -63,12 +67,18 @@ pub(crate) fn read_log<'a, D: Disk>(
     found.tail.suspect |= lost_newest;
     found.replay.finish(found.tail.suspect);
     let missing = mark_missing(&mut found, directory, dir);
-    let groups: Result<Vec<_>, _> =
-        found.replay.groups.iter().map(|group| recovered(readers, group)).collect();
+    let groups: Result<Vec<_>, _> = found
+        .replay
+        .groups
+        .iter()
+        .filter(|group| !group.deleted)
+        .map(|group| recovered(readers, group))
+        .collect();
     let mut groups = groups?;
     groups.sort_by_key(|group| group.group);
     let mut report = found.report(directory, dir);
     report.missing = missing;
-    let extents = found.replay.groups.iter().map(|group| (group.id, group.extents.clone())).collect();
+    let of = |group: &Group| group.live.iter().chain(&group.extents).copied().collect();
+    let extents = found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
     Ok(LogRead { found, groups, report, extents })
 }

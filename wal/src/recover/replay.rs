@@ -4,7 +4,7 @@
 //! them; those may have made little sense without it. Records after it come on top.
 
 use coracle_base::codec::Reader;
-use coracle_base::{GroupId, RunRef};
+use coracle_base::{GroupId, RunHeader, RunRef};
 
 use super::scan::Sink;
 use crate::error::WalError;
@@ -12,7 +12,7 @@ use crate::files::log_path;
 use crate::format::Position;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::page::{Page, Part, Root, SnapshotPlace};
-use crate::format::record::{RECORD_HEADER_BYTES, Record, RecordError};
+use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, RecordError};
 use crate::groups::{Fit, Group, Groups, Refs};
 
 /// Durable batches that cannot be read any more.
@@ -38,6 +38,10 @@ pub(crate) struct Replay<'a> {
     pages_met: u32,
     /// The checkpoint's root was met after all of its pages.
     pub(crate) complete: bool,
+    /// Records may have been lost before here, of groups that nothing names so far.
+    pub(crate) incomplete: bool,
+    /// And their states for good.
+    states_lost: bool,
     /// The checkpoint cannot be completed any more.
     failed: bool,
     parts: Vec<Part>,
@@ -59,6 +63,8 @@ impl<'a> Replay<'a> {
             groups: Groups::new(shards),
             refs: Refs::default(),
             complete: root.is_none(),
+            incomplete: root.as_ref().is_some_and(|root| root.incomplete),
+            states_lost: false,
             root,
             pages_met: 0,
             failed: false,
@@ -74,6 +80,7 @@ impl<'a> Replay<'a> {
 
     /// What is lost for good is noted in the groups.
     pub(crate) fn finish(&mut self, tail_suspect: bool) {
+        self.incomplete |= tail_suspect;
         if self.states_missing.take().is_some() || tail_suspect {
             self.groups.iter_mut().for_each(|group| group.state_lost = true);
         }
@@ -82,19 +89,50 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// A group's slot. One that is met only after records were lost may have had some of them.
+    fn slot(&mut self, id: GroupId) -> usize {
+        let known = self.groups.len();
+        let slot = self.groups.slot_or_new(id);
+        if self.incomplete && slot == known {
+            let group = self.groups.at_mut(slot);
+            (group.suspect, group.state_lost) = (true, self.states_lost);
+        }
+        slot
+    }
+
     fn apply(&mut self, record: Record<'_>, body: Position, seq: u64) -> bool {
         match record {
             Record::Run(run) => self.apply_run(run, body, seq),
             Record::State { group, blob } => {
-                let slot = self.groups.slot_or_new(group);
+                let slot = self.slot(group);
                 self.groups.at_mut(slot).state = blob.to_vec();
             }
             Record::Snapshot(snapshot) => {
-                let slot = self.groups.slot_or_new(snapshot.group);
+                let slot = self.slot(snapshot.group);
                 let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
-                let place = SnapshotPlace { at, bytes: snapshot.bytes.len() as u32 };
+                let place = SnapshotPlace::Inline { at, bytes: snapshot.bytes.len() as u32 };
                 let group = self.groups.at_mut(slot);
-                group.install(snapshot.index, snapshot.term, place, seq, &mut self.refs);
+                group.install(snapshot.index, snapshot.term, place, &snapshot.live, seq, &mut self.refs);
+            }
+            Record::Mark(mark) => {
+                let slot = self.slot(mark.group);
+                let place = SnapshotPlace::File(mark.file);
+                let group = self.groups.at_mut(slot);
+                group.install(mark.index, mark.term, place, &mark.live, seq, &mut self.refs);
+            }
+            Record::Place(run) => {
+                let slot = self.slot(run.header.group);
+                let (range, bytes) = placed(&run.header);
+                self.groups.at_mut(slot).place(range, bytes, body, &mut self.refs);
+            }
+            Record::Moved(moved) => {
+                let slot = self.slot(moved.group);
+                let group = self.groups.at_mut(slot);
+                group.moved(moved.from, moved.to, &moved.ranges, seq, &mut self.refs);
+            }
+            Record::Deleted(group) => {
+                let slot = self.slot(group);
+                self.groups.at_mut(slot).delete(seq, &mut self.refs);
             }
             Record::Page(page) => return self.apply_page(page, seq),
             Record::Root(root) => self.apply_root(&root),
@@ -104,7 +142,7 @@ impl<'a> Replay<'a> {
     }
 
     fn apply_run(&mut self, run: RunRef<'_>, at: Position, seq: u64) {
-        let slot = self.groups.slot_or_new(run.header.group);
+        let slot = self.slot(run.header.group);
         let group = self.groups.at_mut(slot);
         match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs) {
             Fit::Fits => {}
@@ -145,7 +183,7 @@ impl<'a> Replay<'a> {
         if parts.iter().any(|part| part.group != id) {
             return false;
         }
-        let slot = self.groups.slot_or_new(id);
+        let slot = self.slot(id);
         self.groups.at_mut(slot).become_parts(parts, seq, &mut self.refs)
     }
 
@@ -206,12 +244,19 @@ impl Sink for Replay<'_> {
         let lost_before = self.states_missing.replace((last, self.boot_epoch)).is_some();
         if lost_before || last > first {
             self.groups.iter_mut().for_each(|group| group.state_lost = true);
+            self.states_lost = true;
         }
+        self.incomplete = true;
     }
 
     fn is_done(&self) -> bool {
         self.failed
     }
+}
+
+/// Which entries a placed run holds, and what they take.
+pub(crate) fn placed(header: &RunHeader) -> (IndexRange, u64) {
+    (IndexRange { first: header.first(), count: u64::from(header.count) }, header.encoded_bytes() as u64)
 }
 
 /// A planted bug takes what it can of a batch that does not hold.
@@ -273,6 +318,23 @@ mod tests {
             (true, true),
             "what the first held may have been repeated in the second"
         );
+    }
+
+    /// What a group first met after a hole had before it is not known: it may have been in there.
+    #[test]
+    fn a_group_met_after_a_hole_is_suspect() {
+        let met_after = |last| {
+            let mut replay = Replay::new(Path::new("d"), 1, None);
+            batch(&mut replay, 1, 7, 0, None);
+            assert!(!replay.incomplete);
+            replay.hole(Position::default(), 2, last);
+            batch(&mut replay, last + 1, 7, last, Some(b"voted"));
+            replay.finish(false);
+            let group = replay.groups.find(GroupId(5)).unwrap();
+            (replay.incomplete, group.suspect, group.state_lost)
+        };
+        assert_eq!(met_after(2), (true, true, false), "its state was repeated, or came later");
+        assert_eq!(met_after(3), (true, true, true));
     }
 
     #[test]

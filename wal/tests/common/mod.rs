@@ -87,7 +87,7 @@ impl Rig {
     }
 
     pub fn put_snapshot(&mut self, group: u64, index: u64, term: u64, bytes: &[u8]) {
-        let seq = self.wal.put_snapshot(GroupId(group), Index(index), Term(term), bytes);
+        let seq = self.wal.put_snapshot(GroupId(group), Index(index), Term(term), &[], bytes);
         self.note(seq, |model| model.snapshot(group, index, term, bytes));
     }
 
