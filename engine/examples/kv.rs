@@ -65,6 +65,9 @@ struct Args {
     /// acknowledged commands).
     #[arg(long, value_name = "S", default_value_t = Strategy::Direct)]
     strategy: Strategy,
+    /// Size of a log file: bytes, or KiB, MiB, GiB. Small ones are for tests; 2 MiB hold any command.
+    #[arg(long, value_name = "N", default_value = "128MiB", value_parser = size)]
+    wal_file: u64,
     /// Not built yet: the admin address comes with consensus.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<String>,
@@ -125,6 +128,7 @@ fn run(args: Args) -> Result<(), Failure> {
 
     let mut config = Config::new(args.id, args.peers, args.data_dir);
     config.wal_write_strategy = args.strategy;
+    config.wal_max_size_bytes = args.wal_file;
     let info =
         format!("# Coracle\r\nnode:{}\r\nstrategy:{}\r\ngroups:{}\r\n", args.id, args.strategy, args.groups);
     let node = Node::start(config)?;
@@ -176,4 +180,14 @@ fn peer(text: &str) -> Result<Peer, String> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let mut found = text.to_socket_addrs().map_err(|error| format!("{text}: {error}"))?;
     found.next().ok_or_else(|| format!("{text} has no address"))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("", 0)];
+    let (digits, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
+        .expect("every text ends in nothing");
+    let number: u64 = digits.trim().parse().map_err(|error| format!("{text}: {error}"))?;
+    number.checked_shl(shift).filter(|size| *size >> shift == number).ok_or(format!("{text} is too large"))
 }

@@ -129,7 +129,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The device or the kernel reports an error.
-    #[error("{path}: {op} failed: {reason} (os error {code})")]
+    #[error("{path}: {op} failed: {reason} (os error {code}); see the system's log, repair, and start again")]
     Failed {
         /// Which file.
         path: PathBuf,

@@ -109,6 +109,21 @@ impl Step {
         step
     }
 
+    /// Real processes whose disks fail as planned. Nothing that is shipped is built this way.
+    pub(crate) fn faults() -> Self {
+        Self::cargo(&[
+            "test",
+            "--locked",
+            "-p",
+            "coracle",
+            "-p",
+            "coracle-io",
+            "--features",
+            "faults",
+            "faults",
+        ])
+    }
+
     /// Random clusters of the consensus core.
     pub(crate) fn random_groups(seeds: &'static str) -> Self {
         let mut step =
@@ -170,6 +185,15 @@ mod tests {
             include_str!("../../README.md").lines().any(|line| line == typed),
             "README.md does not say {typed}"
         );
+        assert!(
+            include_str!("../../.ci/run").contains(&format!("step {typed}\n")),
+            ".ci/run does not run {typed}"
+        );
+    }
+
+    #[test]
+    fn ci_and_xtask_plan_the_same_faults() {
+        let typed = Step::faults().typed();
         assert!(
             include_str!("../../.ci/run").contains(&format!("step {typed}\n")),
             ".ci/run does not run {typed}"

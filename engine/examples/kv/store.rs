@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use coracle::{Effects, Entry, Index, Machine, RestoreError};
+use coracle::{Class, Effects, Entry, Index, Machine, RestoreError};
 
 use crate::resp;
 
 /// Applied commands between two snapshots.
 const RELEASE_EVERY: u64 = 4096;
+/// And bytes of them: few large commands fill a disk as well.
+const RELEASE_BYTES: u64 = 1024 * 1024;
 /// A snapshot larger than this is not asked for: the engine takes none over 64 KiB yet.
 const SNAPSHOT_BYTES_MAX: usize = 64 * 1024;
 /// What an INCR of something else answers.
@@ -106,8 +108,9 @@ pub(crate) struct Store {
     values: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Size of a snapshot taken now.
     snapshot_bytes: usize,
-    /// Where the last snapshot was asked for; not part of the state.
+    /// Where the last snapshot was asked for, and bytes of commands since; not part of the state.
     released: Index,
+    since_bytes: u64,
 }
 
 impl Store {
@@ -166,9 +169,19 @@ impl Machine for Store {
             Some(change) => self.run(change, effects.reply()),
             None => resp::error(effects.reply(), "ERR a command that this version does not know"),
         }
-        if entry.index.since(self.released) >= RELEASE_EVERY && self.snapshot_bytes <= SNAPSHOT_BYTES_MAX {
+        self.since_bytes += entry.command.len() as u64;
+        let is_due = entry.index.since(self.released) >= RELEASE_EVERY || self.since_bytes >= RELEASE_BYTES;
+        if is_due && self.snapshot_bytes <= SNAPSHOT_BYTES_MAX {
             self.released = entry.index;
+            self.since_bytes = 0;
             effects.release();
+        }
+    }
+
+    fn class(&self, command: &[u8]) -> Class {
+        match Change::decode(command) {
+            Some(Change::Del { .. }) => Class::Freeing,
+            _ => Class::Ordinary,
         }
     }
 

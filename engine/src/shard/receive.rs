@@ -266,12 +266,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 return;
             }
         }
+        let disk_is_behind = self.disk_is_behind();
         let one = &mut self.slots[slot as usize];
         let bytes = entries.bytes().len();
         let refusal = if one.poisoned.is_some() {
             Some(Reason::Poisoned)
         } else if one.waiting.bytes() + bytes > GROUP_UNCOMMITTED_BYTES
             || self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES
+            || disk_is_behind
         {
             Some(Reason::Busy)
         } else {

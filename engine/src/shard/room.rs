@@ -14,9 +14,12 @@
 //! to the last reserve; then it takes none, and the leader, which hears nothing, tries again now and then: the others of
 //! the group go on. All of it ends by itself when there is room again.
 //!
+//! A disk that is slow is bounded by the same rules: while too much waits to be written, commands are `Busy` and a
+//! follower lets pass by what its leader sends.
+//!
 //! Invariant: what is admitted in one turn is counted before the log has it, so that no reserve is passed.
 
-use coracle_base::limits::BLOCK_BYTES;
+use coracle_base::limits::{BLOCK_BYTES, SHARD_UNCOMMITTED_BYTES};
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
@@ -58,6 +61,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         room.is_none_or(|room| may_write(need, bytes, room, self.wal.file_room()))
     }
 
+    /// Whether the disk is so far behind that nothing more may be put before it. A leader needs no disk of its own to
+    /// commit, and so would go on for ever.
+    pub(super) fn disk_is_behind(&self) -> bool {
+        self.wal.backlog_bytes() + self.unstaged_bytes > SHARD_UNCOMMITTED_BYTES
+    }
+
     /// Of entries for which there is no ordinary room, those that give space back and for which there is still some. The
     /// others are refused.
     pub(super) fn only_freeing(&mut self, slot: u32, entries: &EntryBatch, origin: &Origin) -> EntryBatch {
@@ -93,7 +102,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             (_, Some(_)) => Need::Freeing,
             (_, None) => return Some((message, None)),
         };
-        if self.may_write(need, payload_bytes) {
+        if self.may_write(need, payload_bytes) && !self.disk_is_behind() {
             self.unstaged_bytes += payload_bytes;
             return Some((message, run));
         }

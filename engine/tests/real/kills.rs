@@ -14,7 +14,7 @@ use crate::kv::{Cluster, call, ready};
 use crate::process::{Process, wait_for};
 use crate::resp::{Connection, Reply};
 
-const NODES: usize = 3;
+pub(crate) const NODES: usize = 3;
 const CLIENTS: usize = 4;
 const KEYS: usize = 8;
 
@@ -26,11 +26,11 @@ struct Key {
 }
 
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     keys: [Key; KEYS],
     /// Where each node serves clients, if it runs.
     nodes: Mutex<[Option<SocketAddr>; NODES]>,
-    stop: AtomicBool,
+    pub(crate) stop: AtomicBool,
 }
 
 impl Shared {
@@ -38,12 +38,12 @@ impl Shared {
         self.keys.iter().map(|key| key.acknowledged.load(Ordering::Relaxed)).sum()
     }
 
-    fn set(&self, node: usize, address: Option<SocketAddr>) {
+    pub(crate) fn set(&self, node: usize, address: Option<SocketAddr>) {
         self.nodes.lock().unwrap()[node] = address;
     }
 
     /// Increments random keys through random nodes, a connection at a time, until told to stop.
-    fn increment(&self) {
+    pub(crate) fn increment(&self) {
         while !self.stop.load(Ordering::Relaxed) {
             let node = rand::rng().random_range(0..NODES);
             let address = self.nodes.lock().unwrap()[node];
@@ -74,7 +74,7 @@ impl Shared {
         }
     }
 
-    fn wait_for_progress(&self, when: &str) {
+    pub(crate) fn wait_for_progress(&self, when: &str) {
         let before = self.acknowledged();
         wait_for(&format!("increments {when}"), || (self.acknowledged() >= before + 20).then_some(()));
     }
@@ -115,7 +115,7 @@ fn no_acknowledged_increment_is_lost_and_none_happens_twice() {
 }
 
 /// Ends the clients also when the test fails, so that it does not wait for them.
-struct StopOnDrop<'a>(&'a AtomicBool);
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
@@ -123,7 +123,7 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-fn check(shared: &Shared) {
+pub(crate) fn check(shared: &Shared) {
     let nodes = *shared.nodes.lock().unwrap();
     let mut unknowns = 0;
     for (at, key) in shared.keys.iter().enumerate() {

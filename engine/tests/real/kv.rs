@@ -13,11 +13,13 @@ pub(crate) struct Cluster {
     dir: TempDir,
     peers: Vec<SocketAddr>,
     groups: u64,
+    /// More arguments of every node.
+    pub(crate) more: Vec<&'static str>,
 }
 
 impl Cluster {
     pub(crate) fn new(nodes: usize, groups: u64) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), peers: free_addresses(nodes), groups }
+        Self { dir: tempfile::tempdir().unwrap(), peers: free_addresses(nodes), groups, more: Vec::new() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -29,14 +31,30 @@ impl Cluster {
             (1..).zip(&self.peers).map(|(id, peer)| format!("{id}={peer}")).collect::<Vec<_>>().join(",");
         let dir = self.dir.path().join(format!("node-{id}")).display().to_string();
         let (id, groups) = (id.to_string(), self.groups.to_string());
-        ["--id", &id, "--listen", "127.0.0.1:0", "--peers", &peers, "--data-dir", &dir, "--groups", &groups]
-            .map(str::to_owned)
-            .to_vec()
+        let own = [
+            "--id",
+            &id,
+            "--listen",
+            "127.0.0.1:0",
+            "--peers",
+            &peers,
+            "--data-dir",
+            &dir,
+            "--groups",
+            &groups,
+        ];
+        own.iter().chain(&self.more).map(|arg| (*arg).to_owned()).collect()
     }
 
     /// Starts one node. It serves clients only once the cluster is formed.
     pub(crate) fn start(&self, id: usize) -> Process {
         Process::start("kv", &self.args(id))
+    }
+
+    /// Starts one node whose disk has planned faults; the program has to be built with them.
+    #[cfg(feature = "faults")]
+    pub(crate) fn start_faulty(&self, id: usize, faults: &str) -> Process {
+        Process::start_with("kv", &self.args(id), &[("CORACLE_FAULTS", faults)])
     }
 
     /// Starts all nodes, and returns where each serves clients.

@@ -5,6 +5,8 @@
 // Deadlines of real processes are in real time, and whatever is not as expected fails the test.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+#[cfg(feature = "faults")]
+mod faults;
 mod hostile;
 mod kills;
 mod kv;

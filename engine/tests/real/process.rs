@@ -62,10 +62,16 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(name: &'static str, args: &[String]) -> Self {
+        Self::start_with(name, args, &[])
+    }
+
+    /// Starts it with more in its environment.
+    pub(crate) fn start_with(name: &'static str, args: &[String], env: &[(&str, &str)]) -> Self {
         // A file and not a pipe: nobody reads it meanwhile, and a full pipe would hold the process up.
         let stderr = tempfile::tempfile().unwrap();
         let mut child = Command::new(example(name))
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr.try_clone().unwrap())
@@ -111,6 +117,13 @@ impl Process {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         wait_for("a process to end after SIGTERM", || self.child.try_wait().unwrap()).code()
+    }
+
+    #[cfg(feature = "faults")]
+    /// Waits for its end: the exit code, and what it wrote to standard error.
+    pub(crate) fn end(&mut self) -> (Option<i32>, String) {
+        let code = wait_for("a process to end by itself", || self.child.try_wait().unwrap()).code();
+        (code, self.kill())
     }
 
     /// Bytes that it has resident.

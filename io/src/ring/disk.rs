@@ -69,6 +69,20 @@ struct Pending {
     token: u64,
     path: Rc<Path>,
     task: Task,
+    #[cfg(feature = "faults")]
+    planned: super::faults::Planned,
+}
+
+impl Pending {
+    fn new(token: u64, path: Rc<Path>, task: Task) -> Self {
+        Self {
+            token,
+            path,
+            task,
+            #[cfg(feature = "faults")]
+            planned: Default::default(),
+        }
+    }
 }
 
 /// How a disk operation begins: with a ring operation, or it is over at once.
@@ -93,6 +107,8 @@ pub struct RingDisk {
     next_file: u32,
     pending: Slab<Pending>,
     ready: Vec<DiskDone>,
+    #[cfg(feature = "faults")]
+    faults: super::faults::Faults,
 }
 
 impl RingDisk {
@@ -123,6 +139,8 @@ impl RingDisk {
             next_file: 0,
             pending: Slab::new(),
             ready: Vec::new(),
+            #[cfg(feature = "faults")]
+            faults: super::faults::Faults::from_env()?,
         })
     }
 
@@ -304,6 +322,15 @@ impl RingDisk {
     }
 
     fn push(&mut self, pending: Pending, op: RingOp) {
+        #[cfg(feature = "faults")]
+        let (pending, op) = {
+            let (planned, op) = self.faults.plan(&pending.path, pending.task.is_fill(), op);
+            (Pending { planned, ..pending }, op)
+        };
+        self.hand_over(pending, op);
+    }
+
+    fn hand_over(&mut self, pending: Pending, op: RingOp) {
         let key = self.pending.insert(pending);
         self.ring.borrow_mut().push(self.client, key as u64, op);
     }
@@ -321,10 +348,19 @@ impl RingDisk {
 
     fn on_completion(&mut self, Completion { token: key, result, op }: Completion) {
         let Some(op) = op else { return }; // more to come: no operation of ours is of that kind
-        let Pending { token, path, task } = self.pending.remove(key as usize);
+        let pending = self.pending.remove(key as usize);
+        #[cfg(feature = "faults")]
+        let (pending, (result, op)) = {
+            let mut pending = pending;
+            match pending.planned.meet(result, op) {
+                Ok(met) => (pending, met),
+                Err(held) => return self.hand_over(pending, held),
+            }
+        };
+        let Pending { token, path, task, .. } = pending;
         let (name, is_fill) = (task.name(), task.is_fill());
         let (result, buf) = match task.on_completion(result, op) {
-            Next::Push(task, op) => return self.push(Pending { token, path, task }, op),
+            Next::Push(task, op) => return self.push(Pending::new(token, path, task), op),
             Next::Opened(file, mode) => (self.on_opened(file, mode, &path), None),
             Next::Done(ok, buf) => (Ok(ok), buf),
             Next::Failed(code, buf) => (Err(disk_error(&self.root.join(&path), name, code)), buf),
@@ -372,7 +408,7 @@ impl Disk for RingDisk {
     fn start(&mut self, token: u64, op: DiskOp) {
         let (result, buf) = match self.begin(op) {
             Ok(Begin::Task(path, step, op)) => {
-                return self.push(Pending { token, path, task: Task::new(step) }, op);
+                return self.push(Pending::new(token, path, Task::new(step)), op);
             }
             Ok(Begin::Done(ok, buf)) => (Ok(ok), buf),
             Err((error, buf)) => (Err(error), buf),

@@ -8,6 +8,8 @@ mod buffer;
 mod clock;
 mod core;
 mod disk;
+#[cfg(feature = "faults")]
+mod faults;
 mod net;
 mod ops;
 mod park;
@@ -78,6 +80,9 @@ mod tests {
         for code in [libc::EACCES, libc::EPERM, libc::EROFS] {
             assert_eq!(error(code), DiskError::Denied { path: path.clone() });
         }
-        assert_eq!(error(libc::EIO).to_string(), "wal/7: write failed: input/output error (os error 5)");
+        assert_eq!(
+            error(libc::EIO).to_string(),
+            "wal/7: write failed: input/output error (os error 5); see the system's log, repair, and start again"
+        );
     }
 }

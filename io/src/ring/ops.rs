@@ -101,6 +101,9 @@ pub(crate) enum RingOp {
         bell: Arc<File>,
         count: Box<[u8; 8]>,
     },
+    /// Completes after so much time.
+    #[cfg(feature = "faults")]
+    Pause(Box<types::Timespec>),
 }
 
 /// The kernel moves at most this much at a time; more is a short result that the driver continues.
@@ -151,6 +154,8 @@ impl RingOp {
             Self::Hear { bell, count } => {
                 opcode::Read::new(fd(bell), count.as_mut_ptr(), count.len() as u32).build()
             }
+            #[cfg(feature = "faults")]
+            Self::Pause(time) => opcode::Timeout::new(&raw const **time).build(),
         }
     }
 
