@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::Error;
 use crate::config::Config;
-use crate::identity::{Cluster, Identity};
+use crate::identity::{Cluster, Identity, log_dir};
 use crate::shard::inbox::{Command, Inbox};
 use crate::shard::{Settings, Shard, ShardError, Turn};
 use crate::transport::hello::Hello;
@@ -124,15 +124,9 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         mut parts: Parts<D, N, C>,
     ) -> Result<Self, Error> {
         let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
-        let mut wal_config = coracle_wal::Config::new(format!("shard-{shard}"), parts.seed);
+        let mut wal_config = coracle_wal::Config::new(log_dir(shard), parts.seed);
         wal_config.file_bytes = config.wal_max_size_bytes;
-        let wal_identity = coracle_wal::Identity {
-            cluster: cluster.id,
-            node: identity.node,
-            incarnation: identity.incarnation,
-            shard,
-            shards: identity.shards,
-        };
+        let wal_identity = identity.of_log(shard).expect("run is called once the cluster is formed");
         #[cfg(feature = "breaks")]
         parts.breaks.plant_in_wal();
         let (wal, recovery) = Wal::open(&mut parts.disk, wal_config, wal_identity)?;

@@ -19,12 +19,12 @@
 //! node takes over the cluster that a peer shows it, if it finds its own incarnation there. So two clusters cannot be
 //! formed, and a directory that was lost after the formation is refused: its node would be a voter that forgot.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use coracle_base::NodeId;
 use coracle_base::checksum::crc32c;
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::{BLOCK_BYTES, MEMBERS_MAX};
+use coracle_base::{NodeId, ShardId};
 use coracle_io::disk::run;
 use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
 
@@ -37,7 +37,7 @@ const NEW_FILE: &str = "identity.new";
 
 /// A formed cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cluster {
+pub struct Cluster {
     /// Its id, drawn at random when it was formed.
     pub id: u128,
     /// Its nodes with their incarnations, by id.
@@ -53,7 +53,7 @@ impl Cluster {
 
 /// Who a data directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// Its node.
     pub node: NodeId,
     /// Drawn when the directory was made.
@@ -62,6 +62,11 @@ pub(crate) struct Identity {
     pub shards: u16,
     /// The cluster, once there is one.
     pub cluster: Option<Cluster>,
+}
+
+/// Where a shard's log lies in the data directory.
+pub fn log_dir(shard: ShardId) -> PathBuf {
+    format!("shard-{shard}").into()
 }
 
 /// Appends a cluster, or none.
@@ -90,6 +95,21 @@ pub(crate) fn decode_cluster(reader: &mut Reader<'_>) -> Result<Option<Cluster>,
 }
 
 impl Identity {
+    /// What the directory says of itself; `None` if it says nothing. Writes nothing: for tools that look into it.
+    ///
+    /// # Errors
+    /// [`Error::Directory`]: the file is damaged, or of a newer version; [`Error::Disk`].
+    pub fn look<D: Disk>(disk: &mut D) -> Result<Option<Self>, Error> {
+        read_file(disk)?.map(|bytes| Self::decode(&bytes)).transpose()
+    }
+
+    /// Whose the log of a shard is, once there is a cluster.
+    pub fn of_log(&self, shard: ShardId) -> Option<coracle_wal::Identity> {
+        let (node, incarnation, shards) = (self.node, self.incarnation, self.shards);
+        let cluster = self.cluster.as_ref()?.id;
+        Some(coracle_wal::Identity { cluster, node, incarnation, shard, shards })
+    }
+
     /// Reads the directory's identity, or begins a new one for `node` and makes it durable.
     ///
     /// # Errors
@@ -102,7 +122,7 @@ impl Identity {
         incarnation: u64,
     ) -> Result<Self, Error> {
         let Some(bytes) = read_file(disk)? else {
-            if let Some(entry) = disk.list(Path::new("shard-0")).unwrap_or_default().first() {
+            if let Some(entry) = disk.list(&log_dir(ShardId(0))).unwrap_or_default().first() {
                 return Err(wrong(format!(
                     "the file is missing, and yet there is shard-0/{}; restore it, or empty the directory",
                     entry.name

@@ -51,7 +51,7 @@ mod boot;
 pub mod breaks;
 mod config;
 mod error;
-mod identity;
+pub mod identity;
 mod log;
 mod machine;
 mod node;
