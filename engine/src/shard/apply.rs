@@ -6,7 +6,7 @@ use coracle_base::{EntryKind, EntryRef, Index, NodeId};
 use coracle_io::{Clock, Disk, Net};
 use coracle_wal::{ReadError, ReadOut};
 
-use super::groups::Slot;
+use super::groups::{Slot, question_bytes};
 use super::step::{READ_BYTES, poison};
 use super::waiting::Decision;
 use super::{Answers, OnDurable, ReadFor, Shard, replies};
@@ -157,6 +157,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let ready =
             one.reads.extract_if(.., |_, read| read.index.is_some_and(|index| index <= applied) || poisoned);
         for (_, read) in ready {
+            self.waiting_bytes -= question_bytes(&read.query);
             if poisoned {
                 answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)));
                 continue;
@@ -180,6 +181,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn fail_read(&mut self, slot: u32, token: u64) {
         let one = &mut self.slots[slot as usize];
         let Some(read) = one.reads.remove(&token) else { return };
+        self.waiting_bytes -= question_bytes(&read.query);
         let outcome = Outcome::not_done(Reason::NoLeader, one.raft.leader());
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         answers.give(&read.origin, read.tag, &outcome);

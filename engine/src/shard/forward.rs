@@ -14,6 +14,9 @@ use super::inbox::{Consistency, Origin};
 use crate::outcome::{Done, NotDone, Outcome, Reason, Unknown};
 use crate::transport::envelope::{Builder, Kind};
 
+/// Commands that may wait for other nodes' answers: two megabytes of tags.
+const COMMANDS_MAX: usize = 256 * 1024;
+
 /// What one request asked.
 #[derive(Debug)]
 struct Forwarded {
@@ -31,6 +34,8 @@ struct Forwarded {
 pub(crate) struct Forwards {
     requests: BTreeMap<u64, Forwarded>,
     next: u64,
+    /// Tags of all the requests.
+    commands: usize,
 }
 
 /// An answer off the wire.
@@ -41,6 +46,22 @@ struct Record<'a> {
 }
 
 impl Forwards {
+    /// Whether no more can wait: refuse what comes.
+    pub(crate) fn is_full(&self) -> bool {
+        self.commands >= COMMANDS_MAX
+    }
+
+    fn insert(&mut self, request: u64, forwarded: Forwarded) {
+        self.commands += forwarded.tags.len();
+        self.requests.insert(request, forwarded);
+    }
+
+    fn remove(&mut self, request: u64) -> Option<Forwarded> {
+        let forwarded = self.requests.remove(&request)?;
+        self.commands -= forwarded.tags.len();
+        Some(forwarded)
+    }
+
     /// Sends entries to the leader.
     pub(crate) fn propose(
         &mut self,
@@ -60,7 +81,7 @@ impl Forwards {
         envelope.push(Kind::Forward, group, false, fields, |out| out.put(entries.bytes()));
         let tags = entries.tags();
         let forwarded = Forwarded { session, tags, answered: 0, origin, is_query: false, deadline_us };
-        self.requests.insert(request, forwarded);
+        self.insert(request, forwarded);
     }
 
     /// Sends a question to the leader.
@@ -86,7 +107,7 @@ impl Forwards {
         envelope.push(Kind::Query, group, false, fields, |out| out.put(query));
         let forwarded =
             Forwarded { session, tags: vec![tag], answered: 0, origin, is_query: true, deadline_us };
-        self.requests.insert(request, forwarded);
+        self.insert(request, forwarded);
     }
 
     /// The leader's answers.
@@ -114,7 +135,7 @@ impl Forwards {
             answers.give(&one.origin, record.tag, &record.outcome);
             one.answered += 1;
             if one.answered == one.tags.len() {
-                self.requests.remove(&record.request);
+                self.remove(record.request);
             }
         }
         Ok(())
@@ -141,7 +162,7 @@ impl Forwards {
         let lost: Vec<u64> =
             self.requests.iter().filter(|(_, one)| which(one)).map(|(request, _)| *request).collect();
         for request in lost {
-            let Some(one) = self.requests.remove(&request) else { continue };
+            let Some(one) = self.remove(request) else { continue };
             let outcome =
                 if one.is_query { Outcome::not_done(Reason::NoLeader, None) } else { Outcome::Unknown(why) };
             for tag in &one.tags[one.answered..] {
@@ -202,4 +223,28 @@ fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, Truncated> {
         ),
     };
     Ok(Record { request, tag, outcome })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_base::EntryKind;
+
+    #[test]
+    fn what_waits_for_other_nodes_is_bounded() {
+        let mut batch = EntryBatch::new();
+        while batch.count() < 8192 {
+            batch.push(7, EntryKind::Command, b"x").expect("a small batch");
+        }
+        let (mut forwards, mut envelope) = (Forwards::default(), Builder::default());
+        let mut requests = 0;
+        while !forwards.is_full() {
+            let origin = Origin::Peer { node: NodeId(1), session: 0, request: 0 };
+            forwards.propose(&mut envelope, 5, GroupId(1), &batch, origin, 0);
+            requests += 1;
+        }
+        assert_eq!(requests * 8192, COMMANDS_MAX);
+        assert!(forwards.remove(1).is_some());
+        assert!(!forwards.is_full(), "an answered request makes room");
+    }
 }

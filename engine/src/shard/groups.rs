@@ -33,6 +33,11 @@ pub(crate) struct Reading {
     pub(crate) index: Option<Index>,
 }
 
+/// What a question that waits takes of the memory for what waits: many small ones are a burden, too.
+pub(crate) fn question_bytes(query: &[u8]) -> usize {
+    query.len() + size_of::<Reading>()
+}
+
 /// A snapshot as it lies in the WAL and goes over the wire.
 ///
 /// ```text

@@ -9,7 +9,7 @@ use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
 
-use super::groups::{Parked, Reading};
+use super::groups::{Parked, Reading, question_bytes};
 use super::inbox::{Command, Consistency, Origin};
 use super::room::Need;
 use super::waiting::Waiting;
@@ -22,6 +22,8 @@ use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
 const COMMANDS_PER_TURN: usize = 1024;
 /// What may wait for a leader, per group.
 const PARKED_MAX: usize = 4096;
+/// Questions of a group that may wait for a quorum, or to be applied.
+const READS_MAX: usize = 4096;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn receive(&mut self) -> Result<(), ShardError> {
@@ -239,7 +241,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let deadline_us = self.now_us + self.settings.command_timeout_us;
         let link = leader.and_then(|leader| self.transport.link(leader));
         let session = link.and_then(|link| link.session()).map(|session| session.id);
-        if link.is_some_and(|link| link.queued_bytes() > LINK_BYTES_HIGH) {
+        if self.forwards.is_full() || link.is_some_and(|link| link.queued_bytes() > LINK_BYTES_HIGH) {
             return self.refuse(&entries, &origin, Reason::Busy, leader);
         }
         if let (Some(leader), Some(session)) = (leader, session)
@@ -319,15 +321,26 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         let deadline_us = self.now_us + self.settings.command_timeout_us;
         let token = self.token();
+        let bytes = question_bytes(&query);
+        let no_room = self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES;
         let one = &mut self.slots[slot as usize];
-        if one.diverged {
+        let is_leader = one.raft.role() == Role::Leader;
+        let refusal = if one.diverged || is_leader && one.poisoned.is_some() {
+            Some(Reason::Poisoned)
+        } else if no_room || is_leader && one.reads.len() >= READS_MAX {
+            Some(Reason::Busy)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
             let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-            return answers.give(&origin, tag, &Outcome::not_done(Reason::Poisoned, None));
+            return answers.give(&origin, tag, &Outcome::not_done(reason, one.raft.leader()));
         }
-        if one.raft.role() == Role::Leader {
+        if is_leader {
             let index = (consistency == Consistency::Leader).then_some(Index::ZERO);
             let accepted = index.is_some() || one.raft.read(self.now_us, token).is_ok();
             if accepted {
+                self.waiting_bytes += bytes;
                 one.reads.insert(token, Reading { query, tag, origin, deadline_us, index });
                 if index.is_some() {
                     self.answer_reads(slot);
@@ -340,10 +353,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if matches!(origin, Origin::Peer { .. }) {
             return answers.give(&origin, tag, &Outcome::not_done(Reason::NoLeader, leader));
         }
-        let session = leader
-            .and_then(|leader| answers.transport.link(leader))
-            .and_then(|link| link.session())
-            .map(|s| s.id);
+        let link = leader.and_then(|leader| answers.transport.link(leader));
+        let session = link.and_then(|link| link.session()).map(|s| s.id);
+        if self.forwards.is_full() || link.is_some_and(|link| link.queued_bytes() > LINK_BYTES_HIGH) {
+            return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, leader));
+        }
         if let (Some(leader), Some(session)) = (leader, session)
             && let Some(envelope) = answers.transport.envelope(leader)
         {
@@ -358,10 +372,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 deadline_us,
             );
         }
-        if one.parked.len() >= PARKED_MAX || self.waiting_bytes + query.len() > SHARD_UNCOMMITTED_BYTES {
+        if one.parked.len() >= PARKED_MAX {
             return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, None));
         }
-        self.waiting_bytes += query.len();
+        self.waiting_bytes += bytes;
         one.parked.push_back(Parked::Query { consistency, query, tag, origin, deadline_us });
         self.set_timer(slot);
     }
@@ -387,7 +401,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     self.on_propose(group, entries, origin);
                 }
                 Parked::Query { consistency, query, tag, origin, .. } => {
-                    self.waiting_bytes -= query.len();
+                    self.waiting_bytes -= question_bytes(&query);
                     self.on_query(group, consistency, query, tag, origin);
                 }
             }
@@ -470,13 +484,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     }
                 }
                 Parked::Query { query, tag, origin, .. } => {
-                    self.waiting_bytes -= query.len();
+                    self.waiting_bytes -= question_bytes(&query);
                     answers.give(&origin, tag, &refusal);
                 }
             }
         }
         while let Some(first) = one.reads.first_entry().filter(|read| read.get().deadline_us <= now_us) {
             let late = first.remove();
+            self.waiting_bytes -= question_bytes(&late.query);
             answers.give(&late.origin, late.tag, &refusal);
         }
     }

@@ -57,7 +57,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn has_work(&self) -> bool {
-        !self.inbox.is_empty() || !self.dirty.is_empty() || !self.applying.is_empty()
+        !self.inbox.is_empty()
+            || !self.dirty.is_empty()
+            || !self.applying.is_empty()
+            // Answers that step 6 gave to other nodes' commands leave with the next turn's envelopes.
+            || self.transport.has_unsent()
+            || self.wal.has_finished_read()
     }
 
     fn deadline_us(&self) -> u64 {

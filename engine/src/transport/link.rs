@@ -145,6 +145,11 @@ impl Link {
         self.out.len() + self.building.bytes()
     }
 
+    /// Whether something waits though the connection is free.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.queued_bytes() > 0 && self.session().is_some_and(|session| !session.sending)
+    }
+
     /// Whether more waits than a link may hold: the peer does not read.
     pub(crate) fn overflows(&self) -> bool {
         self.queued_bytes() > LINK_BYTES_MAX

@@ -517,6 +517,11 @@ impl Transport {
         }
     }
 
+    /// Whether [`flush`](Self::flush) would send something now.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.links.iter().any(Link::has_unsent)
+    }
+
     /// When [`tick`](Self::tick) or [`flush`](Self::flush) has something to do though nothing happens.
     pub(crate) fn deadline_us(&self) -> u64 {
         let links = self

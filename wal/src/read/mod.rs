@@ -163,6 +163,11 @@ impl Wal {
         self.reads.finished.pop_front()
     }
 
+    /// Whether [`poll_read`](Self::poll_read) has a result.
+    pub fn has_finished_read(&self) -> bool {
+        !self.reads.finished.is_empty()
+    }
+
     fn queue_job(&mut self, want: Want, group: GroupId, first: Index) {
         let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
         self.reads.queue.push_back(Job { want, group, out, cuts: 0, full: false, doing: Doing::Nothing });

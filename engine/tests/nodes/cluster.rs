@@ -1,0 +1,143 @@
+//! Nodes of one cluster on simulated disks and a simulated network, and a machine that breaks where it is told to.
+
+use coracle::sim::SimNode;
+use coracle::{
+    Config, Effects, Entry, GroupId, GroupStatus, Machine, NodeId, Outcome, Peer, Reason, RestoreError,
+};
+use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork};
+
+pub(crate) const GROUP: GroupId = GroupId(1);
+pub(crate) const OTHER: GroupId = GroupId(2);
+
+/// What a machine does not survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    Apply,
+    Snapshot,
+    Restore,
+}
+
+/// Counts commands; `release` lets the log go, `break` is what a machine with [`Fault::Apply`] breaks at.
+pub(crate) struct Count(pub(crate) u64, pub(crate) Fault);
+
+impl Machine for Count {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        assert!(self.1 != Fault::Apply || entry.command != b"break", "planted in apply");
+        self.0 += 1;
+        if entry.command == b"release" {
+            effects.release();
+        }
+    }
+    fn query(&self, _: &[u8], reply: &mut Vec<u8>) {
+        reply.extend(self.0.to_le_bytes());
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        assert!(self.1 != Fault::Snapshot, "planted in snapshot");
+        out.extend(self.0.to_le_bytes());
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        assert!(self.1 != Fault::Restore, "planted in restore");
+        self.0 = u64::from_le_bytes(snapshot.try_into().map_err(|_| RestoreError("not a count".into()))?);
+        Ok(())
+    }
+}
+
+/// Simulated nodes, each there or not.
+pub(crate) struct Cluster {
+    clock: FakeClock,
+    pub(crate) network: FakeNetwork,
+    pub(crate) disks: Vec<FakeDisk>,
+    pub(crate) nodes: Vec<Option<SimNode<FakeDisk, FakeNet, FakeClock>>>,
+    boots: u64,
+}
+
+impl Cluster {
+    /// Nodes without groups, once they are one cluster.
+    pub(crate) fn new(count: u64) -> Self {
+        let disks: Vec<FakeDisk> = (1..=count).map(FakeDisk::new).collect();
+        let nodes = disks.iter().map(|_| None).collect();
+        let mut cluster =
+            Self { clock: FakeClock::new(), network: FakeNetwork::new(3), disks, nodes, boots: 0 };
+        (0..count as usize).for_each(|at| cluster.open(at));
+        cluster.turn_until("a cluster", |cluster| cluster.nodes.iter().flatten().all(SimNode::is_running));
+        cluster
+    }
+
+    pub(crate) fn open(&mut self, at: usize) {
+        let address = |id| FakeNetwork::address(id, 7101);
+        let ids = 1..=self.disks.len() as u64;
+        let peers = ids.map(|id| Peer { id: NodeId(id), address: address(id) }).collect();
+        let mut config = Config::new(at as u64 + 1, peers, "/unused");
+        config.shards = 1;
+        config.wal_max_size_bytes = 256 * 1024;
+        self.boots += 1;
+        let net = self.network.driver(at as u64 + 1);
+        let node = SimNode::open(&config, self.disks[at].clone(), net, self.clock.clone(), self.boots);
+        self.nodes[at] = Some(node.unwrap());
+    }
+
+    pub(crate) fn node(&self, at: usize) -> &SimNode<FakeDisk, FakeNet, FakeClock> {
+        self.nodes[at].as_ref().unwrap()
+    }
+
+    pub(crate) fn start(&self, at: usize, group: GroupId, fault: Fault) {
+        self.node(at).start_group(group, Box::new(Count(0, fault)));
+    }
+
+    pub(crate) fn turn(&mut self) {
+        self.clock.advance(500);
+        let now_us = self.clock.true_us();
+        self.network.advance(now_us);
+        self.disks.iter().for_each(|disk| disk.advance(now_us));
+        for node in self.nodes.iter_mut().flatten() {
+            node.turn().unwrap();
+        }
+    }
+
+    pub(crate) fn turn_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        for _ in 0..40_000 {
+            if done(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("it does not come to {what}");
+    }
+
+    /// How a command ends: `None` if done, else why not.
+    pub(crate) fn once(&mut self, at: usize, group: GroupId, command: &[u8]) -> Option<Reason> {
+        let answer = self.node(at).propose(group, command);
+        self.turn_until("an answer", |_| answer.get().is_some());
+        match answer.get().unwrap() {
+            Outcome::Done(_) => None,
+            Outcome::NotDone(why) => Some(why.reason),
+            Outcome::Unknown(why) => panic!("{why}"),
+        }
+    }
+
+    /// Proposes until it is done, whoever leads.
+    pub(crate) fn done(&mut self, at: usize, group: GroupId, command: &[u8]) {
+        while let Some(reason) = self.once(at, group, command) {
+            assert!(matches!(reason, Reason::NoLeader | Reason::Busy), "{reason}");
+        }
+    }
+
+    pub(crate) fn asked(&mut self, at: usize, group: GroupId) -> Result<u64, Reason> {
+        let answer = self.node(at).query(group, b"");
+        self.turn_until("an answer", |_| answer.get().is_some());
+        match answer.get().unwrap() {
+            Outcome::Done(done) => Ok(u64::from_le_bytes(done.reply.try_into().unwrap())),
+            Outcome::NotDone(why) => Err(why.reason),
+            Outcome::Unknown(why) => panic!("{why}"),
+        }
+    }
+
+    pub(crate) fn status(&self, at: usize) -> GroupStatus {
+        self.node(at).group_status(GROUP).unwrap()
+    }
+
+    pub(crate) fn poisoned(&self, at: usize) -> String {
+        self.status(at).poisoned.unwrap_or_default()
+    }
+}

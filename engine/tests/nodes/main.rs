@@ -1,0 +1,7 @@
+//! Nodes under conditions that they must bear: panics, floods.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // a test that fails may panic
+
+mod bounds;
+mod cluster;
+mod panics;
