@@ -367,7 +367,7 @@ impl Sink for Survey<'_> {
         self.at = Some(Position { file_no: at.file_no, offset: at.offset + head.batch_bytes() });
         *self.batches.entry(at.file_no).or_default() += 1;
         for record in records {
-            if let Record::Run(run) = record {
+            if let Record::Run(run) | Record::Place(run) = record {
                 self.take_run(at, run);
             }
         }

@@ -36,7 +36,7 @@ pub struct Walked {
 }
 
 /// Reads the log in `config.dir`, which nobody has open, and hands out its runs in order; also those that a later run of
-/// their group replaces. Checksums of batches and run headers held; those of payloads are the caller's to check
+/// their group replaces, and those that were copied on because they live. Checksums of batches and run headers held; those of payloads are the caller's to check
 /// ([`RunRef::check_payloads`]).
 ///
 /// # Errors
@@ -123,7 +123,7 @@ impl<F: FnMut(RunRef<'_>)> Sink for Walk<'_, F> {
         let Some(records) = records_of(&self.config.dir, at, head, payload)? else { return Ok(false) };
         self.walked.batches += 1;
         for record in records {
-            if let Record::Run(run) = record {
+            if let Record::Run(run) | Record::Place(run) = record {
                 self.walked.runs += 1;
                 (self.on_run)(run);
             }

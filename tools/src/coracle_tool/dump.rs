@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use coracle::identity::log_dir;
 use coracle_base::run::{EntryKind, EntryRef};
-use coracle_base::{GroupId, Index, Term};
+use coracle_base::{GroupId, Index};
 use coracle_wal::{Config, RecoveredGroup};
 use serde_json::{Value, json};
 
@@ -60,26 +60,38 @@ struct Found {
 
 /// Which entries are to be printed.
 struct Wanted<'a> {
-    terms: &'a [(Index, Term)],
+    group: &'a RecoveredGroup,
     first: Index,
     last: Index,
 }
 
 impl<'a> Wanted<'a> {
     fn new(group: &'a RecoveredGroup, from: Option<u64>, to: Option<u64>) -> Self {
-        let first = from.map_or(group.first, Index).max(group.first);
+        let oldest = group.live.first().map_or(group.first, |range| range.first);
+        let first = from.map_or(oldest, Index).max(oldest);
         let last = to.map_or(group.last, Index).min(group.last);
-        Self { terms: &group.terms, first, last }
+        Self { group, first, last }
     }
 
+    /// How many there should be: of the log, and of what its snapshot covers only that which lives on.
     fn count(&self) -> u64 {
-        (self.last.0 + 1).saturating_sub(self.first.0)
+        let within =
+            |first: Index, last: Index| (last.min(self.last).0 + 1).saturating_sub(first.max(self.first).0);
+        let live = self.group.live.iter().map(|range| within(range.first, range.last()));
+        live.sum::<u64>() + within(self.group.first, self.group.last)
     }
 
     fn has(&self, entry: &EntryRef<'_>) -> bool {
-        let at = self.terms.partition_point(|(first, _)| *first <= entry.index);
-        let term = at.checked_sub(1).map(|at| self.terms[at].1);
-        (self.first..=self.last).contains(&entry.index) && term == Some(entry.header.term)
+        let index = entry.index;
+        let is_live = if index < self.group.first {
+            // Which term it had is not known any more; the newest copy is the one that was kept.
+            self.group.live.iter().any(|range| (range.first..=range.last()).contains(&index))
+        } else {
+            let terms = &self.group.terms;
+            let at = terms.partition_point(|(first, _)| *first <= index);
+            at.checked_sub(1).map(|at| terms[at].1) == Some(entry.header.term)
+        };
+        (self.first..=self.last).contains(&index) && is_live
     }
 }
 

@@ -65,9 +65,15 @@ fn file(file: &LogFileInfo) -> Value {
 
 fn group(shard: ShardId, group: &RecoveredGroup, live_bytes: u64) -> Value {
     let state = HardState::decode(&group.state).ok();
-    let snapshot = group.snapshot.as_ref().map(|snapshot| {
+    let inline = group.snapshot.as_ref().map(|snapshot| {
         json!({ "index": snapshot.index.0, "term": snapshot.term.0, "bytes": snapshot.bytes.len() })
     });
+    let snapshot = inline.or_else(|| {
+        let file = group.snapshot_file?;
+        let (index, term) = group.terms.first()?;
+        Some(json!({ "index": index.0, "term": term.0, "bytes": file.bytes, "file_no": file.file_no }))
+    });
+    let live: Vec<_> = group.live.iter().map(|range| json!([range.first.0, range.last().0])).collect();
     json!({
         "group": group.group.0,
         "shard": shard.0,
@@ -77,6 +83,7 @@ fn group(shard: ShardId, group: &RecoveredGroup, live_bytes: u64) -> Value {
         "last_term": group.terms.last().map(|(_, term)| term.0),
         "vote": state.as_ref().map(|state| state.vote.0),
         "snapshot": snapshot,
+        "live_before_first": live,
         "live_bytes": live_bytes,
         "suspect": group.suspect || group.state_lost,
     })
