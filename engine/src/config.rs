@@ -28,8 +28,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The node's own directory; created if missing, locked while in use.
     pub data_dir: PathBuf,
-    /// Shards of the cluster, fixed once it is formed. 0: one a core, one in all on two cores or fewer (every further
-    /// WAL adds flushes to the same disk).
+    /// Shards of the cluster, fixed once it is formed. 0: as the cluster was formed; else one a core, one in all on two
+    /// cores or fewer (every further WAL adds flushes to the same disk), which all nodes must agree on.
     pub shards: u16,
     /// Size of a WAL file in bytes. 64 KiB at least; default 128 MiB. Larger files mean fewer rolls and more space held
     /// by the youngest survivor.

@@ -45,7 +45,8 @@ impl Node {
     /// Whatever is wrong with the configuration, the directory or the address: nothing was started.
     pub fn start(config: Config) -> Result<Self, Error> {
         config.check()?;
-        let shards = config.shards_in_force();
+        let shards = shards_of(&config)?;
+        let config = Config { shards, ..config };
         let wakers: Vec<Arc<OnceLock<Waker>>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Inboxes =
             wakers.iter().cloned().map(|waker| Arc::new(Inbox::new(wake_through(waker)))).collect();
@@ -96,6 +97,18 @@ impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").field("shards", &self.running.inboxes.len()).finish_non_exhaustive()
     }
+}
+
+/// As configured; else as the cluster was formed, whatever this machine has become since; else by its cores.
+fn shards_of(config: &Config) -> Result<u16, Error> {
+    if config.shards > 0 {
+        return Ok(config.shards);
+    }
+    let ring = Ring::new(&RingOptions::default())?;
+    let options = DiskOptions { lock: false, strategy: config.wal_write_strategy };
+    let mut disk = RingDisk::open(&ring, &config.data_dir, options)?;
+    let formed = Identity::look(&mut disk)?.filter(|identity| identity.cluster.is_some());
+    Ok(formed.map_or(config.shards_in_force(), |identity| identity.shards))
 }
 
 fn wake_through(waker: Arc<OnceLock<Waker>>) -> Box<dyn Fn() + Send + Sync> {

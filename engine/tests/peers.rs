@@ -38,7 +38,7 @@ struct Alone {
     node: Node,
     counter: TypedGroup<Counter>,
     address: SocketAddr,
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
 }
 
 fn free_address() -> SocketAddr {
@@ -57,7 +57,7 @@ fn alone() -> Alone {
     let address = free_address();
     let node = Node::start(config(1, &[(1, address)], dir.path())).unwrap();
     let counter = node.start_typed(GroupId(1), Counter(0)).unwrap();
-    Alone { node, counter, address, _dir: dir }
+    Alone { node, counter, address, dir: Some(dir) }
 }
 
 impl Alone {
@@ -179,7 +179,7 @@ fn connections_that_say_nothing_are_few_and_have_little_time() {
 fn a_directory_of_another_node_a_taken_one_and_other_peers_are_refused() {
     let alone = alone();
     assert_eq!(alone.add(4), 4);
-    let dir = alone._dir.path().to_owned();
+    let dir = alone.dir.as_ref().unwrap().path().to_owned();
     let start = |config: Config| Node::start(config).unwrap_err().to_string();
 
     let taken = start(config(1, &[(1, alone.address)], &dir));
@@ -204,6 +204,21 @@ fn a_directory_of_another_node_a_taken_one_and_other_peers_are_refused() {
         }
     };
     assert_eq!(total, 4);
+}
+
+#[test]
+fn a_node_keeps_the_number_of_shards_that_its_cluster_was_formed_with() {
+    let (dir, address) = (tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), free_address());
+    // As if this machine had had three cores then.
+    for (configured, total) in [(3, 5), (0, 10)] {
+        let config = Config { shards: configured, ..config(1, &[(1, address)], dir.path()) };
+        let node = Node::start(config).unwrap();
+        let counter = node.start_typed(GroupId(2), Counter(0)).unwrap();
+        let alone = Alone { node, counter, address, dir: None };
+        assert_eq!(alone.add(5), total);
+        assert_eq!(alone.node.status().unwrap().len(), 3);
+        alone.node.stop().unwrap();
+    }
 }
 
 #[test]

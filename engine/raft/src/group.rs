@@ -335,12 +335,12 @@ impl Group {
         group
     }
 
-    /// Appends `count` entries of `bytes` in all to a leader's log. The caller stores their bytes; the next drain has
+    /// Appends `count` entries to a leader's log. The caller stores their bytes; the next drain has
     /// them persisted and sent.
     ///
     /// # Errors
     /// [`NotLeader`]: nothing was done; the caller goes to the leader, or waits for one.
-    pub fn propose(&mut self, count: u32, _bytes: u32) -> Result<Proposed, NotLeader> {
+    pub fn propose(&mut self, count: u32) -> Result<Proposed, NotLeader> {
         self.require_leader()?;
         let first = self.log.last().next();
         self.log.append(self.state.term, count);

@@ -41,7 +41,7 @@ impl Group {
     ///
     /// # Errors
     /// [`NotLeader`]: nothing was asked; the caller goes to the leader, or waits for one.
-    pub fn read(&mut self, _now_us: u64, token: u64) -> Result<(), NotLeader> {
+    pub fn read(&mut self, token: u64) -> Result<(), NotLeader> {
         self.require_leader()?;
         self.reads.waiting.push(token);
         Ok(())

@@ -133,8 +133,8 @@ proptest! {
                 5 => Input::Fetched { to: NodeId(from), first: Index(number), count: number as u32, bytes: 1 },
                 6 => Input::FetchFailed { to: NodeId(from) },
                 7 => {
-                    let _ = group.propose(number as u32, 1);
-                    let _ = group.read(now_us, number);
+                    let _ = group.propose(number as u32);
+                    let _ = group.read(number);
                     Input::Persisted(PersistSeq(0))
                 }
                 _ => match decode(&bytes) {

@@ -259,8 +259,7 @@ impl Story {
     }
 
     fn read(&mut self, id: u64, token: u64) {
-        let now_us = self.now_us;
-        match self.nodes.get_mut(&id).unwrap().group.read(now_us, token) {
+        match self.nodes.get_mut(&id).unwrap().group.read(token) {
             Ok(()) => self.turn(id, |_, _| Vec::new()),
             Err(error) => _ = writeln!(self.text, "{error}"),
         }

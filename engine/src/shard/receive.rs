@@ -285,7 +285,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let leader = Some(self.settings.node);
             return self.refuse(&entries, &origin, reason, leader);
         }
-        let Ok(proposed) = one.raft.propose(entries.count(), bytes as u32) else {
+        let Ok(proposed) = one.raft.propose(entries.count()) else {
             return self.refuse(&entries, &origin, Reason::NoLeader, None);
         };
         entries.stamp(proposed.term, self.clock.wall_ms());
@@ -338,7 +338,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         if is_leader {
             let index = (consistency == Consistency::Leader).then_some(Index::ZERO);
-            let accepted = index.is_some() || one.raft.read(self.now_us, token).is_ok();
+            let accepted = index.is_some() || one.raft.read(token).is_ok();
             if accepted {
                 self.waiting_bytes += bytes;
                 one.reads.insert(token, Reading { query, tag, origin, deadline_us, index });

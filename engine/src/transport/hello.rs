@@ -109,7 +109,7 @@ pub(crate) fn meet(own: &Hello, other: &Hello) -> Result<Meeting, String> {
     }
     if other.shards != own.shards {
         return Err(format!(
-            "{} shards here, {} there; all nodes need the same number",
+            "{} shards here, {} there; all nodes need the same number: set `shards` explicitly on all nodes",
             own.shards, other.shards
         ));
     }
@@ -196,6 +196,6 @@ mod tests {
         assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 2 to 3"));
         let mut other = hello(2, 20, None);
         other.shards = 4;
-        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("shards"));
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("1 shards here, 4 there"));
     }
 }

@@ -184,7 +184,7 @@ impl Node {
     }
 
     pub fn propose(&mut self, says: &[u64]) -> Result<Proposed, NotLeader> {
-        let proposed = self.group.propose(says.len() as u32, says.len() as u32 * ENTRY_BYTES)?;
+        let proposed = self.group.propose(says.len() as u32)?;
         let entries: Vec<Entry> = says.iter().map(|&says| Entry { term: proposed.term, says }).collect();
         assert_eq!(proposed.first, self.log.last().next());
         self.log.replace(proposed.first, &entries);

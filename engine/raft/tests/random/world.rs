@@ -416,9 +416,8 @@ impl World {
     fn act_read(&mut self, at: usize) {
         self.token_next += 1;
         let token = self.token_next;
-        let now_us = self.now_us;
         let Some(node) = &mut self.nodes[at] else { return };
-        if node.group.read(now_us, token).is_ok() {
+        if node.group.read(token).is_ok() {
             let floor = Index(self.oracle.committed.len() as u64);
             self.oracle.reads.insert((id(at), token), floor);
             self.dirty[at] = true;
