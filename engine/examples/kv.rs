@@ -68,6 +68,9 @@ struct Args {
     /// Size of a log file: bytes, or KiB, MiB, GiB. Small ones are for tests; 2 MiB hold any command.
     #[arg(long, value_name = "N", default_value = "128MiB", value_parser = size)]
     wal_file: u64,
+    /// A label of this node, shown by INFO.
+    #[arg(long, value_name = "LABEL", default_value = "")]
+    metrics_key: String,
     /// Not built yet: the admin address comes with consensus.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<String>,
@@ -129,9 +132,15 @@ fn run(args: Args) -> Result<(), Failure> {
     let mut config = Config::new(args.id, args.peers, args.data_dir);
     config.wal_write_strategy = args.strategy;
     config.wal_max_size_bytes = args.wal_file;
-    let info =
-        format!("# Coracle\r\nnode:{}\r\nstrategy:{}\r\ngroups:{}\r\n", args.id, args.strategy, args.groups);
+    config.metrics_key = args.metrics_key;
     let node = Node::start(config)?;
+    let info = format!(
+        "# Coracle\r\nnode:{}\r\nmetrics_key:{}\r\nstrategy:{}\r\ngroups:{}\r\n",
+        args.id,
+        node.metrics_key(),
+        args.strategy,
+        args.groups
+    );
     let groups = (1..=args.groups).map(|uid| node.start_group(GroupId(uid), Store::default()));
     // If the node failed meanwhile, its end says why.
     let groups = groups.collect::<Result<_, _>>().map_err(|error| node.stop().err().unwrap_or(error))?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use coracle_base::NodeId;
-use coracle_base::limits::MEMBERS_MAX;
+use coracle_base::limits::{BLOCK_BYTES, MEMBERS_MAX};
 use coracle_io::Strategy;
 
 use crate::Error;
@@ -31,9 +31,12 @@ pub struct Config {
     /// Shards of the cluster, fixed once it is formed. 0: as the cluster was formed; else one a core, one in all on two
     /// cores or fewer (every further WAL adds flushes to the same disk), which all nodes must agree on.
     pub shards: u16,
-    /// Size of a WAL file in bytes. 64 KiB at least; default 128 MiB. Larger files mean fewer rolls and more space held
-    /// by the youngest survivor.
+    /// Size of a WAL file in bytes: a multiple of 4 KiB, from 64 KiB to 4 GiB less 4 KiB; default 128 MiB. Larger files
+    /// mean fewer rolls and more space held by the youngest survivor. A command must fit a file: under 1 MiB not all
+    /// of those that nodes with larger files take do.
     pub wal_max_size_bytes: u64,
+    /// Compute and check a checksum of each entry. Default true, and nothing else is possible yet.
+    pub wal_compute_checksums: bool,
     /// How WAL writes become durable. Where the file system refuses O_DIRECT, `Direct` falls back to `Sync` and
     /// `DirectFsync` to `Buffered`, with a warning.
     pub wal_write_strategy: Strategy,
@@ -46,6 +49,8 @@ pub struct Config {
     pub command_timeout_us: u64,
     /// Pin each shard's thread to a core.
     pub pin_threads: bool,
+    /// A label for what tells about this node; [`Node::metrics_key`](crate::Node::metrics_key) returns it. Default none.
+    pub metrics_key: String,
 }
 
 impl Config {
@@ -57,11 +62,13 @@ impl Config {
             data_dir: data_dir.into(),
             shards: 0,
             wal_max_size_bytes: 128 * 1024 * 1024,
+            wal_compute_checksums: true,
             wal_write_strategy: Strategy::Direct,
             beat_us: 100_000,
             election_us: 300_000,
             command_timeout_us: 5_000_000,
             pin_threads: false,
+            metrics_key: String::new(),
         }
     }
 
@@ -95,11 +102,23 @@ impl Config {
         if self.peers.len() > MEMBERS_MAX {
             return bad("peers", format!("{} nodes; at most {MEMBERS_MAX} are possible", self.peers.len()));
         }
-        if self.wal_max_size_bytes < 64 * 1024 || self.wal_max_size_bytes > 4 << 30 {
+        let (least, block) = (64 * 1024, BLOCK_BYTES as u64);
+        let most = u64::from(u32::MAX) / block * block;
+        if !(least..=most).contains(&self.wal_max_size_bytes)
+            || !self.wal_max_size_bytes.is_multiple_of(block)
+        {
+            let found = self.wal_max_size_bytes;
             return bad(
                 "wal_max_size_bytes",
-                format!("{} is not between 64 KiB and 4 GiB", self.wal_max_size_bytes),
+                format!("{found} is not a multiple of {block} from {least} to {most}"),
             );
+        }
+        if !self.wal_compute_checksums {
+            let reason = "false is not possible yet: checksums are always computed; leave it true";
+            return bad("wal_compute_checksums", reason.into());
+        }
+        if self.metrics_key.contains(char::is_control) {
+            return bad("metrics_key", format!("{:?}: a label has no control characters", self.metrics_key));
         }
         if self.shards > 1024 {
             return bad("shards", format!("{}; at most 1024 are possible", self.shards));

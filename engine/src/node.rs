@@ -33,6 +33,7 @@ pub struct Node {
 
 struct Running {
     handles: Handles,
+    metrics_key: String,
     inboxes: Inboxes,
     threads: Mutex<Vec<JoinHandle<Result<(), Error>>>>,
 }
@@ -52,6 +53,7 @@ impl Node {
             wakers.iter().cloned().map(|waker| Arc::new(Inbox::new(wake_through(waker)))).collect();
         let mut running = Running {
             handles: Handles::new(config.id, inboxes.clone()),
+            metrics_key: config.metrics_key.clone(),
             inboxes: inboxes.clone(),
             threads: Mutex::default(),
         };
@@ -77,6 +79,11 @@ impl Node {
 
     pub(crate) fn handles(&self) -> &Handles {
         &self.running.handles
+    }
+
+    /// The label of its configuration.
+    pub fn metrics_key(&self) -> &str {
+        &self.running.metrics_key
     }
 
     /// Stops the node in good order: every command is answered, what is under way becomes durable, files are closed.

@@ -10,8 +10,10 @@
 use std::collections::VecDeque;
 
 use coracle_base::codec::Sink;
-use coracle_base::limits::{STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX};
-use coracle_base::run::Entries;
+use coracle_base::limits::{
+    BATCH_BYTES_MAX, INLINE_SNAPSHOT_BYTES_MAX, RUN_BYTES_MAX, STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX,
+};
+use coracle_base::run::{Entries, RUN_HEADER_BYTES};
 use coracle_base::{GroupId, Index, RunHeader, Term};
 use coracle_io::Disk;
 
@@ -20,8 +22,11 @@ use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::Files;
 use crate::format::Position;
+use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
-use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind, STATE_PREFIX_BYTES};
+use crate::format::record::{
+    self, RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, STATE_PREFIX_BYTES,
+};
 use crate::groups::{Fit, GroupLog, Groups, Refs};
 use crate::prepare::{Preparer, Source};
 use crate::read::Reads;
@@ -338,6 +343,21 @@ impl Wal {
     /// Bytes that batches can take in an empty file: what [`room`](Self::room) is to be compared with.
     pub fn file_room(&self) -> u64 {
         self.config.file_bytes - HEAD_AREA_BYTES
+    }
+
+    /// Bytes of entries in the largest run that a batch can take: small files take less than other nodes' do.
+    pub fn run_bytes_max(&self) -> usize {
+        RUN_BYTES_MAX.min(self.body_bytes_max() - RUN_HEADER_BYTES)
+    }
+
+    /// Bytes of the largest snapshot that a batch can take.
+    pub fn snapshot_bytes_max(&self) -> usize {
+        INLINE_SNAPSHOT_BYTES_MAX.min(self.body_bytes_max() - SNAPSHOT_PREFIX_BYTES)
+    }
+
+    fn body_bytes_max(&self) -> usize {
+        let batch = self.file_room().min(BATCH_BYTES_MAX as u64) as usize;
+        batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES
     }
 
     /// Counters.

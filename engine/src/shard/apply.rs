@@ -1,6 +1,5 @@
 //! Steps 6 and 7: committed entries run on the machines, in index order, bounded a turn; then the clients hear.
 
-use coracle_base::limits::INLINE_SNAPSHOT_BYTES_MAX;
 use coracle_base::run::Entries;
 use coracle_base::{EntryKind, EntryRef, Index, NodeId};
 use coracle_io::{Clock, Disk, Net};
@@ -124,12 +123,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 return poison(one, reason);
             }
         };
-        if snapshot.bytes.len() > INLINE_SNAPSHOT_BYTES_MAX {
+        let bytes_max = self.wal.snapshot_bytes_max();
+        if snapshot.bytes.len() > bytes_max {
             if !one.snapshot_too_large {
                 tracing::warn!(
                     group = %one.id,
                     bytes = snapshot.bytes.len(),
-                    "the machine's snapshot is over {INLINE_SNAPSHOT_BYTES_MAX} bytes: its log is kept"
+                    "the machine's snapshot is over {bytes_max} bytes: its log is kept"
                 );
             }
             one.snapshot_too_large = true;

@@ -262,6 +262,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Entries for a group that this node leads.
     fn propose_here(&mut self, slot: u32, mut entries: EntryBatch, origin: Origin) {
         let is_sound = self.slots[slot as usize].poisoned.is_none();
+        if is_sound && !self.all_fit(Entries::new(Index(1), entries.bytes())) {
+            entries = self.only_fitting(&entries, &origin);
+            if entries.is_empty() {
+                return;
+            }
+        }
         if is_sound && !self.may_write(Need::Ordinary, entries.bytes().len()) {
             entries = self.only_freeing(slot, &entries, &origin);
             if entries.is_empty() {

@@ -19,9 +19,9 @@
 //!
 //! Invariant: what is admitted in one turn is counted before the log has it, so that no reserve is passed.
 
-use coracle_base::limits::{BLOCK_BYTES, SHARD_UNCOMMITTED_BYTES};
-use coracle_base::run::Entries;
-use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunRef};
+use coracle_base::limits::{BLOCK_BYTES, ENTRY_BYTES_MAX, SHARD_UNCOMMITTED_BYTES};
+use coracle_base::run::{ENTRY_HEADER_BYTES, Entries};
+use coracle_base::{EntryBatch, EntryKind, EntryRef, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::Message;
 use smallvec::SmallVec;
@@ -54,6 +54,20 @@ fn may_write(need: Need, bytes: usize, room: u64, file: u64) -> bool {
     room >= reserved + (bytes + BLOCK_BYTES) as u64
 }
 
+/// The entries that are to be kept, of which those before are known, and the others.
+fn split(
+    entries: &EntryBatch,
+    mut keep: impl FnMut(&EntryBatch, &EntryRef<'_>) -> bool,
+) -> (EntryBatch, EntryBatch) {
+    let (mut kept, mut others) = (EntryBatch::new(), EntryBatch::new());
+    for entry in Entries::new(Index(1), entries.bytes()) {
+        let to = if keep(&kept, &entry) { &mut kept } else { &mut others };
+        to.push(entry.header.tag, entry.header.kind, entry.payload)
+            .expect("it was an entry of a batch already");
+    }
+    (kept, others)
+}
+
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Whether there is room for so many bytes more in this turn.
     pub(super) fn may_write(&self, need: Need, bytes: usize) -> bool {
@@ -75,15 +89,30 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             // One that panics will poison itself when it applies the command; until then it is like any other.
             caught(|| machine.class(command)).unwrap_or(Class::Ordinary) == Class::Freeing
         };
-        let (mut kept, mut refused) = (EntryBatch::new(), EntryBatch::new());
-        for entry in Entries::new(Index(1), entries.bytes()) {
-            let fits = self.may_write(Need::Freeing, kept.bytes().len() + entry.payload.len());
-            let to = if fits && is_freeing(entry.payload) { &mut kept } else { &mut refused };
-            to.push(entry.header.tag, entry.header.kind, entry.payload)
-                .expect("it was an entry of a batch already");
-        }
+        let (kept, refused) = split(entries, |kept, entry| {
+            self.may_write(Need::Freeing, kept.bytes().len() + entry.payload.len())
+                && is_freeing(entry.payload)
+        });
         let leader = Some(self.settings.node);
         self.refuse(&refused, origin, Reason::DiskFull, leader);
+        kept
+    }
+
+    /// Whether every entry fits a file of this log. Files that hold not even the largest entry are for tests.
+    pub(super) fn all_fit(&self, entries: Entries<'_>) -> bool {
+        let bytes_max = self.wal.run_bytes_max();
+        let one = |payload: &[u8]| ENTRY_HEADER_BYTES + payload.len();
+        bytes_max >= ENTRY_HEADER_BYTES + ENTRY_BYTES_MAX
+            || entries.into_iter().all(|entry| one(entry.payload) <= bytes_max)
+    }
+
+    /// Of entries not all of which fit this log's files, those that do. The others are refused.
+    pub(super) fn only_fitting(&mut self, entries: &EntryBatch, origin: &Origin) -> EntryBatch {
+        let bytes_max = self.wal.run_bytes_max();
+        let (kept, refused) =
+            split(entries, |_, entry| ENTRY_HEADER_BYTES + entry.payload.len() <= bytes_max);
+        let leader = Some(self.settings.node);
+        self.refuse(&refused, origin, Reason::TooLarge, leader);
         kept
     }
 
@@ -96,6 +125,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         run: Option<RunRef<'a>>,
         payload_bytes: usize,
     ) -> Option<(Message, Option<RunRef<'a>>)> {
+        let fits = match (&message, run) {
+            (Message::Snapshot { .. }, _) => payload_bytes <= self.wal.snapshot_bytes_max(),
+            (_, run) => run.is_none_or(|run| self.all_fit(run.entries())),
+        };
+        if !fits {
+            let group = self.slots[slot as usize].id;
+            tracing::warn!(%group, %from, payload_bytes, "this node's log files are too small for what the leader sends: raise wal_max_size_bytes");
+            return None;
+        }
         let need = match (&message, run) {
             (Message::Snapshot { .. }, _) => Need::Urgent,
             (_, Some(run)) if run.entries().all(|entry| entry.header.kind == EntryKind::Noop) => Need::Urgent,

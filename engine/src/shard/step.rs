@@ -1,6 +1,5 @@
 //! Step 2: groups step, and what they ask for is staged: runs for the WAL, messages for the envelopes.
 
-use coracle_base::limits::RUN_BYTES_MAX;
 use coracle_base::run::RUN_HEADER_BYTES;
 use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunHeader, RunRef, Term};
 use coracle_io::{Clock, Disk, Net};
@@ -140,6 +139,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         state: Option<HardState>,
         entries: Option<(Index, Index)>,
     ) {
+        let run_bytes_max = self.wal.run_bytes_max();
         let one = &mut self.slots[slot as usize];
         // With neither, it is about an installed snapshot, which was staged last.
         let mut batch = one.staged;
@@ -149,7 +149,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if let Some((first, last)) = entries {
             let mut from = first;
             while from <= last {
-                let (header, upto) = run_header(one, from, last, one.raft.term());
+                let (header, upto) = run_header(one, from, last, one.raft.term(), run_bytes_max);
                 let pieces: smallvec::SmallVec<[&[u8]; 8]> =
                     one.log.pieces(from, upto).map(|(_, _, bytes)| bytes).collect();
                 batch = self.wal.append(&header, &pieces);
@@ -293,9 +293,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 }
 
 /// The header of the longest run from `first` that is within a run's limits.
-fn run_header(slot: &Slot, first: Index, last: Index, accepted_term: Term) -> (RunHeader, Index) {
+fn run_header(
+    slot: &Slot,
+    first: Index,
+    last: Index,
+    accepted_term: Term,
+    bytes_max: usize,
+) -> (RunHeader, Index) {
     let last = last.min(first.plus(u64::from(coracle_base::limits::RUN_ENTRIES_MAX) - 1));
-    let Fit::Resident { last: upto, bytes } = slot.log.fit(first, last, RUN_BYTES_MAX as u32) else {
+    let Fit::Resident { last: upto, bytes } = slot.log.fit(first, last, bytes_max as u32) else {
         unreachable!("entries that are not durable are in memory");
     };
     let prev_index = first.prev();

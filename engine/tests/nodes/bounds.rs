@@ -60,3 +60,41 @@ fn questions_for_a_leader_that_does_not_read_are_bounded() {
     let (refused, waiting) = refused_and_waiting(&asked);
     assert!(refused > 0 && waiting > 0, "{refused} refused, {waiting} wait");
 }
+
+#[test]
+fn what_no_file_holds_is_refused_and_a_run_is_as_long_as_a_file_takes() {
+    let mut cluster = Cluster::with_files(&[64 * 1024]);
+    cluster.start(0, GROUP, Fault::None);
+    cluster.done(0, GROUP, &[1; 50_000]);
+    assert_eq!(cluster.once(0, GROUP, &[2; 62_000]), Some(Reason::TooLarge));
+    let batch: Vec<(u64, Vec<u8>)> =
+        (0..20).map(|tag| (tag, vec![3; if tag == 7 { 90_000 } else { 10_000 }])).collect();
+    cluster.node(0).propose_all(GROUP, &batch);
+    let mut ends = Vec::new();
+    for _ in 0..1000 {
+        cluster.turn();
+        ends.extend(cluster.node(0).answers());
+    }
+    assert_eq!(ends.len(), 20);
+    for (tag, end) in ends {
+        let is_too_large = matches!(&end, Outcome::NotDone(why) if why.reason == Reason::TooLarge);
+        assert!(if tag == 7 { is_too_large } else { matches!(end, Outcome::Done(_)) }, "{tag}: {end:?}");
+    }
+    assert_eq!(cluster.asked(0, GROUP), Ok(20));
+}
+
+#[test]
+fn a_member_with_smaller_files_than_its_leader_outlives_what_they_do_not_hold() {
+    let mut cluster = Cluster::with_files(&[2 << 20, 2 << 20, 64 * 1024]);
+    (0..2).for_each(|at| cluster.start(at, GROUP, Fault::None));
+    cluster.done(0, GROUP, b"one");
+    cluster.start(2, GROUP, Fault::None);
+    for command in [[7; 400].as_slice(), &[8; 100_000], &[9; 400]] {
+        cluster.done(0, GROUP, command);
+    }
+    for _ in 0..2000 {
+        cluster.turn();
+    }
+    assert!(cluster.status(2).last < cluster.status(0).last, "the large one cannot be there");
+    assert_eq!(cluster.asked(0, GROUP), Ok(4));
+}

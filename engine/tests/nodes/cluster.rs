@@ -49,17 +49,28 @@ pub(crate) struct Cluster {
     pub(crate) network: FakeNetwork,
     pub(crate) disks: Vec<FakeDisk>,
     pub(crate) nodes: Vec<Option<SimNode<FakeDisk, FakeNet, FakeClock>>>,
+    file_bytes: Vec<u64>,
     boots: u64,
 }
 
 impl Cluster {
     /// Nodes without groups, once they are one cluster.
     pub(crate) fn new(count: u64) -> Self {
-        let disks: Vec<FakeDisk> = (1..=count).map(FakeDisk::new).collect();
-        let nodes = disks.iter().map(|_| None).collect();
-        let mut cluster =
-            Self { clock: FakeClock::new(), network: FakeNetwork::new(3), disks, nodes, boots: 0 };
-        (0..count as usize).for_each(|at| cluster.open(at));
+        Self::with_files(&vec![256 * 1024; count as usize])
+    }
+
+    /// As [`new`](Self::new), with log files of so many bytes at each node.
+    pub(crate) fn with_files(file_bytes: &[u64]) -> Self {
+        let disks: Vec<FakeDisk> = (1..).map(FakeDisk::new).take(file_bytes.len()).collect();
+        let mut cluster = Self {
+            clock: FakeClock::new(),
+            network: FakeNetwork::new(3),
+            nodes: disks.iter().map(|_| None).collect(),
+            disks,
+            file_bytes: file_bytes.to_vec(),
+            boots: 0,
+        };
+        (0..file_bytes.len()).for_each(|at| cluster.open(at));
         cluster.turn_until("a cluster", |cluster| cluster.nodes.iter().flatten().all(SimNode::is_running));
         cluster
     }
@@ -70,7 +81,7 @@ impl Cluster {
         let peers = ids.map(|id| Peer { id: NodeId(id), address: address(id) }).collect();
         let mut config = Config::new(at as u64 + 1, peers, "/unused");
         config.shards = 1;
-        config.wal_max_size_bytes = 256 * 1024;
+        config.wal_max_size_bytes = self.file_bytes[at];
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
         let node = SimNode::open(&config, self.disks[at].clone(), net, self.clock.clone(), self.boots);
