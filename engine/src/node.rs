@@ -176,7 +176,7 @@ impl ShardThread {
         let (shard, inbox) = (self.shard, self.inboxes[usize::from(self.shard.0)].clone());
         let result =
             caught(|| self.open_and_loop(started)).unwrap_or_else(|panic| Err(panicked(shard, &panic)));
-        // Whatever ended it: no command may wait for ever.
+        // Whatever ended it: no command may wait for ever. A panic loses at most the one that it met.
         inbox.close();
         if let Err(error) = &result {
             if !matches!(error, Error::Stopped(None)) {

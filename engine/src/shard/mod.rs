@@ -2,7 +2,8 @@
 //! [`Shard::turn`] is all that happens, in production and in the simulator alike.
 //!
 //! Invariants: (1) nothing leaves the shard before what it depends on is durable (the Raft core holds it back until the
-//! WAL has proved it); (2) every command is answered exactly once; (3) every buffer is bounded, and refuses early.
+//! WAL has proved it); (2) every command is answered exactly once, however the shard ends (a panic of its thread may lose the one
+//! that it met); (3) every buffer is bounded, and refuses early.
 
 mod apply;
 mod forward;
