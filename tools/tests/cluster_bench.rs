@@ -105,6 +105,29 @@ fn latency_is_told_beside_its_floor() {
 }
 
 #[test]
+fn a_restart_brings_back_what_was_acknowledged() {
+    for nodes in ["1", "3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = vec!["restart", "--groups", "20", "--log-bytes", "2MiB", "--json"];
+        if nodes != "1" {
+            args.extend(["--nodes", nodes]);
+        }
+        let report = report(&bench(dir.path(), &args).output().unwrap());
+        let figure =
+            |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{key} is missing in {report}"));
+        assert_eq!((&report["logs_equal"], figure("groups")), (&true.into(), 20));
+        assert_eq!(figure("nodes").to_string(), nodes);
+        // Nothing was released: all that was asked for is there, and all of it is applied again.
+        assert!(figure("log_bytes") > 2 << 20, "{report}");
+        assert!(figure("entries") * (256 + 32) >= 2 << 20, "{report}");
+        assert!(figure("applied") >= figure("entries"), "{report}");
+        assert!(figure("applied_ms") >= figure("ready_ms") && figure("ready_ms") > 0, "{report}");
+        assert_eq!(report["rss_mib"].as_array().unwrap().len().to_string(), nodes);
+        assert!(is_empty(dir.path()), "data is left behind");
+    }
+}
+
+#[test]
 fn a_node_that_dies_fails_the_bench() {
     let dir = tempfile::tempdir().unwrap();
     for victim in 0..3 {

@@ -95,6 +95,32 @@ fn every_strategy_brings_everything_back() {
 }
 
 #[test]
+fn a_sweep_reports_every_setting_and_draws_them() {
+    let drawing = tempfile::tempdir().unwrap();
+    let file = drawing.path().join("sweep.svg");
+    let report = report(&["--sweep", "--entries", "2000", "--json", "--plot", file.to_str().unwrap()]);
+    let runs = report["sweep"].as_array().unwrap();
+    let best = runs.iter().map(|run| run["entries_per_s"].as_f64().unwrap()).fold(0.0, f64::max);
+    assert_eq!(report["entries_per_s"].as_f64(), Some(best));
+    for run in runs {
+        assert!(KEYS.iter().all(|key| !run[key].is_null()), "{run}");
+        assert_eq!((&run["entries"], &run["recovered"]), (&2000.into(), &2000.into()));
+    }
+    for (key, values) in [("entry_bytes", 4), ("in_flight", 3), ("max_batch", 4)] {
+        let mut seen: Vec<u64> = runs.iter().map(|run| run[key].as_u64().unwrap()).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert!(seen.len() >= values, "{key}: {seen:?}");
+    }
+    let svg = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        svg.starts_with("<svg") && svg.contains("entries in flight") && svg.contains("4096 bytes"),
+        "{svg}"
+    );
+    assert!(svg.matches("<polyline").count() >= 3, "no lines are drawn");
+}
+
+#[test]
 fn an_open_loop_appends_at_its_rate() {
     let report = report(&["--rate", "2000", "--seconds", "1", "--groups", "3", "--json"]);
     assert_eq!((&report["entries"], &report["recovered"]), (&2000.into(), &2000.into()));
@@ -116,7 +142,7 @@ fn a_baseline_says_how_much_of_the_disk_is_used() {
 fn bad_usage_is_told_apart_from_failure() {
     let code = |words: &[&str]| wal_bench(words).0.status.code();
     assert_eq!(code(&["--seconds", "soon"]), Some(2));
-    assert_eq!(code(&["--sweep"]), Some(2));
+    assert_eq!(code(&["--plot", "without-a-sweep.svg"]), Some(2));
     assert_eq!(code(&["--version"]), Some(0));
     // A file where a directory should be.
     let mut command = Command::new(env!("CARGO_BIN_EXE_wal-bench"));

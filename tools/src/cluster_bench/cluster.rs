@@ -26,6 +26,9 @@ use super::options::ClusterOptions;
 /// How long a node may take for an answer, beside the time that it was told to work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
+/// How much longer a node may take to start: it may have large logs.
+const START_WITHIN: Duration = Duration::from_secs(240);
+
 /// How often the bench looks whether all nodes are alive, while it waits.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -49,6 +52,11 @@ fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterErro
 
 /// The processes of one bench.
 pub(crate) struct Cluster {
+    options: ClusterOptions,
+    keep_log: bool,
+    /// All nodes' addresses, as a node is told them.
+    peers: String,
+    path: PathBuf,
     nodes: Vec<NodeProcess>,
     remains: Arc<Remains>,
 }
@@ -67,13 +75,18 @@ struct Remains {
 }
 
 impl Remains {
-    fn remove(&self) {
+    fn kill(&self) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         for child in children.iter_mut() {
             // It may have ended by itself; then there is nothing to kill.
             let _ = child.kill();
             let _ = child.wait();
         }
+        children.clear();
+    }
+
+    fn remove(&self) {
+        self.kill();
         drop(self.dir.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
@@ -85,8 +98,8 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Starts the nodes' processes and waits until their groups run.
-    pub(crate) fn start(options: &ClusterOptions) -> Result<Self, ClusterError> {
+    /// Starts the nodes' processes and waits until their groups run. `keep_log`: whatever is proposed stays in the log.
+    pub(crate) fn start(options: &ClusterOptions, keep_log: bool) -> Result<Self, ClusterError> {
         let parent = options.dir.clone().unwrap_or_else(default_dir);
         fs::create_dir_all(&parent).map_err(system(parent.display().to_string()))?;
         let dir = tempfile::Builder::new().prefix("cluster-bench-").tempdir_in(&parent);
@@ -95,34 +108,44 @@ impl Cluster {
         let remains = Arc::new(Remains { children: Mutex::default(), dir: Mutex::new(Some(dir)) });
         remove_on_signal(&remains)?;
 
-        let mut cluster = Self { nodes: Vec::new(), remains };
-        let peers = free_addresses(options.nodes)?;
+        let peers = free_addresses(options.nodes())?;
         let peers = peers.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
-        for id in 1..=options.nodes {
-            let dir = path.join(format!("node-{id}"));
+        let options = options.clone();
+        let mut cluster = Self { options, keep_log, peers, path, nodes: Vec::new(), remains };
+        for id in 1..=cluster.options.nodes() {
+            let dir = cluster.dir(id);
             fs::create_dir(&dir).map_err(system(dir.display().to_string()))?;
-            cluster.spawn(id, &peers, dir, options)?;
         }
-        for at in 0..cluster.nodes.len() {
-            cluster.answer(at, "start", Duration::ZERO)?;
-        }
+        cluster.begin()?;
         Ok(cluster)
     }
 
-    fn spawn(
-        &mut self,
-        id: u64,
-        peers: &str,
-        dir: PathBuf,
-        options: &ClusterOptions,
-    ) -> Result<(), ClusterError> {
+    /// Kills all nodes (SIGKILL), and starts them again with what they have on disk. What each says of its start.
+    pub(crate) fn restart(&mut self) -> Result<Vec<Value>, ClusterError> {
+        self.nodes.clear();
+        self.remains.kill();
+        self.begin()
+    }
+
+    fn begin(&mut self) -> Result<Vec<Value>, ClusterError> {
+        (1..=self.options.nodes()).try_for_each(|id| self.spawn(id))?;
+        (0..self.nodes.len()).map(|at| self.answer(at, "start", START_WITHIN)).collect()
+    }
+
+    fn dir(&self, id: u64) -> PathBuf {
+        self.path.join(format!("node-{id}"))
+    }
+
+    fn spawn(&mut self, id: u64) -> Result<(), ClusterError> {
+        let (dir, options) = (self.dir(id), &self.options);
         let program = std::env::current_exe().map_err(system("the bench's own program"))?;
         let stderr = dir.join("stderr");
         let errors = File::create(&stderr).map_err(system(stderr.display().to_string()))?;
         let mut child = Command::new(program)
-            .args(["node", "--id", &id.to_string(), "--peers", peers])
+            .args(["node", "--id", &id.to_string(), "--peers", &self.peers])
             .args(["--groups", &options.groups.to_string(), "--shards", &options.shards.to_string()])
             .args(["--strategy", &options.strategy.to_string()])
+            .args(self.keep_log.then_some("--keep-log"))
             .arg("--dir")
             .arg(&dir)
             .stdin(Stdio::piped())

@@ -13,12 +13,13 @@ const RELEASE_EVERY: u64 = 100_000;
 pub(crate) struct Count {
     applied: u64,
     seen: Arc<AtomicU64>,
+    keep_log: bool,
 }
 
 impl Count {
-    /// A count that `seen` shows.
-    pub(crate) fn new(seen: Arc<AtomicU64>) -> Self {
-        Self { applied: 0, seen }
+    /// A count that `seen` shows; it never releases its log if it is to keep it.
+    pub(crate) fn new(seen: Arc<AtomicU64>, keep_log: bool) -> Self {
+        Self { applied: 0, seen, keep_log }
     }
 }
 
@@ -26,7 +27,7 @@ impl Machine for Count {
     fn apply(&mut self, _entry: Entry<'_>, effects: &mut Effects<'_>) {
         self.applied += 1;
         self.seen.store(self.applied, Ordering::Relaxed);
-        if self.applied.is_multiple_of(RELEASE_EVERY) {
+        if self.applied.is_multiple_of(RELEASE_EVERY) && !self.keep_log {
             effects.release();
         }
     }

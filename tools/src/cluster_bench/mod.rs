@@ -2,7 +2,7 @@
 //!
 //! The nodes are separate processes, which this program starts from itself; the clients are threads in the process of
 //! one of them, the leader's if there is one group. See `cluster` for the processes, `node` for what they do, `load` for
-//! the clients, `floor` for what disk and loopback alone would take.
+//! the clients, `floor` for what disk and loopback alone would take, `restart` for how soon killed nodes are back.
 
 mod cluster;
 mod floor;
@@ -11,6 +11,7 @@ mod machine;
 mod node;
 mod options;
 mod report;
+mod restart;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ pub fn main(allocations: fn() -> u64) -> ExitCode {
             let shape = Shape { clients: options.clients, pipe: options.pipe, floor: false };
             bench(&options.cluster, &shape, &options.load)
         }
+        Command::Restart(options) => restart::run(options),
         Command::Latency(options) => {
             let shape = Shape { clients: 1, pipe: 1, floor: true };
             bench(&options.cluster, &shape, &options.load)
@@ -83,7 +85,7 @@ fn bench(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<
 }
 
 fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<Value, ClusterError> {
-    let mut cluster = Cluster::start(options)?;
+    let mut cluster = Cluster::start(options, false)?;
     let led = cluster.ask(0, &json!({ "do": "lead" }), Duration::from_secs(options.groups / 1000))?;
     let host = report::most_leading(&led["leaders"]).saturating_sub(1).min(cluster.nodes() - 1);
     eprintln!("cluster-bench: {} nodes run; clients go to node {}", cluster.nodes(), host + 1);

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use coracle::{Client, Config, Group, GroupId, Node, NodeId, Outcome, Peer};
-use coracle_io::Strategy;
-use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
+use coracle::{Client, Config, Group, GroupId, GroupStatus, Node, NodeId, Outcome, Peer};
+use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions};
+use coracle_io::{Clock, Strategy};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::floor;
@@ -51,8 +53,10 @@ pub(crate) fn run(options: NodeOptions, allocations: fn() -> u64) -> Result<(), 
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{line}").and_then(|()| stdout.flush())
     };
-    let mut servant = Servant::start(options, allocations)?;
-    answer(Ok(json!({})))?;
+    let begun_us = RealClock.now_us();
+    let (mut servant, started_us) = Servant::start(options, allocations)?;
+    let ms = |upto_us: u64| (upto_us - begun_us) / 1000;
+    answer(Ok(json!({ "node_ms": ms(started_us), "groups_ms": ms(RealClock.now_us()) })))?;
     for line in io::stdin().lock().lines() {
         answer(
             serde_json::from_str(&line?).map_err(Failure::from).and_then(|request| servant.serve(&request)),
@@ -63,7 +67,8 @@ pub(crate) fn run(options: NodeOptions, allocations: fn() -> u64) -> Result<(), 
 }
 
 impl Servant {
-    fn start(options: NodeOptions, allocations: fn() -> u64) -> Result<Self, Failure> {
+    /// Also tells when the node had recovered its logs; its groups were started after that.
+    fn start(options: NodeOptions, allocations: fn() -> u64) -> Result<(Self, u64), Failure> {
         let peers = (1..).zip(&options.peers).map(|(id, address)| Peer { id: NodeId(id), address: *address });
         let floor_dir = options.dir.join("floor");
         let mut config = Config::new(options.id, peers.collect(), options.dir.join("node"));
@@ -71,15 +76,18 @@ impl Servant {
         config.wal_write_strategy = options.strategy;
         refuse_fallback(&options)?;
         let node = Node::start(config)?;
+        let started_us = RealClock.now_us();
         let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
-        let start =
-            |(uid, seen): (u64, &Arc<AtomicU64>)| node.start_group(GroupId(uid), Count::new(seen.clone()));
+        let start = |(uid, seen): (u64, &Arc<AtomicU64>)| {
+            node.start_group(GroupId(uid), Count::new(seen.clone(), options.keep_log))
+        };
         let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>();
         // If the node failed meanwhile, its end says why.
         let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
         let strategy = options.strategy;
         let (load, floor) = (None, Latencies::default());
-        Ok(Self { node, groups, counts, load, floor, floor_dir, strategy, allocations })
+        let servant = Self { node, groups, counts, load, floor, floor_dir, strategy, allocations };
+        Ok((servant, started_us))
     }
 
     fn serve(&mut self, request: &Value) -> Result<Value, Failure> {
@@ -89,6 +97,8 @@ impl Servant {
             Some("measure") => self.measure(request),
             Some("sample") => self.sample(),
             Some("state") => self.state(),
+            Some("ready") => self.ready(request),
+            Some("applied") => self.applied(),
             Some("floor_serve") => {
                 let address = floor::serve(self.floor_dir.clone(), self.strategy)?;
                 Ok(json!({ "address": address.to_string() }))
@@ -121,6 +131,57 @@ impl Servant {
             }
         }
         Ok(json!({ "leaders": leaders, "ends": ends_to_json(ends) }))
+    }
+
+    /// Waits until every group has a leader, and a command in each of some random groups is committed.
+    fn ready(&mut self, request: &Value) -> Result<Value, Failure> {
+        let begun_us = RealClock.now_us();
+        self.wait_for(|status| status.leader.is_some())?;
+        let leaders_us = RealClock.now_us() - begun_us;
+        let probes = request["probes"].as_u64().ok_or("ready: probes is missing")?;
+        let mut random = SmallRng::seed_from_u64(probes);
+        let mut asked: Vec<u64> =
+            (0..probes).map(|_| random.random_range(0..self.groups.len() as u64)).collect();
+        let client = self.node.client();
+        let mut ends = Ends::default();
+        while !asked.is_empty() || client.in_flight() > 0 {
+            asked.retain(|tag| !self.ask(&client, *tag));
+            let Some(completions) = client.wait(Duration::from_millis(20)) else { continue };
+            for (tag, outcome) in completions.iter() {
+                match outcome {
+                    Outcome::Done(_) => ends.done += 1,
+                    Outcome::NotDone(_) => asked.push(tag),
+                    Outcome::Unknown(_) => {
+                        ends.unknown += 1;
+                        asked.push(tag);
+                    }
+                }
+            }
+        }
+        Ok(json!({ "leaders_ms": leaders_us / 1000, "ends": ends_to_json(ends) }))
+    }
+
+    /// Waits until every group has applied all that it has.
+    fn applied(&self) -> Result<Value, Failure> {
+        self.wait_for(|status| status.applied == status.last)?;
+        Ok(json!({}))
+    }
+
+    /// Waits until this holds for every group, once each.
+    fn wait_for(&self, holds: impl Fn(&GroupStatus) -> bool) -> Result<(), Failure> {
+        for group in &self.groups {
+            loop {
+                let status = group.status()?.ok_or_else(|| format!("group {} is gone", group.id()))?;
+                if let Some(why) = status.poisoned {
+                    return Err(format!("group {}: {why}", group.id()).into());
+                }
+                if holds(&status) {
+                    break;
+                }
+                thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     /// Proposes an empty command to the group of this tag; `false` if there is no room now.

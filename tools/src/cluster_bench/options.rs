@@ -14,7 +14,8 @@ use crate::size;
 #[command(
     name = "cluster-bench",
     version,
-    after_help = "Example:\n  cluster-bench throughput --preset ra --seconds 20\n  cluster-bench latency --json"
+    after_help = "Example:\n  cluster-bench throughput --preset ra --seconds 20\n  cluster-bench latency --json\n  \
+                  cluster-bench restart --groups 1000 --log-bytes 1GiB"
 )]
 pub(crate) struct Options {
     #[command(subcommand)]
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Throughput(Throughput),
     /// One client, one command at a time, beside the floor that disk and loopback set.
     Latency(Latency),
+    /// How soon a node that was killed is back: fills its logs, SIGKILL, starts it again.
+    Restart(Restart),
     /// One node; started by the bench itself.
     #[command(hide = true)]
     Node(NodeOptions),
@@ -58,6 +61,18 @@ pub(crate) struct Latency {
     pub(crate) load: LoadOptions,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Restart {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
+    /// Bytes of entries (with their headers) that each node has in its logs, spread over all groups.
+    #[arg(long, default_value = "64MiB", value_parser = size::parse)]
+    pub(crate) log_bytes: u64,
+    /// Bytes of a command.
+    #[arg(long, default_value = "256", value_parser = entry_bytes)]
+    pub(crate) entry_bytes: usize,
+}
+
 /// A shape known from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
@@ -67,9 +82,9 @@ pub(crate) enum Preset {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterOptions {
-    /// Nodes, each a process of its own.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=MEMBERS_MAX as u64))]
-    pub(crate) nodes: u64,
+    /// Nodes, each a process of its own. 3 if nothing is said; 1 for `restart`.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MEMBERS_MAX as u64))]
+    nodes: Option<u64>,
     /// Groups; each command goes to a random one.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) groups: u64,
@@ -86,6 +101,18 @@ pub(crate) struct ClusterOptions {
     /// Print one JSON object as the last line of stdout.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl ClusterOptions {
+    /// How many nodes there are to be.
+    pub(crate) fn nodes(&self) -> u64 {
+        self.nodes.unwrap_or(3)
+    }
+
+    /// The same, of one node if nothing was said.
+    pub(crate) fn single(self) -> Self {
+        Self { nodes: self.nodes.or(Some(1)), ..self }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -134,6 +161,9 @@ pub(crate) struct NodeOptions {
     pub(crate) shards: u16,
     #[arg(long)]
     pub(crate) strategy: Strategy,
+    /// The machines never release their logs.
+    #[arg(long)]
+    pub(crate) keep_log: bool,
 }
 
 fn entry_bytes(text: &str) -> Result<usize, String> {
@@ -156,7 +186,7 @@ mod tests {
     fn defaults_are_the_contract_and_ras_own() {
         for words in ["throughput", "throughput --preset ra"] {
             let Command::Throughput(options) = parse(words).unwrap().command else { panic!() };
-            assert_eq!((options.cluster.nodes, options.cluster.groups), (3, 1));
+            assert_eq!((options.cluster.nodes(), options.cluster.groups), (3, 1));
             assert_eq!((options.clients, options.pipe, options.load.entry_bytes), (5, 500, 256));
             assert_eq!(options.cluster.strategy, Strategy::Direct);
             assert_eq!(options.load.until(), Until::Time(Duration::from_secs(10)));
@@ -181,6 +211,16 @@ mod tests {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }
         assert_eq!(parse("latency --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn a_restart_is_of_one_node_unless_more_are_asked_for() {
+        let nodes = |words| {
+            let Command::Restart(options) = parse(words).unwrap().command else { panic!() };
+            (options.cluster.single().nodes(), options.log_bytes)
+        };
+        assert_eq!(nodes("restart --groups 10 --log-bytes 1GiB"), (1, 1 << 30));
+        assert_eq!(nodes("restart --nodes 3").0, 3);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) fn shape(
     host: usize,
 ) -> Value {
     json!({
-        "nodes": options.nodes,
+        "nodes": options.nodes(),
         "groups": options.groups,
         "clients": shape.clients,
         "pipe": shape.pipe,
@@ -49,7 +49,7 @@ pub(crate) fn shape(
         "batches_in_flight": WRITES_IN_FLIGHT,
         "placement": format!(
             "{} node processes on loopback and one disk; clients: {} threads in the process of node {}",
-            options.nodes, shape.clients, host + 1
+            options.nodes(), shape.clients, host + 1
         ),
     })
 }

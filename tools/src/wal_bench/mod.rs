@@ -3,7 +3,8 @@
 //! One thread a shard (`shard.rs`) takes its log through the same phases, and meets the others before each
 //! (`gate.rs`): warm up and write zeros ahead, append (`load.rs`, at a `pace.rs`), recover and read back, make bare
 //! writes for comparison (`bare.rs`). This file starts them, takes the process's counters around the append phase and
-//! reports (`report.rs`).
+//! reports (`report.rs`);
+//! `sweep.rs` does all of it for a row of settings.
 //!
 //! Invariant: whatever was appended is read back from the files, checked and counted before a number is printed; if any is missing, the bench
 //! fails.
@@ -17,6 +18,7 @@ mod recorder;
 mod recovery;
 mod report;
 mod shard;
+mod sweep;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ use options::Options;
 use report::Report;
 use shard::ShardReport;
 
+use crate::plot::PlotError;
 use crate::usage::Usage;
 
 /// Why the bench failed.
@@ -60,17 +63,21 @@ enum Error {
     Broken(#[from] Broken),
     #[error("a shard's thread panicked")]
     Panicked,
+    #[error(transparent)]
+    Plot(#[from] PlotError),
 }
 
 /// The program: parses the command line, runs, prints. Exit codes: 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).init();
-    match run(&options) {
-        Ok(report) => {
-            report.print(options.json);
-            ExitCode::SUCCESS
-        }
+    let done = if options.sweep {
+        sweep::run_all(&options)
+    } else {
+        run(&options, &|phase| eprintln!("{phase}")).map(|report| report.print(options.json))
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wal-bench: {error}");
             ExitCode::FAILURE
@@ -78,9 +85,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<Report, Error> {
+/// One measurement. `tell` hears of each phase.
+fn run(options: &Options, tell: &dyn Fn(&'static str)) -> Result<Report, Error> {
     let dir = fresh_dir(options.dir.as_deref())?;
-    let measured = measure(options, dir.path());
+    let measured = measure(options, dir.path(), tell);
     if let Err(Error::Lost { .. } | Error::Miscounted { .. }) = measured {
         // What did not come back is evidence.
         let _ = dir.keep();
@@ -103,7 +111,11 @@ fn fresh_dir(dir: Option<&Path>) -> Result<tempfile::TempDir, Error> {
 }
 
 /// Runs the shards through their phases; what each did, and what the process used while they appended.
-fn measure(options: &Options, dir: &Path) -> Result<(Vec<ShardReport>, Usage), Error> {
+fn measure(
+    options: &Options,
+    dir: &Path,
+    tell: &dyn Fn(&'static str),
+) -> Result<(Vec<ShardReport>, Usage), Error> {
     let gate = Gate::new(usize::from(options.shards) + 1);
     std::thread::scope(|scope| {
         let shards: Vec<_> = (0..options.shards)
@@ -118,7 +130,7 @@ fn measure(options: &Options, dir: &Path) -> Result<(Vec<ShardReport>, Usage), E
                 })
             })
             .collect();
-        let used = accompany(&gate);
+        let used = accompany(&gate, tell);
         let reports: Vec<_> =
             shards.into_iter().map(|shard| shard.join().unwrap_or(Err(Error::Panicked))).collect();
         // The error that broke the gate tells more than that it was broken.
@@ -135,17 +147,17 @@ fn measure(options: &Options, dir: &Path) -> Result<(Vec<ShardReport>, Usage), E
 }
 
 /// Goes through the shards' phases with them, and reads the counters around the one that is measured.
-fn accompany(gate: &Gate) -> Result<Usage, Error> {
-    eprintln!("warming up and writing zeros ahead");
+fn accompany(gate: &Gate, tell: &dyn Fn(&'static str)) -> Result<Usage, Error> {
+    tell("warming up and writing zeros ahead");
     gate.arrive()?;
     let before = Usage::now().map_err(Error::Usage)?;
-    eprintln!("appending");
+    tell("appending");
     gate.arrive()?;
     gate.arrive()?;
     let used = Usage::now().map_err(Error::Usage)?.since(&before);
-    eprintln!("recovering and reading back");
+    tell("recovering and reading back");
     gate.arrive()?;
     gate.arrive()?;
-    eprintln!("done");
+    tell("done");
     Ok(used)
 }

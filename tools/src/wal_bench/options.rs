@@ -21,7 +21,7 @@ const IN_FLIGHT: u64 = 8192;
     name = "wal-bench",
     version,
     after_help = "Example:\n  wal-bench --dir /var/lib/coracle --seconds 10 --baseline\n  \
-                  wal-bench --rate 200000 --json"
+                  wal-bench --rate 200000 --json\n  wal-bench --sweep --plot sweep.svg"
 )]
 pub struct Options {
     /// Directory on the disk in question; the bench makes a folder of its own in it and removes it afterwards.
@@ -73,6 +73,15 @@ pub struct Options {
     /// Also make bare writes through the same driver: of the same batches, and of the best fixed size and depth.
     #[arg(long)]
     pub baseline: bool,
+
+    /// Runs a row of entry sizes, entries in flight and batch sizes, so many `--seconds` (1) or `--entries` each. What
+    /// the fastest of them came to is reported, and all of them under `sweep`.
+    #[arg(long, conflicts_with_all = ["entry_bytes", "in_flight", "max_batch", "rate", "baseline"])]
+    pub sweep: bool,
+
+    /// Draw the sweep into this file.
+    #[arg(long, value_name = "FILE.svg", requires = "sweep")]
+    pub plot: Option<PathBuf>,
 
     /// Print one JSON object as the last line of stdout.
     #[arg(long)]
@@ -136,7 +145,9 @@ mod tests {
             &["--max-batch", "2MiB"],
             &["--wal-file", "1MiB"],
             &["--strategy", "fast"],
-            &["--sweep"],
+            &["--plot", "x.svg"],
+            &["--sweep", "--entry-bytes", "5"],
+            &["--sweep", "--baseline"],
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }

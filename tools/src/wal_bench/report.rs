@@ -80,8 +80,16 @@ impl Report {
         mib(self.used.written_bytes.saturating_sub(self.filled_bytes)) / seconds(self.micros)
     }
 
-    fn entries_per_s(&self) -> f64 {
+    pub(super) fn entries_per_s(&self) -> f64 {
         self.entries as f64 / seconds(self.micros)
+    }
+
+    pub(super) fn payload_mib_per_s(&self) -> f64 {
+        mib(self.payload_bytes()) / seconds(self.micros)
+    }
+
+    pub(super) fn p99_us(&self) -> f64 {
+        self.latencies.quantile_us(0.99)
     }
 
     fn payload_bytes(&self) -> u64 {
@@ -94,6 +102,11 @@ impl Report {
             println!("{value}");
             return;
         }
+        self.print_text(&value);
+    }
+
+    /// A few lines for people.
+    pub(super) fn print_text(&self, value: &Value) {
         let latency = &value["latency_us"];
         println!(
             "{:.0} entries/s of {} bytes ({} shards, {} groups, strategy {})",
@@ -105,7 +118,7 @@ impl Report {
         );
         println!(
             "{:.0} MiB/s of payload, {:.0} MiB/s to the device, {} batches of {:.0} KiB, {} us CPU an entry",
-            mib(self.payload_bytes()) / seconds(self.micros),
+            self.payload_mib_per_s(),
             self.device_mib_per_s(),
             self.batches,
             mib(self.device_bytes) * 1024.0 / self.batches.max(1) as f64,
@@ -130,7 +143,7 @@ impl Report {
         }
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let written = self.used.written_bytes as f64;
         let mut value = json!({
             "strategy": self.options.strategy.name(),
@@ -141,7 +154,7 @@ impl Report {
             "entries": self.entries,
             "recovered": self.recovered,
             "entries_per_s": self.entries_per_s().round(),
-            "payload_mib_per_s": tenths(mib(self.payload_bytes()) / seconds(self.micros)),
+            "payload_mib_per_s": tenths(self.payload_mib_per_s()),
             "device_mib_per_s": tenths(self.device_mib_per_s()),
             "payload_efficiency": thousandths(ratio(self.payload_bytes() as f64, written)),
             "write_amplification": thousandths(ratio(written, self.run_bytes as f64)),
@@ -152,6 +165,7 @@ impl Report {
             "cpu_us_per_entry": thousandths(ratio(self.used.cpu_us as f64, self.entries as f64)),
             "latency_us": self.latencies.to_json(),
             "in_flight": self.options.in_flight,
+            "max_batch": self.options.max_batch,
             "rate": self.options.rate,
             "recovery_ms": self.recovery_ms,
         });
