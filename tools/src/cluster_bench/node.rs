@@ -33,6 +33,8 @@ struct Servant {
     groups: Vec<Group>,
     counts: Vec<Arc<AtomicU64>>,
     load: Option<Load>,
+    /// Whose commands are to be answered.
+    probes: Option<Client>,
     floor: Latencies,
     floor_dir: PathBuf,
     strategy: Strategy,
@@ -86,7 +88,8 @@ impl Servant {
         let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
         let strategy = options.strategy;
         let (load, floor) = (None, Latencies::default());
-        let servant = Self { node, groups, counts, load, floor, floor_dir, strategy, allocations };
+        let servant =
+            Self { node, groups, counts, load, probes: None, floor, floor_dir, strategy, allocations };
         Ok((servant, started_us))
     }
 
@@ -98,6 +101,7 @@ impl Servant {
             Some("sample") => self.sample(),
             Some("state") => self.state(),
             Some("ready") => self.ready(request),
+            Some("answered") => self.answered(),
             Some("applied") => self.applied(),
             Some("floor_serve") => {
                 let address = floor::serve(self.floor_dir.clone(), self.strategy)?;
@@ -133,49 +137,64 @@ impl Servant {
         Ok(json!({ "leaders": leaders, "ends": ends_to_json(ends) }))
     }
 
-    /// Waits until every group has a leader, and a command in each of some random groups is committed.
+    /// Waits until every group has a leader, and a command in each of some random groups is committed. The answers to
+    /// these come once they are applied, after all that the log had before: `answered` waits for them.
     fn ready(&mut self, request: &Value) -> Result<Value, Failure> {
         let begun_us = RealClock.now_us();
-        self.wait_for(|status| status.leader.is_some())?;
+        self.wait_for(&self.groups, |_, status| status.leader.is_some())?;
         let leaders_us = RealClock.now_us() - begun_us;
         let probes = request["probes"].as_u64().ok_or("ready: probes is missing")?;
         let mut random = SmallRng::seed_from_u64(probes);
-        let mut asked: Vec<u64> =
-            (0..probes).map(|_| random.random_range(0..self.groups.len() as u64)).collect();
+        let mut places: Vec<usize> = (0..probes).map(|_| random.random_range(0..self.groups.len())).collect();
+        places.sort_unstable();
+        places.dedup();
         let client = self.node.client();
+        let mut last = Vec::new();
+        for at in &places {
+            let status = self.groups[*at].status()?.ok_or("ready: a group is gone")?;
+            last.push(status.last);
+            while !self.ask(&client, *at as u64) {
+                thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+        let asked: Vec<Group> = places.iter().map(|at| self.groups[*at].clone()).collect();
+        self.wait_for(&asked, |at, status| status.commit > last[at])?;
+        self.probes = Some(client);
+        Ok(json!({ "leaders_ms": leaders_us / 1000 }))
+    }
+
+    /// Waits for the answers to the commands of `ready`.
+    fn answered(&mut self) -> Result<Value, Failure> {
+        let client = self.probes.take().ok_or("answered: nothing was asked")?;
         let mut ends = Ends::default();
-        while !asked.is_empty() || client.in_flight() > 0 {
-            asked.retain(|tag| !self.ask(&client, *tag));
+        while client.in_flight() > 0 {
             let Some(completions) = client.wait(Duration::from_millis(20)) else { continue };
-            for (tag, outcome) in completions.iter() {
+            for (_, outcome) in completions.iter() {
                 match outcome {
                     Outcome::Done(_) => ends.done += 1,
-                    Outcome::NotDone(_) => asked.push(tag),
-                    Outcome::Unknown(_) => {
-                        ends.unknown += 1;
-                        asked.push(tag);
-                    }
+                    Outcome::NotDone(_) => ends.not_done += 1,
+                    Outcome::Unknown(_) => ends.unknown += 1,
                 }
             }
         }
-        Ok(json!({ "leaders_ms": leaders_us / 1000, "ends": ends_to_json(ends) }))
+        Ok(ends_to_json(ends))
     }
 
     /// Waits until every group has applied all that it has.
     fn applied(&self) -> Result<Value, Failure> {
-        self.wait_for(|status| status.applied == status.last)?;
+        self.wait_for(&self.groups, |_, status| status.applied == status.last)?;
         Ok(json!({}))
     }
 
-    /// Waits until this holds for every group, once each.
-    fn wait_for(&self, holds: impl Fn(&GroupStatus) -> bool) -> Result<(), Failure> {
-        for group in &self.groups {
+    /// Waits until this holds for every one of these groups, once each.
+    fn wait_for(&self, groups: &[Group], holds: impl Fn(usize, &GroupStatus) -> bool) -> Result<(), Failure> {
+        for (at, group) in groups.iter().enumerate() {
             loop {
                 let status = group.status()?.ok_or_else(|| format!("group {} is gone", group.id()))?;
-                if let Some(why) = status.poisoned {
+                if let Some(why) = &status.poisoned {
                     return Err(format!("group {}: {why}", group.id()).into());
                 }
-                if holds(&status) {
+                if holds(at, &status) {
                     break;
                 }
                 thread::park_timeout(Duration::from_millis(1));
