@@ -210,6 +210,12 @@ impl Wal {
 
     // ---- staging: in memory, allocates nothing in the steady state -----------------------------------------------
 
+    /// Says which groups runs are about to be staged of: a turn over thousands of groups then waits once for what is not in
+    /// the cache, not once a group. A few dozen at a time.
+    pub fn warm(&self, groups: impl Iterator<Item = GroupId>) {
+        self.groups.warm(groups);
+    }
+
     /// Stages a run. `body` is its entries, in pieces of whole entries. Returns the batch that makes it durable.
     ///
     /// # Panics

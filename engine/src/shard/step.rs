@@ -13,6 +13,9 @@ use crate::transport::envelope::Kind;
 /// Bytes read back from files at once, for a follower or for applying.
 pub(super) const READ_BYTES: usize = 256 * 1024;
 
+/// Groups whose place in the log is brought into the cache together.
+const WARM_GROUPS: usize = 24;
+
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// An input that brings no bytes.
     pub(super) fn input(&mut self, slot: u32, input: Input) {
@@ -41,22 +44,28 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn step_groups(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut outputs = std::mem::take(&mut self.outputs);
-        for slot in dirty.drain(..) {
-            let one = &mut self.slots[slot as usize];
-            one.dirty = false;
-            if !one.diverged {
-                one.raft.drain(self.now_us, &one.log, &mut outputs);
-            }
-            for output in outputs.drain(..) {
-                self.on_output(slot, output);
-            }
-            self.set_timer(slot);
+        for some in dirty.chunks(WARM_GROUPS) {
+            self.wal.warm(some.iter().map(|slot| self.slots[*slot as usize].id));
+            some.iter().for_each(|slot| self.drain(*slot, &mut outputs));
         }
+        dirty.clear();
         // What outputs touched again is for the next turn; the vector's memory is kept.
         if self.dirty.is_empty() {
             self.dirty = dirty;
         }
         self.outputs = outputs;
+    }
+
+    fn drain(&mut self, slot: u32, outputs: &mut Vec<Output>) {
+        let one = &mut self.slots[slot as usize];
+        one.dirty = false;
+        if !one.diverged {
+            one.raft.drain(self.now_us, &one.log, outputs);
+        }
+        for output in outputs.drain(..) {
+            self.on_output(slot, output);
+        }
+        self.set_timer(slot);
     }
 
     fn on_output(&mut self, slot: u32, output: Output) {

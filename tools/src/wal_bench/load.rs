@@ -19,6 +19,8 @@ use super::Error;
 use super::pace::Pace;
 use crate::latency::Latencies;
 
+/// Groups that are brought into the cache together.
+const WARM_GROUPS: usize = 24;
 /// The term of every entry: one leader, from the beginning to the end.
 const TERM: Term = Term(1);
 /// Besides its entries, a run that is alone in a batch takes at most this much of it.
@@ -159,7 +161,12 @@ impl Load {
             }
             *hits += 1;
         }
+        let mut warm = self.hit_slots.len();
         while let Some(slot) = self.hit_slots.pop() {
+            if self.hit_slots.len() < warm {
+                warm = self.hit_slots.len().saturating_sub(WARM_GROUPS);
+                wal.warm(self.hit_slots[warm..].iter().map(|slot| self.groups[*slot as usize].0));
+            }
             let hits = self.hits[slot as usize];
             let taken = hits.min(self.run_entries_max);
             self.hits[slot as usize] -= taken;

@@ -59,7 +59,7 @@ const FLAG_EXTENT_BYTES: u32 = 32;
 const FLAGS_KNOWN: u32 = 63;
 
 /// Consecutive entries of one group that lie in one file, of the log or a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) file_no: u64,
     pub(crate) first: Index,

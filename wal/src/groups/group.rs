@@ -35,20 +35,29 @@ pub(crate) struct RunAt {
     pub(crate) offset: u32,
 }
 
-/// A group.
+/// A group. What an append touches comes first, in two cache lines: with thousands of groups they are seldom in the cache.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Group {
     pub(crate) id: GroupId,
-    pub(crate) state: Vec<u8>,
-    pub(crate) accepted_term: Term,
+    pub(crate) last: Index,
+    /// Term at `last`.
+    last_term: Term,
     /// The entry before the first: the snapshot's last, or 0.
     pub(crate) base: Index,
+    /// The newest extent, which may grow; none if its count is 0.
+    tail: Extent,
+    pub(crate) accepted_term: Term,
+    /// The file that `runs` is about: the newest one with an entry of this group.
+    runs_file: u64,
+    runs: Vec<RunAt>,
     pub(crate) base_term: Term,
+    pub(crate) state: Vec<u8>,
     pub(crate) snapshot: Option<SnapshotPlace>,
-    pub(crate) last: Index,
     /// First index of each span of equal terms.
     pub(crate) terms: Vec<(Index, Term)>,
-    pub(crate) extents: Vec<Extent>,
+    /// All extents of the log but `tail`.
+    extents: Vec<Extent>,
     /// Entries that the snapshot covers and that live on.
     pub(crate) live: Vec<Extent>,
     /// Entries that came before the snapshot that names them.
@@ -63,9 +72,6 @@ pub(crate) struct Group {
     pub(crate) repeat: bool,
     /// Rises whenever entries are dropped otherwise than by release: what was read before may be overwritten.
     pub(crate) cuts: u64,
-    /// The file that `runs` is about: the newest one with an entry of this group.
-    runs_file: u64,
-    runs: Vec<RunAt>,
 }
 
 impl Group {
@@ -83,7 +89,30 @@ impl Group {
     }
 
     pub(crate) fn last_term(&self) -> Term {
-        self.terms.last().map_or(self.base_term, |(_, term)| *term)
+        self.last_term
+    }
+
+    /// After anything but an append.
+    fn reckon_last_term(&mut self) {
+        self.last_term = self.terms.last().map_or(self.base_term, |(_, term)| *term);
+    }
+
+    /// Reads something of each cache line that an append touches.
+    pub(super) fn touch(&self) -> u64 {
+        self.last.0 ^ self.accepted_term.0 ^ self.runs.last().map_or(0, |run| run.first)
+    }
+
+    /// The extents of the log, in order.
+    pub(crate) fn log_extents(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter().chain((self.tail.count > 0).then_some(&self.tail))
+    }
+
+    /// The extents of the log, all in one list until the next append.
+    pub(super) fn log_extents_mut(&mut self) -> &mut Vec<Extent> {
+        if self.tail.count > 0 {
+            self.extents.push(std::mem::take(&mut self.tail));
+        }
+        &mut self.extents
     }
 
     /// The term of an entry that is held, or of the base.
@@ -100,6 +129,9 @@ impl Group {
 
     /// The extent that holds an entry, live ones included.
     pub(crate) fn extent_of(&self, index: Index) -> Option<&Extent> {
+        if self.tail.count > 0 && index >= self.tail.first {
+            return (index <= self.tail.last()).then_some(&self.tail);
+        }
         let extents = if index <= self.base { &self.live } else { &self.extents };
         let after = extents.partition_point(|extent| extent.first <= index);
         extents[..after].last().filter(|extent| index <= extent.last())
@@ -162,10 +194,11 @@ impl Group {
         while self.terms.last().is_some_and(|(first, _)| *first >= from) {
             self.terms.pop();
         }
-        while let Some(extent) = self.extents.pop() {
+        let extents = self.log_extents_mut();
+        while let Some(extent) = extents.pop() {
             if let Some(kept) = extent.within(extent.first, from.prev()) {
                 refs.resize_extent(&extent, &kept);
-                self.extents.push(kept);
+                extents.push(kept);
                 break;
             }
             refs.drop_extent(&extent, seq);
@@ -177,28 +210,28 @@ impl Group {
             }
             self.runs.pop();
         }
+        self.reckon_last_term();
     }
 
     /// Adds `count` entries of one term after the last.
     fn extend(&mut self, count: u32, term: Term, entry_bytes: u64, at: Position, refs: &mut Refs) {
         let first = self.last.next();
-        if self.last_term() != term || self.terms.is_empty() {
+        if self.last_term != term || self.last == self.base {
             self.terms.push((first, term));
+            self.last_term = term;
+        }
+        if self.tail.count == 0 || self.tail.file_no != at.file_no {
+            let before = self.log_extents_mut().pop_if(|extent| extent.file_no == at.file_no);
+            self.tail = before.unwrap_or_else(|| {
+                let new = Extent { file_no: at.file_no, first, count: 0, bytes: 0 };
+                refs.hold_extent(&new);
+                new
+            });
         }
         let bytes = entry_bytes * u64::from(count);
-        match self.extents.last_mut() {
-            Some(extent) if extent.file_no == at.file_no => {
-                let before = *extent;
-                extent.count += u64::from(count);
-                extent.bytes += bytes;
-                refs.resize_extent(&before, extent);
-            }
-            _ => {
-                let extent = Extent { file_no: at.file_no, first, count: u64::from(count), bytes };
-                refs.hold_extent(&extent);
-                self.extents.push(extent);
-            }
-        }
+        self.tail.count += u64::from(count);
+        self.tail.bytes += bytes;
+        refs.grow_extent(at.file_no, bytes);
         if self.runs_file != at.file_no {
             self.runs_file = at.file_no;
             self.runs.clear();
@@ -234,6 +267,7 @@ impl Group {
         }
         self.base = index;
         self.base_term = term;
+        self.reckon_last_term();
         self.keep_live(released, live, seq, refs);
         refs.hold_snapshot(&place);
         if let Some(old) = self.snapshot.replace(place) {
@@ -244,9 +278,10 @@ impl Group {
 
     /// Takes the entries up to `upto`, which is held, off the log; they stay held in their files.
     fn release(&mut self, upto: Index, refs: &mut Refs) -> Vec<Extent> {
-        let whole = self.extents.partition_point(|extent| extent.last() <= upto);
-        let mut released: Vec<Extent> = self.extents.drain(..whole).collect();
-        if let Some(extent) = self.extents.first_mut()
+        let extents = self.log_extents_mut();
+        let whole = extents.partition_point(|extent| extent.last() <= upto);
+        let mut released: Vec<Extent> = extents.drain(..whole).collect();
+        if let Some(extent) = extents.first_mut()
             && let Some(covered) = extent.within(extent.first, upto)
         {
             let kept = Extent {
@@ -276,7 +311,8 @@ impl Group {
         if self.deleted {
             return Vec::new();
         }
-        let items = [self.terms.len(), self.extents.len(), self.live.len(), self.placed.len()];
+        let extents: Vec<Extent> = self.log_extents().copied().collect();
+        let items = [self.terms.len(), extents.len(), self.live.len(), self.placed.len()];
         let count = items.into_iter().max().unwrap_or(0).div_ceil(PART_ITEMS_MAX).max(1);
         let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
         (0..count)
@@ -291,7 +327,7 @@ impl Group {
                 last: self.last,
                 snapshot: self.snapshot,
                 terms: self.terms[chunk(i, self.terms.len())].to_vec(),
-                extents: self.extents[chunk(i, self.extents.len())].to_vec(),
+                extents: extents[chunk(i, extents.len())].to_vec(),
                 live: self.live[chunk(i, self.live.len())].to_vec(),
                 placed: self.placed[chunk(i, self.placed.len())].to_vec(),
                 more: i + 1 < count,
@@ -320,6 +356,7 @@ impl Group {
             new.live.extend_from_slice(&part.live);
             new.placed.extend_from_slice(&part.placed);
         }
+        new.reckon_last_term();
         if !new.is_whole() {
             return false;
         }
@@ -346,13 +383,13 @@ impl Group {
     }
 
     fn all_extents(&self) -> impl Iterator<Item = &Extent> {
-        self.extents.iter().chain(&self.live).chain(&self.placed)
+        self.log_extents().chain(&self.live).chain(&self.placed)
     }
 
     /// The invariants of this file's header.
     pub(crate) fn is_whole(&self) -> bool {
         let mut next = self.base.next();
-        for extent in &self.extents {
+        for extent in self.log_extents() {
             if extent.first != next || extent.count == 0 {
                 return false;
             }

@@ -48,14 +48,13 @@ impl Group {
 
     /// Entries that lie in file `from` lie in file `to` now.
     pub(crate) fn moved(&mut self, from: u64, to: u64, ranges: &[IndexRange], seq: u64, refs: &mut Refs) {
-        for list in [&mut self.extents, &mut self.live] {
-            relocate(list, from, to, ranges, seq, refs);
-        }
+        relocate(self.log_extents_mut(), from, to, ranges, seq, refs);
+        relocate(&mut self.live, from, to, ranges, seq, refs);
     }
 
     /// What of the group lies in a file, in order: live entries, then those of the log.
     pub(crate) fn held_in(&self, file_no: u64) -> impl Iterator<Item = &Extent> {
-        self.live.iter().chain(&self.extents).filter(move |extent| extent.file_no == file_no)
+        self.live.iter().chain(self.log_extents()).filter(move |extent| extent.file_no == file_no)
     }
 }
 

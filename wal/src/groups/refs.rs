@@ -8,6 +8,8 @@ use crate::format::page::{Extent, SnapshotPlace};
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Refs {
     files: BTreeMap<u64, Held>,
+    /// Bytes that extents of one file grew by, not yet counted there: every append is of the same file for long.
+    grown: (u64, u64),
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -22,17 +24,37 @@ pub(crate) struct Held {
 
 impl Refs {
     pub(crate) fn held(&self, file_no: u64) -> Held {
-        self.files.get(&file_no).copied().unwrap_or_default()
+        let mut held = self.files.get(&file_no).copied().unwrap_or_default();
+        held.live_bytes += if file_no == self.grown.0 { self.grown.1 } else { 0 };
+        held
+    }
+
+    /// What is to be changed of a file.
+    fn entry(&mut self, file_no: u64) -> &mut Held {
+        if self.grown.1 > 0 {
+            let (grown_no, bytes) = std::mem::take(&mut self.grown);
+            self.files.entry(grown_no).or_default().live_bytes += bytes;
+        }
+        self.files.entry(file_no).or_default()
+    }
+
+    /// An extent has grown.
+    pub(crate) fn grow_extent(&mut self, file_no: u64, bytes: u64) {
+        if self.grown.0 != file_no {
+            self.entry(file_no);
+            self.grown = (file_no, 0);
+        }
+        self.grown.1 += bytes;
     }
 
     pub(crate) fn hold_extent(&mut self, extent: &Extent) {
-        let held = self.files.entry(extent.file_no).or_default();
+        let held = self.entry(extent.file_no);
         held.extents += 1;
         held.live_bytes += extent.bytes;
     }
 
     pub(crate) fn drop_extent(&mut self, extent: &Extent, seq: u64) {
-        let held = self.files.entry(extent.file_no).or_default();
+        let held = self.entry(extent.file_no);
         held.extents -= 1;
         held.live_bytes -= extent.bytes;
         held.dropped_seq = held.dropped_seq.max(seq);
@@ -40,25 +62,26 @@ impl Refs {
 
     /// An extent that goes on is held otherwise than before.
     pub(crate) fn resize_extent(&mut self, before: &Extent, now: &Extent) {
-        let held = self.files.entry(before.file_no).or_default();
+        let held = self.entry(before.file_no);
         held.live_bytes = held.live_bytes - before.bytes + now.bytes;
     }
 
     pub(crate) fn hold_snapshot(&mut self, place: &SnapshotPlace) {
         if let Some(file_no) = place.log_file() {
-            self.files.entry(file_no).or_default().snapshots += 1;
+            self.entry(file_no).snapshots += 1;
         }
     }
 
     pub(crate) fn drop_snapshot(&mut self, place: &SnapshotPlace, seq: u64) {
         let Some(file_no) = place.log_file() else { return };
-        let held = self.files.entry(file_no).or_default();
+        let held = self.entry(file_no);
         held.snapshots -= 1;
         held.dropped_seq = held.dropped_seq.max(seq);
     }
 
     /// The file is gone.
     pub(crate) fn forget(&mut self, file_no: u64) {
+        self.entry(file_no);
         self.files.remove(&file_no);
     }
 

@@ -282,7 +282,7 @@ fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &Path) -> Vec
     let gone: Vec<u64> = found.replay.refs.files().filter(|file_no| !is_there(*file_no)).collect();
     for group in found.replay.groups.iter_mut() {
         let in_gone = |file_no: u64| gone.binary_search(&file_no).is_ok();
-        if group.extents.iter().any(|extent| in_gone(extent.file_no)) {
+        if group.log_extents().any(|extent| in_gone(extent.file_no)) {
             group.suspect = true;
         }
     }

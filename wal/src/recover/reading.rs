@@ -78,7 +78,7 @@ pub(crate) fn read_log<'a, D: Disk>(
     groups.sort_by_key(|group| group.group);
     let mut report = found.report(directory, dir);
     report.missing = missing;
-    let of = |group: &Group| group.live.iter().chain(&group.extents).copied().collect();
+    let of = |group: &Group| group.live.iter().chain(group.log_extents()).copied().collect();
     let extents = found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
     Ok(LogRead { found, groups, report, extents })
 }
