@@ -4,6 +4,7 @@
 //! (2) the first step that fails ends the command with exit code 1.
 #![forbid(unsafe_code)]
 
+mod night;
 mod steps;
 mod tidy;
 
@@ -47,8 +48,16 @@ enum Command {
     },
     /// Crashes the log at every operation, on the simulated disk; then kills real processes on a real one.
     Crash,
-    /// The long runs: crashes, kills, random clusters, and what we take from others (needs cargo-deny).
-    Night,
+    /// The long runs, with results in docs/results/: crashes, kills, faults, random clusters, benches, fuzzing, and what we
+    /// take from others (needs cargo-deny).
+    Night {
+        /// How long the simulator runs.
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Only steps with this in their command.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Runs a bench program, optimised. Arguments go on to it: cargo xtask bench wal --baseline
     Bench {
         /// Which one.
@@ -81,16 +90,7 @@ fn main() -> ExitCode {
         Command::Scenarios { rewrite } => steps::run(&root, &[Step::scenarios(rewrite)]),
         Command::Sim { arguments } => steps::run(&root, &[Step::program("coracle-sim", "sim", &arguments)]),
         Command::Crash => steps::run(&root, &[Step::crash("5"), Step::kills("30")]),
-        Command::Night => steps::run(
-            &root,
-            &[
-                Step::deny(),
-                Step::crash("20"),
-                Step::kills("100"),
-                Step::random_groups("0..20000"),
-                Step::seeds("0..10000"),
-            ],
-        ),
+        Command::Night { minutes, only } => night::run(&root, minutes, only.as_deref()),
         Command::Bench { what: Bench::Wal, arguments } => {
             steps::run(&root, &[Step::program("coracle-tools", "wal-bench", &arguments)])
         }

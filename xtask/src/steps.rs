@@ -1,7 +1,7 @@
 //! Steps: other programs that a command runs, one after the other, each printed as a person would type it.
 
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Why a command of xtask ended early.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +132,11 @@ impl Step {
         step
     }
 
+    /// Every decoder under random bytes.
+    pub(crate) fn fuzz() -> Self {
+        Self::cargo(&["test", "--release", "--locked", "-p", "coracle-fuzz"])
+    }
+
     /// What we take from others: licences, advisories, sources (deny.toml).
     pub(crate) fn deny() -> Self {
         Self::cargo(&["deny", "--locked", "check"])
@@ -149,7 +154,7 @@ impl Step {
         step
     }
 
-    fn typed(&self) -> String {
+    pub(crate) fn typed(&self) -> String {
         let env = self.env.iter().map(|(name, value)| format!("{name}='{value}'"));
         env.chain(self.words.iter().cloned()).collect::<Vec<_>>().join(" ")
     }
@@ -166,6 +171,27 @@ impl Step {
         }
         eprintln!("== done in {} s", started.elapsed().as_secs());
         Ok(())
+    }
+
+    /// Runs it, and returns what it wrote to stdout; what it writes to stderr is for whoever watches.
+    pub(crate) fn run_captured(&self, root: &Path) -> (Result<(), Error>, String) {
+        eprintln!("== {}", self.typed());
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).envs(self.env.iter().copied()).current_dir(root);
+        match command.stderr(Stdio::inherit()).output() {
+            Err(source) => (Err(Error::NotStarted { step: self.typed(), source }), String::new()),
+            Ok(output) => {
+                let failed = Error::Failed { step: self.typed(), status: output.status };
+                let outcome = if output.status.success() { Ok(()) } else { Err(failed) };
+                (outcome, String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+        }
+    }
+
+    /// Any program, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(words: &[&str]) -> Self {
+        Self { words: words.iter().map(|word| (*word).to_owned()).collect(), env: Vec::new() }
     }
 }
 
@@ -202,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_failing_step_ends_the_command() {
-        let step = |word: &str| Step { words: vec![word.to_owned()], env: Vec::new() };
+        let step = |word: &str| Step::of(&[word]);
         let root = Path::new(".");
         run(root, &[step("true")]).unwrap();
         assert!(matches!(run(root, &[step("false"), step("true")]), Err(Error::Failed { .. })));

@@ -82,7 +82,6 @@ impl Remains {
             let _ = child.kill();
             let _ = child.wait();
         }
-        children.clear();
     }
 
     fn remove(&self) {
@@ -122,8 +121,10 @@ impl Cluster {
 
     /// Kills all nodes (SIGKILL), and starts them again with what they have on disk. What each says of its start.
     pub(crate) fn restart(&mut self) -> Result<Vec<Value>, ClusterError> {
-        self.nodes.clear();
+        // Before their pipes are closed, which would be a request to stop in good order.
         self.remains.kill();
+        self.remains.children.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.nodes.clear();
         self.begin()
     }
 

@@ -54,7 +54,10 @@ fn measure(options: &Restart) -> Result<Value, ClusterError> {
     let started_ms = ms();
     let ready = cluster.ask(host, &json!({ "do": "ready", "probes": PROBES }), patience)?;
     let ready_ms = ms();
-    eprintln!("cluster-bench: ready after {ready_ms} ms; waiting until all is applied");
+    eprintln!(
+        "cluster-bench: ready after {ready_ms} ms (processes {started_ms}, leaders {}); waiting until all is applied",
+        ready["leaders_ms"]
+    );
     let answered = cluster.ask(host, &json!({ "do": "answered" }), patience)?;
     let answered_ms = ms();
     for at in 0..cluster.nodes() {
