@@ -1,0 +1,226 @@
+//! Writes a snapshot file a chunk at a time, one operation in flight.
+//!
+//! ```text
+//!   open .tmp → header → chunk, chunk … → trailer → sync → close → rename → sync the directory → whole
+//!      └── any failure, or no longer wanted ──→ close → remove .tmp → gone
+//! ```
+//!
+//! Invariants: (1) a file that is `Whole` is durable under its name, unless it is a checkpoint: that is only written, and
+//! its checksums tell whether it survived; (2) what failed is removed, never tried again.
+
+use std::path::{Path, PathBuf};
+
+use coracle_base::checksum::crc32c_from;
+use coracle_base::limits::BLOCK_BYTES;
+use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+use coracle_wal::SnapshotFile;
+
+use super::format::{self, CHUNK_BODY_BYTES, SnapshotHead, SnapshotName};
+
+/// How far a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// It is being written.
+    Going,
+    /// It is there, whole.
+    Whole(SnapshotFile),
+    /// It is not, and its name is free; with what went wrong, if something did.
+    Gone(Option<DiskError>),
+}
+
+/// What the disk is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Open,
+    Write,
+    /// Nothing: bytes are wanted.
+    Idle,
+    Trailer,
+    Sync,
+    Close,
+    Rename,
+    SyncDir,
+    CloseFailed,
+    Remove,
+}
+
+/// A snapshot file being written.
+#[derive(Debug)]
+pub struct SnapshotWriter {
+    token: u64,
+    dir: PathBuf,
+    name: SnapshotName,
+    head: SnapshotHead,
+    step: Step,
+    file: Option<FileId>,
+    offset: u64,
+    seed: u32,
+    chunks: u32,
+    whole: SnapshotFile,
+    body: Vec<u8>,
+    unwanted: bool,
+    error: Option<DiskError>,
+}
+
+impl SnapshotWriter {
+    /// Begins a file in `dir`: a snapshot, or a checkpoint. Its completions come with `token`.
+    pub fn begin<D: Disk>(
+        disk: &mut D,
+        dir: &Path,
+        head: SnapshotHead,
+        is_checkpoint: bool,
+        token: u64,
+    ) -> Self {
+        let SnapshotHead { file_no, group, index, term, .. } = head;
+        let name = match is_checkpoint {
+            true => SnapshotName::Checkpoint { file_no, group, index, term },
+            false => SnapshotName::Snapshot { file_no },
+        };
+        let path = format::unfinished(dir, file_no);
+        disk.start(token, DiskOp::Open { path, mode: FileMode::Write });
+        Self {
+            token,
+            dir: dir.to_owned(),
+            name,
+            head,
+            step: Step::Open,
+            file: None,
+            offset: 0,
+            seed: 0,
+            chunks: 0,
+            whole: SnapshotFile { file_no, bytes: 0, crc: 0 },
+            body: Vec::new(),
+            unwanted: false,
+            error: None,
+        }
+    }
+
+    /// Which snapshot it is.
+    pub fn head(&self) -> &SnapshotHead {
+        &self.head
+    }
+
+    /// The file's name when it is whole.
+    pub fn name(&self) -> SnapshotName {
+        self.name
+    }
+
+    /// Whether it waits for bytes.
+    pub fn is_idle(&self) -> bool {
+        self.step == Step::Idle && !self.unwanted
+    }
+
+    /// Bytes that the next chunk still takes.
+    pub fn room(&self) -> usize {
+        CHUNK_BODY_BYTES.saturating_sub(self.body.len())
+    }
+
+    /// Where the snapshot's next bytes are appended.
+    pub fn body(&mut self) -> &mut Vec<u8> {
+        &mut self.body
+    }
+
+    /// Writes the next chunk if it is full, or if the snapshot has `ended`; after the last one the trailer. Does nothing
+    /// unless [`is_idle`](Self::is_idle).
+    pub fn write<D: Disk>(&mut self, disk: &mut D, ended: bool) {
+        let Some(file) = self.file.filter(|_| self.is_idle()) else { return };
+        let bytes = self.body.len().min(CHUNK_BODY_BYTES);
+        if bytes == CHUNK_BODY_BYTES || ended && bytes > 0 {
+            let mut buf = disk.buffer(format::chunk_span(bytes));
+            format::put_chunk(self.seed, self.chunks, &self.body[..bytes], &mut buf);
+            self.whole.crc = crc32c_from(self.whole.crc, &self.body[..bytes]);
+            self.whole.bytes += bytes as u64;
+            self.chunks += 1;
+            self.body.drain(..bytes);
+            let offset = self.offset;
+            self.offset += buf.len() as u64;
+            self.start(disk, Step::Write, DiskOp::Write { file, offset, buf });
+        } else if ended {
+            let mut buf = disk.buffer(BLOCK_BYTES);
+            format::put_end(self.seed, self.chunks, &self.whole, &mut buf);
+            self.start(disk, Step::Trailer, DiskOp::Write { file, offset: self.offset, buf });
+        }
+    }
+
+    /// The file is not wanted any more: it goes when the disk is done with what it is at. One that is whole stays.
+    pub fn abandon<D: Disk>(&mut self, disk: &mut D) {
+        self.unwanted = true;
+        if self.step == Step::Idle {
+            self.clean_up(disk);
+        }
+    }
+
+    /// Takes a completion.
+    pub fn on_done<D: Disk>(&mut self, disk: &mut D, done: DiskDone) -> Written {
+        if let Some(buf) = done.buf {
+            disk.recycle(buf);
+        }
+        match (self.step, done.result) {
+            (Step::Remove, _) => return Written::Gone(self.error.take()),
+            (Step::CloseFailed, _) => self.remove(disk),
+            (Step::SyncDir, Ok(_)) => return Written::Whole(self.whole),
+            (Step::Rename, Ok(_)) if matches!(self.name, SnapshotName::Checkpoint { .. }) => {
+                return Written::Whole(self.whole);
+            }
+            (Step::Open, Ok(DiskOk::Opened { file, .. })) => self.on_opened(disk, file),
+            (step, Ok(_)) if !self.unwanted || matches!(step, Step::Close | Step::Rename) => {
+                self.on_step(disk, step);
+            }
+            (step, result) => {
+                if step == Step::Close {
+                    self.file = None;
+                }
+                self.error = result.err();
+                self.clean_up(disk);
+            }
+        }
+        Written::Going
+    }
+
+    fn on_opened<D: Disk>(&mut self, disk: &mut D, file: FileId) {
+        self.file = Some(file);
+        if self.unwanted {
+            return self.clean_up(disk);
+        }
+        let mut buf = disk.buffer(BLOCK_BYTES);
+        self.seed = format::put_head(&self.head, &mut buf);
+        self.offset = BLOCK_BYTES as u64;
+        self.start(disk, Step::Write, DiskOp::Write { file, offset: 0, buf });
+    }
+
+    /// A step went well: the next one.
+    fn on_step<D: Disk>(&mut self, disk: &mut D, step: Step) {
+        let is_checkpoint = matches!(self.name, SnapshotName::Checkpoint { .. });
+        match (step, self.file) {
+            (Step::Trailer, Some(file)) if !is_checkpoint => {
+                self.start(disk, Step::Sync, DiskOp::Sync { file })
+            }
+            (Step::Trailer | Step::Sync, Some(file)) => self.start(disk, Step::Close, DiskOp::Close { file }),
+            (Step::Close, _) => {
+                self.file = None;
+                let from = format::unfinished(&self.dir, self.head.file_no);
+                let to = self.name.path(&self.dir);
+                self.start(disk, Step::Rename, DiskOp::Rename { from, to });
+            }
+            (Step::Rename, _) => self.start(disk, Step::SyncDir, DiskOp::SyncDir { path: self.dir.clone() }),
+            _ => self.step = Step::Idle,
+        }
+    }
+
+    fn clean_up<D: Disk>(&mut self, disk: &mut D) {
+        match self.file.take() {
+            Some(file) => self.start(disk, Step::CloseFailed, DiskOp::Close { file }),
+            None => self.remove(disk),
+        }
+    }
+
+    fn remove<D: Disk>(&mut self, disk: &mut D) {
+        let path = format::unfinished(&self.dir, self.head.file_no);
+        self.start(disk, Step::Remove, DiskOp::Unlink { path });
+    }
+
+    fn start<D: Disk>(&mut self, disk: &mut D, step: Step, op: DiskOp) {
+        self.step = step;
+        disk.start(self.token, op);
+    }
+}
