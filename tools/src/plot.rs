@@ -1,9 +1,12 @@
-//! Figures as a small SVG: panels side by side, each with lines over a logarithmic axis. Text is left to the viewer's own
+//! Figures as a small SVG: panels side by side, each with lines over a logarithmic axis (or a linear one, for time). Text is left to the viewer's own
 //! fonts.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 const PANEL: (u32, u32) = (420, 340);
@@ -33,12 +36,19 @@ pub struct Panel {
     title: String,
     x: String,
     lines: Vec<Line>,
+    linear: bool,
 }
 
 impl Panel {
     /// `title` says what y is, `x` what x is.
     pub fn new(title: &str, x: &str, lines: Vec<Line>) -> Self {
-        Self { title: title.to_owned(), x: x.to_owned(), lines }
+        Self { title: title.to_owned(), x: x.to_owned(), lines, linear: false }
+    }
+
+    /// The same, with x at equal distances.
+    #[must_use]
+    pub fn linear(self) -> Self {
+        Self { linear: true, ..self }
     }
 }
 
@@ -82,7 +92,7 @@ fn draw(svg: &mut String, title: &str, panels: &[Panel]) -> Result<(), DrawError
 
 fn draw_panel<D: DrawingBackend<ErrorType = io::Error>>(
     panel: &Panel,
-    area: &DrawingArea<D, plotters::coord::Shift>,
+    area: &DrawingArea<D, Shift>,
 ) -> Result<(), DrawError> {
     let points = || panel.lines.iter().flat_map(|line| line.points.iter());
     let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
@@ -92,12 +102,24 @@ fn draw_panel<D: DrawingBackend<ErrorType = io::Error>>(
     if !x.0.is_finite() || x.1 <= 0.0 {
         return Ok(());
     }
-    let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, ("sans-serif", 15))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(58)
-        .build_cartesian_2d((x.0 * 0.9..x.1 * 1.1).log_scale(), 0.0..y_max * 1.1)?;
+    let mut chart = ChartBuilder::on(area);
+    chart.caption(&panel.title, ("sans-serif", 15)).margin(12).x_label_area_size(36).y_label_area_size(58);
+    let y = 0.0..y_max * 1.1;
+    if panel.linear {
+        draw_lines(panel, chart.build_cartesian_2d(0.0..x.1, y)?)
+    } else {
+        draw_lines(panel, chart.build_cartesian_2d((x.0 * 0.9..x.1 * 1.1).log_scale(), y)?)
+    }
+}
+
+fn draw_lines<'a, D, X>(
+    panel: &Panel,
+    mut chart: ChartContext<'a, D, Cartesian2d<X, RangedCoordf64>>,
+) -> Result<(), DrawError>
+where
+    D: DrawingBackend<ErrorType = io::Error> + 'a,
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
     chart.configure_mesh().x_desc(&panel.x).light_line_style(WHITE.mix(0.0)).draw()?;
     for (line, colour) in panel.lines.iter().zip(COLOURS.iter().cycle()) {
         let series = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(3);
@@ -115,11 +137,14 @@ mod tests {
     #[test]
     fn every_panel_line_and_name_is_drawn() {
         let line = |name: &str| Line { name: name.to_owned(), points: vec![(1.0, 5.0), (1000.0, 7.0)] };
-        let panels =
-            [Panel::new("speed", "size", vec![line("one"), line("two")]), Panel::new("none", "size", vec![])];
+        let panels = [
+            Panel::new("speed", "size", vec![line("one")]),
+            Panel::new("none", "size", vec![]),
+            Panel::new("course", "seconds", vec![line("two")]).linear(),
+        ];
         let mut svg = String::new();
         draw(&mut svg, "all of it", &panels).unwrap();
-        for word in ["all of it", "speed", "size", "one", "two"] {
+        for word in ["all of it", "speed", "size", "one", "two", "course"] {
             assert!(svg.contains(word), "{word} is missing");
         }
         let is_line = |line: &&str| line.starts_with("<polyline") && line.contains("stroke-width=\"2\"");

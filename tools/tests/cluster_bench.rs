@@ -62,8 +62,11 @@ fn is_empty(dir: &Path) -> bool {
 #[test]
 fn throughput_prints_its_figures_and_equal_logs_and_cleans_up() {
     let dir = tempfile::tempdir().unwrap();
+    let drawing = tempfile::tempdir().unwrap();
+    let file = drawing.path().join("course.svg");
     let args = ["throughput", "--groups", "3", "--clients", "2", "--pipe", "50", "--ops", "5000", "--json"];
-    let report = report(&bench(dir.path(), &args).output().unwrap());
+    let report = report(&bench(dir.path(), &args).arg("--plot").arg(&file).output().unwrap());
+    assert!(std::fs::read_to_string(&file).unwrap().contains("commands a second"));
     for key in [
         "nodes",
         "groups",

@@ -20,6 +20,9 @@ use crate::latency::Latencies;
 /// How long a client waits for completions before it looks around.
 const WAIT: Duration = Duration::from_millis(20);
 
+/// How often the course of a measurement is noted.
+const NOTE_EVERY_US: u64 = 200_000;
+
 const WARM_UP: u8 = 0;
 const MEASURE: u8 = 1;
 const STOP: u8 = 2;
@@ -40,6 +43,8 @@ pub(crate) struct Measured {
     pub(crate) latencies: Latencies,
     /// Of all commands, warm-up and end included.
     pub(crate) ends: Ends,
+    /// Seconds since the begin, and commands done by then: every so often.
+    pub(crate) course: Vec<(f64, u64)>,
 }
 
 /// Clients at work.
@@ -111,12 +116,15 @@ impl Load {
             }
         };
         self.shared.phase.store(MEASURE, Ordering::Release);
+        let mut course = Vec::new();
         while self.shared.phase.load(Ordering::Acquire) != STOP {
             let now_us = RealClock.now_us();
             if now_us >= end_us {
                 self.shared.end();
             } else {
-                thread::park_timeout(Duration::from_micros(end_us - now_us));
+                thread::park_timeout(Duration::from_micros(NOTE_EVERY_US.min(end_us - now_us)));
+                let seconds = (RealClock.now_us() - begin_us) as f64 / 1e6;
+                course.push((seconds, self.shared.ops.load(Ordering::Relaxed)));
             }
         }
         let (mut latencies, mut ends) = (Latencies::default(), Ends::default());
@@ -128,7 +136,7 @@ impl Load {
             ends.unknown += other.unknown;
         }
         let seconds = (self.shared.end_us.load(Ordering::Acquire) - begin_us) as f64 / 1e6;
-        Measured { ops: latencies.count(), seconds, latencies, ends }
+        Measured { ops: latencies.count(), seconds, latencies, ends, course }
     }
 }
 

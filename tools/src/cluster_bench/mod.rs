@@ -14,6 +14,7 @@ mod report;
 mod restart;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -49,12 +50,12 @@ pub fn main(allocations: fn() -> u64) -> ExitCode {
         Command::Node(options) => node::run(options, allocations).map_err(|error| error.to_string()),
         Command::Throughput(options) => {
             let shape = Shape { clients: options.clients, pipe: options.pipe, floor: false };
-            bench(&options.cluster, &shape, &options.load)
+            bench(&options.cluster, &shape, &options.load, options.plot.as_deref())
         }
         Command::Restart(options) => restart::run(options),
         Command::Latency(options) => {
             let shape = Shape { clients: 1, pipe: 1, floor: true };
-            bench(&options.cluster, &shape, &options.load)
+            bench(&options.cluster, &shape, &options.load, None)
         }
     };
     match done {
@@ -73,9 +74,17 @@ struct Shape {
     floor: bool,
 }
 
-fn bench(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<(), String> {
-    let report = run(options, shape, load).map_err(|error| error.to_string())?;
+fn bench(
+    options: &ClusterOptions,
+    shape: &Shape,
+    load: &LoadOptions,
+    plot: Option<&Path>,
+) -> Result<(), String> {
+    let (report, course) = run(options, shape, load).map_err(|error| error.to_string())?;
     report::print(&report, options.json);
+    if let Some(path) = plot {
+        report::draw(path, &report, &course).map_err(|error| error.to_string())?;
+    }
     if report["logs_equal"] != true {
         return Err(
             "the nodes' logs and counts are not what was acknowledged; `groups_unequal` says where".into()
@@ -84,7 +93,8 @@ fn bench(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<
     Ok(())
 }
 
-fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<Value, ClusterError> {
+/// The report, and the course of the measurement.
+fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<(Value, Value), ClusterError> {
     let mut cluster = Cluster::start(options, false)?;
     let led = cluster.ask(0, &json!({ "do": "lead" }), Duration::from_secs(options.groups / 1000))?;
     let host = report::most_leading(&led["leaders"]).saturating_sub(1).min(cluster.nodes() - 1);
@@ -123,7 +133,7 @@ fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<Va
     if shape.floor {
         report["floor_us"] = floor;
     }
-    Ok(report)
+    Ok((report, measured["course"].clone()))
 }
 
 /// All nodes' counters, and this process's.

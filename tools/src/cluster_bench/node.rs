@@ -232,6 +232,7 @@ impl Servant {
             "seconds": measured.seconds,
             "latency_us": measured.latencies.to_json(),
             "ends": ends_to_json(measured.ends),
+            "course": measured.course,
         }))
     }
 

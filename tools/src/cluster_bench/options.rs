@@ -51,6 +51,9 @@ pub(crate) struct Throughput {
     pub(crate) pipe: u64,
     #[command(flatten)]
     pub(crate) load: LoadOptions,
+    /// Draw commands a second over the time of the measurement into this file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -205,7 +208,7 @@ mod tests {
             "throughput --nodes 0",
             "throughput --clients 0",
             "throughput --entry-bytes 1MiB",
-            "throughput --plot x.svg",
+            "latency --plot x.svg",
             "latency --pipe 2",
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");

@@ -1,5 +1,7 @@
 //! From counters to the figures that are printed. Pure, but for the printing.
 
+use std::path::Path;
+
 use coracle_base::limits::WRITES_IN_FLIGHT;
 use coracle_base::run::ENTRY_HEADER_BYTES;
 use serde_json::{Value, json};
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 use super::Shape;
 use super::options::{ClusterOptions, LoadOptions};
 use crate::latency::tenths;
+use crate::plot::{self, Line, Panel, PlotError};
 use crate::size::mib;
 
 /// Counters of all nodes, taken at about the same time.
@@ -140,6 +143,29 @@ pub(crate) fn print(report: &Value, as_json: bool) {
     }
 }
 
+/// Draws commands a second over the course of a measurement: pairs of seconds and commands done by then.
+pub(crate) fn draw(path: &Path, report: &Value, course: &Value) -> Result<(), PlotError> {
+    let text = |key: &str| report[key].as_str().map_or_else(|| report[key].to_string(), str::to_owned);
+    let title = format!(
+        "cluster-bench throughput: {} nodes, {} groups, {} bytes, strategy {}",
+        text("nodes"),
+        text("groups"),
+        text("entry_bytes"),
+        text("strategy")
+    );
+    let line = Line { name: format!("{} in all", text("ops_per_s")), points: rates(course) };
+    plot::write(path, &title, &[Panel::new("commands a second", "seconds", vec![line]).linear()])
+}
+
+/// Commands a second between each two notes.
+fn rates(course: &Value) -> Vec<(f64, f64)> {
+    let note = |note: &Value| Some((note[0].as_f64()?, note[1].as_f64()?));
+    let notes: Vec<(f64, f64)> = course.as_array().into_iter().flatten().filter_map(note).collect();
+    let begun = std::iter::once((0.0, 0.0)).chain(notes.iter().copied());
+    let pairs = begun.zip(notes.iter().copied()).filter(|(a, b)| b.0 > a.0);
+    pairs.map(|(a, b)| (b.0, (b.1 - a.1) / (b.0 - a.0))).collect()
+}
+
 fn hundredths(value: f64) -> Value {
     json!((value * 100.0).round() / 100.0)
 }
@@ -166,6 +192,13 @@ mod tests {
         assert!(!equal(&[state(9, 8, 77, 7), state(9, 8, 77, 7)]), "not all applied");
         assert!(!equal(&[state(8, 8, 77, 4)]), "an acknowledged command is lost");
         assert!(!equal(&[state(8, 8, 77, 8)]), "a command was applied twice");
+    }
+
+    #[test]
+    fn a_course_becomes_rates() {
+        let course = json!([[0.5, 100], [1.0, 300], [1.0, 300], [2.0, 300]]);
+        assert_eq!(rates(&course), [(0.5, 200.0), (1.0, 400.0), (2.0, 0.0)]);
+        assert!(rates(&Value::Null).is_empty());
     }
 
     #[test]
