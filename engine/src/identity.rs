@@ -170,7 +170,7 @@ impl Identity {
         Ok(())
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         out.put(MAGIC);
         out.put_u16(VERSION);
@@ -184,7 +184,7 @@ impl Identity {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let damaged =
             |_| wrong("is damaged (too short); restore it from a copy, or replace this node".into());
         let mut reader = Reader::new(bytes);

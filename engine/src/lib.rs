@@ -51,6 +51,8 @@ mod boot;
 pub mod breaks;
 mod config;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod identity;
 mod log;
 mod machine;

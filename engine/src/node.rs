@@ -72,8 +72,10 @@ impl Node {
             running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(handle);
         }
         drop(started);
-        // Further shards of a node without a cluster report only when there is one; the first one's word is enough.
-        starts.recv().map_err(|_gone| Error::Stopped(None))??;
+        // Further shards of a node without a cluster report only when there is one; the first one's word is enough. If it
+        // fails, they end with it and may say so before it has said why.
+        let is_word = |start: &Result<(), Error>| !matches!(start, Err(Error::Stopped(None)));
+        starts.iter().find(is_word).unwrap_or(Err(Error::Stopped(None)))?;
         Ok(Self { running: Arc::new(running) })
     }
 

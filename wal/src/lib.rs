@@ -25,6 +25,8 @@ mod config;
 mod error;
 mod files;
 mod format;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod groups;
 mod inspect;
 mod prepare;

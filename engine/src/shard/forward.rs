@@ -206,6 +206,16 @@ fn unknown_status(why: Unknown) -> u8 {
     100 + UNKNOWN.iter().position(|one| *one == why).unwrap_or(0) as u8
 }
 
+/// Reads answers to their end, for a fuzzer.
+#[cfg(feature = "fuzz")]
+pub(crate) fn check_replies(payload: &[u8]) -> Result<(), Truncated> {
+    let mut reader = Reader::new(payload);
+    while !reader.is_empty() {
+        decode_record(&mut reader)?;
+    }
+    Ok(())
+}
+
 fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, Truncated> {
     let (request, tag, status) = (reader.u64()?, reader.u64()?, reader.u8()?);
     let (index, leader) = (Index(reader.u64()?), NodeId(reader.u64()?));

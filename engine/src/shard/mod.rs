@@ -35,6 +35,11 @@ use replies::{ClientQueue, Completions};
 pub use status::{GroupStatus, ShardStatus};
 pub use turn::Turn;
 
+#[cfg(feature = "fuzz")]
+pub(crate) use forward::check_replies;
+#[cfg(feature = "fuzz")]
+pub(crate) use receive::check_payload;
+
 /// Why a shard stopped.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ShardError {

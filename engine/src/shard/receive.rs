@@ -504,7 +504,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 }
 
 /// Checks what came with a message against what the message says. The run in it, if it is an append with entries.
-fn check_payload<'a>(message: &Message, piece: Piece<'a>) -> Result<Option<RunRef<'a>>, EnvelopeError> {
+pub(crate) fn check_payload<'a>(
+    message: &Message,
+    piece: Piece<'a>,
+) -> Result<Option<RunRef<'a>>, EnvelopeError> {
     let wrong = |why: &str| Err(EnvelopeError::Message(why.to_owned()));
     match message {
         Message::Append { spans, .. } if spans.is_empty() => {

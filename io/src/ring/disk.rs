@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::mem::{self, ManuallyDrop};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,15 +20,13 @@ use coracle_base::limits::BLOCK_BYTES;
 use slab::Slab;
 
 use super::core::{ClientId, Completion, SharedRing};
+use super::lock::{LOCK_FILE, lock_dir};
 use super::ops::{RingOp, Transfer, WriteThrough};
 use super::probe::{self, FileSystem};
 use super::task::{FILL_PIECE_BYTES, Next, Step, Task};
 use super::{Buffer, disk_error, path_error};
 use crate::disk::DirEntry;
 use crate::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode, Strategy};
-
-/// The file whose lock says that the directory is in use. Not part of the listing.
-const LOCK_FILE: &str = "LOCK";
 
 fn wants_direct(strategy: Strategy) -> bool {
     matches!(strategy, Strategy::Direct | Strategy::DirectFsync | Strategy::None)
@@ -381,6 +379,11 @@ impl RingDisk {
         if metadata.is_dir() {
             return Err(disk_error(&self.root.join(path), "open", libc::EISDIR));
         }
+        if mode != FileMode::Read {
+            // For as long as anything is in flight on it, even if this process is killed: see lock.rs.
+            file.try_lock_shared()
+                .map_err(|error| path_error(&self.root.join(path), "lock", &error.into()))?;
+        }
         let id = FileId(self.next_file);
         self.next_file += 1;
         self.files.insert(id, OpenFile { file: Arc::new(file), path: path.clone(), mode });
@@ -505,19 +508,6 @@ fn create_dir_durably(path: &Path) -> Result<(), DiskError> {
 
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The lock is the kernel's (flock): it ends with the process, however that ends.
-fn lock_dir(root: &Path) -> Result<File, DiskError> {
-    let path = root.join(LOCK_FILE);
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
-    let file = opened.map_err(|error| path_error(&path, "open", &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: root.into() }),
-        Err(TryLockError::Error(error)) => Err(path_error(&path, "lock", &error)),
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod core;
 mod disk;
 #[cfg(feature = "faults")]
 mod faults;
+mod lock;
 mod net;
 mod ops;
 mod park;

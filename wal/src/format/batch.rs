@@ -28,6 +28,8 @@ use coracle_base::checksum::{crc32c_from, mix64};
 use coracle_base::codec::{Reader, Truncated};
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 
+use super::record::RECORD_HEADER_BYTES;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"CWB1");
 const VERSION: u16 = 1;
 /// Bytes before the first record.
@@ -111,10 +113,13 @@ impl BatchHead {
             return None;
         }
         let too_large = head.batch_bytes() > BATCH_BYTES_MAX as u64;
-        (head.uuid_low == uuid_low && !too_large).then_some(head)
+        let more_records_than_bytes = head.record_count > head.payload_bytes / RECORD_HEADER_BYTES as u32;
+        let impossible =
+            more_records_than_bytes || head.seq == 0 || head.seq.max(head.durable_upto) > super::NUMBER_MAX;
+        (head.uuid_low == uuid_low && !too_large && !impossible).then_some(head)
     }
 
-    fn decode_fields(header: &[u8]) -> Result<Self, Truncated> {
+    pub(crate) fn decode_fields(header: &[u8]) -> Result<Self, Truncated> {
         let mut reader = Reader::new(header);
         reader.bytes(8)?;
         let (uuid_low, seq, self_off) = (reader.u64()?, reader.u64()?, reader.u64()?);

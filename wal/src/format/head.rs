@@ -167,6 +167,10 @@ impl Head {
         if block as usize != BLOCK_BYTES || file_no == 0 || prev_no >= file_no {
             return Ok(HeadCopy::Bad);
         }
+        let numbers = [file_no & !super::SEGMENT, boot_epoch, first_seq, end_seq];
+        if numbers.iter().any(|number| *number > super::NUMBER_MAX) {
+            return Ok(HeadCopy::Bad);
+        }
         let suspect = flags & FLAG_TAIL_SUSPECT != 0;
         let cut = (end != OPEN).then_some(Cut { end, end_seq, end_chain, suspect });
         let prev = (prev_no != 0).then_some(Prev { file_no: prev_no, uuid: prev_uuid, cut });

@@ -13,6 +13,9 @@ pub(crate) mod record;
 /// Set in the number of a file that is a segment: what compaction made, not a part of the log's chain of files.
 pub const SEGMENT: u64 = 1 << 63;
 
+/// No index, batch number or count of starts is ever larger, so that sums with them do not overflow.
+pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 2;
+
 /// A place in the log: which file, and the byte offset in it. Ordered as the log is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {

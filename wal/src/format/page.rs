@@ -37,7 +37,7 @@ use coracle_base::limits::STATE_BYTES_MAX;
 use coracle_base::{GroupId, Index, Term};
 
 use super::record::RecordError;
-use super::{Position, Uuid};
+use super::{NUMBER_MAX, Position, Uuid};
 
 /// Bytes of a page's body before its parts.
 pub(crate) const PAGE_PREFIX_BYTES: usize = 16;
@@ -202,6 +202,9 @@ impl Part {
         if flags & !FLAGS_KNOWN != 0 {
             return Err(RecordError::Field("flag"));
         }
+        if base_index.max(last).0 > NUMBER_MAX {
+            return Err(RecordError::Field("index"));
+        }
         let items = [terms, extents, live, placed];
         if state_bytes > STATE_BYTES_MAX || items.iter().any(|count| *count > PART_ITEMS_MAX) {
             return Err(RecordError::Field("length"));
@@ -247,7 +250,7 @@ fn decode_place(reader: &mut Reader<'_>, flags: u32) -> Result<Option<SnapshotPl
 fn decode_extent(reader: &mut Reader<'_>, with_bytes: bool) -> Result<Extent, RecordError> {
     let (file_no, first, count) = (reader.u64()?, Index(reader.u64()?), reader.u64()?);
     let bytes = if with_bytes { reader.u64()? } else { 0 };
-    if count == 0 || first.0.checked_add(count).is_none() {
+    if count == 0 || first.0.checked_add(count).is_none_or(|end| end > NUMBER_MAX) {
         return Err(RecordError::Field("extent"));
     }
     Ok(Extent { file_no, first, count, bytes })
@@ -341,6 +344,9 @@ impl Root {
         let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
         let begin = Begin { at, seq: reader.u64()?, chain: reader.u64()? };
         let (page_count, count) = (reader.u32()?, reader.u32()?);
+        if checkpoint.max(boot_epoch).max(begin.seq) > NUMBER_MAX {
+            return Err(RecordError::Field("number"));
+        }
         let mut files = Vec::new();
         for _ in 0..count {
             let (file_no, uuid) = (reader.u64()?, Uuid(reader.u128()?));

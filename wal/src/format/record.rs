@@ -27,6 +27,7 @@ use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::STATE_BYTES_MAX;
 use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 
+use super::NUMBER_MAX;
 use super::page::{Page, Root, SnapshotFile};
 
 /// Bytes before a record's body.
@@ -205,13 +206,13 @@ impl<'a> Record<'a> {
             return Err(RecordError::Field("header"));
         }
         match kind {
-            1 => Ok(Self::Run(RunRef::parse(body)?)),
+            1 => run(body).map(Self::Run),
             2 => Self::state(body),
             3 => Ok(Self::Snapshot(snapshot(body)?)),
             4 => Ok(Self::Page(Page::decode(body)?)),
             5 => Ok(Self::Root(Root::decode(body)?)),
             6 => Ok(Self::Mark(mark(body)?)),
-            7 => Ok(Self::Place(RunRef::parse(body)?)),
+            7 => run(body).map(Self::Place),
             8 => Ok(Self::Moved(moved(body)?)),
             9 => deleted(body).map(Self::Deleted),
             kind if flags & FLAG_MUST_UNDERSTAND != 0 => Err(RecordError::Unknown(kind)),
@@ -230,9 +231,23 @@ impl<'a> Record<'a> {
     }
 }
 
+fn index(number: u64) -> Result<Index, RecordError> {
+    if number <= NUMBER_MAX { Ok(Index(number)) } else { Err(RecordError::Field("index")) }
+}
+
+/// A run that is all of the record.
+fn run(body: &[u8]) -> Result<RunRef<'_>, RecordError> {
+    let run = RunRef::parse(body)?;
+    if run.header.encoded_bytes() != body.len() {
+        return Err(RecordError::Field("length"));
+    }
+    index(run.header.prev_index.0)?;
+    Ok(run)
+}
+
 fn snapshot(body: &[u8]) -> Result<SnapshotRef<'_>, RecordError> {
     let mut reader = Reader::new(body);
-    let (group, index, term) = (GroupId(reader.u64()?), Index(reader.u64()?), Term(reader.u64()?));
+    let (group, index, term) = (GroupId(reader.u64()?), index(reader.u64()?)?, Term(reader.u64()?));
     let (crc, live_count) = (reader.u32()?, reader.u32()?);
     if crc32c(reader.rest()) != crc {
         return Err(RecordError::Field("snapshot checksum"));
@@ -243,7 +258,7 @@ fn snapshot(body: &[u8]) -> Result<SnapshotRef<'_>, RecordError> {
 
 fn mark(body: &[u8]) -> Result<Mark, RecordError> {
     let mut reader = Reader::new(body);
-    let (group, index, term) = (GroupId(reader.u64()?), Index(reader.u64()?), Term(reader.u64()?));
+    let (group, index, term) = (GroupId(reader.u64()?), index(reader.u64()?)?, Term(reader.u64()?));
     let (crc, live_count) = (reader.u32()?, reader.u32()?);
     let file = SnapshotFile { file_no: reader.u64()?, bytes: reader.u64()?, crc };
     let live = ranges(&mut reader, live_count)?;
@@ -280,7 +295,7 @@ fn ranges(reader: &mut Reader<'_>, count: u32) -> Result<Vec<IndexRange>, Record
     let mut next = Index::ZERO;
     for _ in 0..count {
         let range = IndexRange { first: Index(reader.u64()?), count: reader.u64()? };
-        let end = range.first.0.checked_add(range.count);
+        let end = range.first.0.checked_add(range.count).filter(|end| *end <= NUMBER_MAX);
         let (true, Some(end)) = (range.first >= next && range.count > 0, end) else {
             return Err(RecordError::Field("range"));
         };

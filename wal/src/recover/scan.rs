@@ -283,7 +283,7 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
     }
 
     fn tail(&self, suspect: bool, torn: bool) -> Tail {
-        let (at, seq) = (self.at(), self.seq - 1);
+        let (at, seq) = (self.at(), self.seq.saturating_sub(1));
         Tail { at, seq, chain: self.last_chain, suspect, torn, seq_seen: self.seq_seen }
     }
 

@@ -156,7 +156,7 @@ fn complaint(layer: &Layer, dependency: &Dependency) -> Option<String> {
     if has("breaks") && package != "coracle-sim" {
         return Some(format!("only coracle-sim turns on planted bugs, not {package}"));
     }
-    if has("fake") && !dependency.dev && package != "coracle-sim" {
+    if has("fake") && !dependency.dev && !["coracle-sim", "coracle-fuzz"].contains(&package) {
         return Some(format!("{package} may use fakes in its tests only"));
     }
     None
