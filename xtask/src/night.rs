@@ -22,11 +22,11 @@ struct Ran {
 }
 
 /// All of it; the simulator alone takes `minutes`.
-pub(crate) fn steps(root: &Path, minutes: u64) -> Vec<Step> {
+fn steps(minutes: u64) -> Vec<Step> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let sim = words(&format!("--minutes {minutes} --json"));
     let bench = |program: &str, text: &str| Step::program("coracle-tools", program, &words(text));
-    let mut steps = vec![
+    vec![
         Step::deny(),
         Step::crash("20"),
         Step::kills("100"),
@@ -37,16 +37,13 @@ pub(crate) fn steps(root: &Path, minutes: u64) -> Vec<Step> {
         bench("cluster-bench", "throughput --preset ra --seconds 20 --json"),
         bench("cluster-bench", "latency --seconds 10 --json"),
         bench("cluster-bench", "restart --groups 1000 --log-bytes 256MiB --json"),
-    ];
-    if root.join("fuzz/Cargo.toml").exists() {
-        steps.push(Step::fuzz());
-    }
-    steps
+        Step::fuzz(),
+    ]
 }
 
 /// Runs all steps (or those whose command has `only` in it), and writes the file.
 pub(crate) fn run(root: &Path, minutes: u64, only: Option<&str>) -> Result<(), Error> {
-    let steps = steps(root, minutes).into_iter();
+    let steps = steps(minutes).into_iter();
     let steps: Vec<Step> = steps.filter(|step| only.is_none_or(|only| step.typed().contains(only))).collect();
     let facts = Facts::of(root);
     let ran: Vec<Ran> = steps.iter().map(|step| run_step(root, step)).collect();

@@ -134,7 +134,8 @@ impl Step {
 
     /// Every decoder under random bytes.
     pub(crate) fn fuzz() -> Self {
-        Self::cargo(&["test", "--release", "--locked", "-p", "coracle-fuzz"])
+        let arguments = ["all", "--seconds", "600", "--json"].map(str::to_owned);
+        Self::program("coracle-fuzz", "coracle-fuzz", &arguments)
     }
 
     /// What we take from others: licences, advisories, sources (deny.toml).
