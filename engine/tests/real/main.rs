@@ -5,6 +5,7 @@
 // Deadlines of real processes are in real time, and whatever is not as expected fails the test.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod damage;
 #[cfg(feature = "faults")]
 mod faults;
 mod hostile;

@@ -57,6 +57,7 @@ pub(crate) struct Process {
     name: &'static str,
     child: Child,
     lines: Receiver<String>,
+    peeked: Option<String>,
     stderr: File,
 }
 
@@ -83,7 +84,7 @@ impl Process {
             let lines = BufReader::new(stdout).lines().map_while(Result::ok);
             lines.map_while(|line| sender.send(line).ok()).for_each(drop);
         });
-        Self { name, child, lines, stderr }
+        Self { name, child, lines, peeked: None, stderr }
     }
 
     /// Runs an example to its end.
@@ -93,6 +94,9 @@ impl Process {
 
     /// The next line that it prints.
     pub(crate) fn line(&mut self) -> String {
+        if let Some(line) = self.peeked.take() {
+            return line;
+        }
         match self.lines.recv_timeout(DEADLINE) {
             Ok(line) => line,
             Err(why) => {
@@ -119,7 +123,17 @@ impl Process {
         wait_for("a process to end after SIGTERM", || self.child.try_wait().unwrap()).code()
     }
 
-    #[cfg(feature = "faults")]
+    /// Whether it has printed something, or has ended without; `None` if neither yet. What it printed can be read still.
+    pub(crate) fn serves_or_ended(&mut self) -> Option<bool> {
+        if self.peeked.is_none() {
+            self.peeked = self.lines.try_recv().ok();
+        }
+        match self.peeked {
+            Some(_) => Some(true),
+            None => self.child.try_wait().unwrap().map(|_| false),
+        }
+    }
+
     /// Waits for its end: the exit code, and what it wrote to standard error.
     pub(crate) fn end(&mut self) -> (Option<i32>, String) {
         let code = wait_for("a process to end by itself", || self.child.try_wait().unwrap()).code();
