@@ -9,12 +9,32 @@ pub enum Break {
     TornTailAccepted,
     /// A batch counts as durable as soon as it is submitted.
     AckBeforeDurable,
+    /// A file is reused, or removed, before the records that emptied it are durable.
+    RecycleBeforeMoved,
+    /// A placed entry drops what the log holds from its index on.
+    PlaceTruncates,
+    /// Of two entries for one index the one of the higher term wins a replay, not the later one.
+    HigherTermWinsReplay,
+    /// Durable batches that cannot be read are taken for a torn tail.
+    CorruptTailDropped,
+    /// A file is reused, or removed, while somebody reads it.
+    ReadPlanRacesReuse,
+    /// A checkpoint counts though pages of it are missing.
+    TornCheckpointAccepted,
 }
 
 impl Break {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Break); 2] =
-        [("torn-tail-accepted", Break::TornTailAccepted), ("ack-before-durable", Break::AckBeforeDurable)];
+    pub const ALL: [(&'static str, Break); 8] = [
+        ("torn-tail-accepted", Break::TornTailAccepted),
+        ("ack-before-durable", Break::AckBeforeDurable),
+        ("recycle-before-moved", Break::RecycleBeforeMoved),
+        ("place-truncates", Break::PlaceTruncates),
+        ("higher-term-wins-replay", Break::HigherTermWinsReplay),
+        ("corrupt-tail-dropped", Break::CorruptTailDropped),
+        ("read-plan-races-reuse", Break::ReadPlanRacesReuse),
+        ("torn-checkpoint-accepted", Break::TornCheckpointAccepted),
+    ];
 }
 
 thread_local! {

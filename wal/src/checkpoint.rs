@@ -4,11 +4,12 @@
 //! its own place in the log, so nothing has to stand still while the others are written. It counts once its root is
 //! durable. Two are kept: files whose records precede the older one may be reused.
 
-use crate::files::Files;
+use crate::files::{File, Files};
 use crate::format::page::{
     Begin, FileEntry, PAGE_GROUPS_MAX, PAGE_PREFIX_BYTES, Page, Part, ROOT_PREFIX_BYTES, Root,
 };
 use crate::format::record::RecordKind;
+use crate::format::{SEGMENT, Uuid};
 use crate::groups::Groups;
 use crate::wal::Wal;
 
@@ -162,7 +163,7 @@ impl Wal {
     }
 
     fn put_root(&mut self, running: Running) {
-        let files = file_map(&self.files);
+        let files = file_map(&self.files, self.segments_upto);
         let body_bytes = ROOT_PREFIX_BYTES + 32 * files.len();
         self.place_record(RecordKind::CheckpointRoot, body_bytes);
         let batch = self.stage.batch();
@@ -180,8 +181,14 @@ impl Wal {
     }
 }
 
-fn file_map(files: &Files) -> Vec<FileEntry> {
-    files.iter().map(|(file_no, file)| FileEntry { file_no, uuid: file.uuid, end: file.end }).collect()
+/// All files, and the highest number of a segment ever used, even if that one is gone: it must not come again.
+fn file_map(files: &Files, segments_upto: u64) -> Vec<FileEntry> {
+    let entry = |(file_no, file): (u64, &File)| FileEntry { file_no, uuid: file.uuid, end: file.end };
+    let mut map: Vec<FileEntry> = files.iter().map(entry).collect();
+    if segments_upto & SEGMENT != 0 && files.get(segments_upto).is_none() {
+        map.push(FileEntry { file_no: segments_upto, uuid: Uuid::default(), end: 0 });
+    }
+    map
 }
 
 /// The parts of the groups from `slot` on, for one page; for several if the last group is that large.

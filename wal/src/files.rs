@@ -1,7 +1,9 @@
 //! The files of the log: their names, identities, ends and handles, and which of them hold nothing that is needed.
 //!
 //! `NNNNNNNN.wal` is a file of the log, in use or ready for use; its number is the one in its head. `spare-N.wal` is on
-//! its way to becoming one and holds nothing. `stray-..` was found where it does not belong, and is left to a person.
+//! its way to becoming one and holds nothing. `NNNNNNNN.seg` is a segment, numbered on its own; in memory its number has
+//! the bit [`SEGMENT`], so that it comes after all files of the log. `stray-..` was found where it does not belong, and is
+//! left to a person.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::path::{Path, PathBuf};
 use coracle_io::FileId;
 
 use crate::format::head::HEAD_AREA_BYTES;
-use crate::format::{Position, Uuid};
+use crate::format::{Position, SEGMENT, Uuid};
 use crate::groups::Refs;
 use crate::prepare::Ready;
 
@@ -17,15 +19,21 @@ use crate::prepare::Ready;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Name {
     Log(u64),
+    /// With the bit [`SEGMENT`].
+    Segment(u64),
     Spare,
     Other,
 }
 
 impl Name {
     pub(crate) fn of(name: &str) -> Self {
+        if let Some(stem) = name.strip_suffix(".seg") {
+            let file_no = stem.parse::<u64>().ok().filter(|no| no & SEGMENT == 0).map(|no| no | SEGMENT);
+            return file_no.filter(|no| log_name(*no) == name).map_or(Self::Other, Self::Segment);
+        }
         let Some(stem) = name.strip_suffix(".wal") else { return Self::Other };
         match stem.parse::<u64>() {
-            Ok(file_no) if log_name(file_no) == name => Self::Log(file_no),
+            Ok(file_no) if file_no & SEGMENT == 0 && log_name(file_no) == name => Self::Log(file_no),
             _ if stem.starts_with("spare-") => Self::Spare,
             _ => Self::Other,
         }
@@ -33,10 +41,14 @@ impl Name {
 }
 
 fn log_name(file_no: u64) -> String {
-    format!("{file_no:08}.wal")
+    if file_no & SEGMENT == 0 {
+        format!("{file_no:08}.wal")
+    } else {
+        format!("{:08}.seg", file_no & !SEGMENT)
+    }
 }
 
-/// The path of a file of the log.
+/// The path of a file of the log, or of a segment.
 pub(crate) fn log_path(dir: &Path, file_no: u64) -> PathBuf {
     dir.join(log_name(file_no))
 }
@@ -50,7 +62,8 @@ pub(crate) fn spare_path(dir: &Path, file_no: u64) -> PathBuf {
 #[derive(Debug, Clone)]
 pub(crate) struct File {
     pub(crate) uuid: Uuid,
-    /// Where its batches end: exact once the log has gone on to the next file.
+    /// Where its batches end: exact once the log has gone on to the next file. Of a segment: what its extents said they
+    /// took when all of it lived.
     pub(crate) end: u64,
     /// Its size.
     pub(crate) bytes: u64,
@@ -128,11 +141,23 @@ impl Files {
     /// A file that may be reused: all its records precede `begin_no`'s file, in which the older of the two checkpoints
     /// begins; the log, as far as it is `durable`, has nothing in it; nobody reads it.
     pub(crate) fn dead(&self, begin_no: u64, durable: u64, refs: &Refs) -> Option<u64> {
-        let is_dead = |(file_no, file): &(&u64, &File)| {
-            let held = refs.held(**file_no);
-            held.extents == 0 && held.snapshots == 0 && held.dropped_seq <= durable && file.busy == 0
-        };
-        self.map.range(..begin_no).find(is_dead).map(|(file_no, _)| *file_no)
+        self.all_dead(begin_no, durable, refs).next()
+    }
+
+    fn all_dead<'a>(&'a self, begin_no: u64, durable: u64, refs: &'a Refs) -> impl Iterator<Item = u64> + 'a {
+        let is_dead = move |(file_no, file): &(&u64, &File)| is_dead(**file_no, file, durable, refs);
+        self.map.range(..begin_no).filter(is_dead).map(|(file_no, _)| *file_no)
+    }
+
+    /// As [`dead`](Self::dead), if there are more than `keep` of them.
+    pub(crate) fn dead_beyond(&self, keep: usize, begin_no: u64, durable: u64, refs: &Refs) -> Option<u64> {
+        self.all_dead(begin_no, durable, refs).nth(keep)
+    }
+
+    /// A segment that holds nothing. Not the one that is being filled.
+    pub(crate) fn dead_segment(&self, filling: Option<u64>, durable: u64, refs: &Refs) -> Option<u64> {
+        let mut segments = self.map.range(SEGMENT..).filter(|(file_no, _)| Some(**file_no) != filling);
+        segments.find(|(file_no, file)| is_dead(**file_no, file, durable, refs)).map(|(file_no, _)| *file_no)
     }
 
     /// A file before `begin_no` in which nothing but snapshots keeps it from being reused.
@@ -155,6 +180,17 @@ impl Files {
     }
 }
 
+/// The log, as far as it is durable, has nothing in the file, and nobody reads it.
+fn is_dead(file_no: u64, file: &File, durable: u64, refs: &Refs) -> bool {
+    let held = refs.held(file_no);
+    let (is_dropped, is_read) = (held.dropped_seq <= durable, file.busy > 0);
+    #[cfg(feature = "breaks")]
+    let is_dropped = is_dropped || crate::breaks::is_on(crate::breaks::Break::RecycleBeforeMoved);
+    #[cfg(feature = "breaks")]
+    let is_read = is_read && !crate::breaks::is_on(crate::breaks::Break::ReadPlanRacesReuse);
+    held.extents == 0 && held.snapshots == 0 && is_dropped && !is_read
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +203,10 @@ mod tests {
         assert_eq!(Name::of("+0000012.wal"), Name::Other);
         assert_eq!(Name::of("spare-3.wal"), Name::Spare);
         assert_eq!(Name::of("00000012.tmp"), Name::Other);
+        assert_eq!(Name::of("00000012.seg"), Name::Segment(12 | SEGMENT));
+        assert_eq!(Name::of("12.seg"), Name::Other);
+        assert_eq!(Name::of("9223372036854775809.seg"), Name::Other);
+        assert_eq!(log_path(Path::new("d"), 7 | SEGMENT), Path::new("d/00000007.seg"));
         assert_eq!(log_path(Path::new("d"), 7), Path::new("d/00000007.wal"));
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
 //! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
-//! `checkpoint.rs` (the one authority on what lives), `recover/` (chain of files, scan, verdict, replay), `read/`
+//! `checkpoint.rs` (the one authority on what lives), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
 //! (entries back from files), `walk.rs` (every run in the files), `inspect.rs` (what
 //! lies there and what is damaged, for people), `format/` (every byte).
 //!
@@ -33,6 +33,8 @@ mod prepare;
 mod read;
 mod records;
 mod recover;
+mod remove;
+mod segment;
 mod stage;
 mod token;
 mod wal;
@@ -46,7 +48,8 @@ pub use format::page::SnapshotFile;
 pub use format::record::{IndexRange, Moved};
 pub use groups::GroupLog;
 pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
-pub use read::ReadOut;
+pub use read::{LiveOut, ReadOut};
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
+pub use segment::{FileUse, SegmentWriter, Space};
 pub use wal::{BatchSeq, Durable, Stats, Wal};
 pub use walk::{Walked, walk};

@@ -6,10 +6,11 @@ const VALUE_MASK: u64 = (1 << KIND_SHIFT) - 1;
 
 /// A step of preparing a file.
 pub(crate) const PREPARE: u64 = OURS | 2 << KIND_SHIFT;
-/// A step of the reader.
-pub(crate) const READ: u64 = OURS | 3 << KIND_SHIFT;
+const READ: u64 = OURS | 3 << KIND_SHIFT;
 /// Nobody waits for it.
 pub(crate) const IGNORED: u64 = OURS | 4 << KIND_SHIFT;
+/// A step of removing a file.
+pub(crate) const REMOVE: u64 = OURS | 5 << KIND_SHIFT;
 const WRITE: u64 = OURS | 1 << KIND_SHIFT;
 
 /// What a completion is about.
@@ -18,13 +19,20 @@ pub(crate) enum Token {
     /// The batch with these low bits of its number.
     Write(u64),
     Prepare,
-    Read,
+    /// The reader's operation with this number.
+    Read(u64),
+    Remove,
     Ignored,
 }
 
 /// The write of batch `seq`.
 pub(crate) fn write(seq: u64) -> u64 {
     WRITE | low_bits(seq)
+}
+
+/// The reader's operation with this number.
+pub(crate) fn read(number: u64) -> u64 {
+    READ | low_bits(number)
 }
 
 /// What of a batch number a token holds: far more than there can be in flight.
@@ -37,7 +45,8 @@ pub(crate) fn decode(token: u64) -> Option<Token> {
     match token & !VALUE_MASK {
         WRITE => Some(Token::Write(token & VALUE_MASK)),
         PREPARE => Some(Token::Prepare),
-        READ => Some(Token::Read),
+        READ => Some(Token::Read(token & VALUE_MASK)),
+        REMOVE => Some(Token::Remove),
         IGNORED => Some(Token::Ignored),
         _ => None,
     }

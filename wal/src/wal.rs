@@ -8,6 +8,7 @@
 //! the order of the log; (2) a state that was staged in one batch is staged once more in the next.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use coracle_base::codec::Sink;
 use coracle_base::limits::{
@@ -31,6 +32,7 @@ use crate::groups::{Fit, GroupLog, Groups, Refs};
 use crate::prepare::{Preparer, Source};
 use crate::read::Reads;
 use crate::recover::{self, Recovery};
+use crate::remove::Remover;
 use crate::stage::Stage;
 
 /// The number of a batch. A record is durable when its batch, and every earlier one, is.
@@ -72,6 +74,12 @@ pub struct Stats {
     pub files: u64,
     /// Files reused.
     pub files_reused: u64,
+    /// Files removed: segments that held nothing any more, and files of the log beyond need.
+    pub files_removed: u64,
+    /// Segments that compaction has written.
+    pub segments_written: u64,
+    /// Their bytes.
+    pub segment_bytes: u64,
     /// Most writes that were in flight at once.
     pub in_flight_max: u64,
 }
@@ -114,6 +122,11 @@ pub struct Wal {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
     pub(crate) prepare: Preparer,
+    pub(crate) remover: Remover,
+    /// The highest number of a segment ever used, with the bit `SEGMENT`.
+    pub(crate) segments_upto: u64,
+    /// The segment that entries are being moved to.
+    pub(crate) moving_to: Option<u64>,
     /// Spares that were found, not yet made ready.
     pub(crate) leftovers: Vec<Source>,
     /// The newest file that is ready.
@@ -151,6 +164,8 @@ pub(crate) struct Start {
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) leftovers: Vec<Source>,
+    pub(crate) orphans: Vec<PathBuf>,
+    pub(crate) segments_upto: u64,
     /// The new file, open and ready.
     pub(crate) file_no: u64,
     pub(crate) first_seq: u64,
@@ -180,6 +195,9 @@ impl Wal {
         Self {
             stage: Stage::new(disk, &config, first_seq, at),
             prepare: Preparer::new(&config.dir, config.file_bytes),
+            remover: Remover::new(start.orphans),
+            segments_upto: start.segments_upto,
+            moving_to: None,
             reads: Reads::default(),
             identity: start.identity,
             boot_epoch: start.boot_epoch,
@@ -371,6 +389,7 @@ impl Wal {
         Stats {
             prefill_bytes: self.stats.prefill_bytes + self.prepare.prefill_bytes,
             files: self.files.len() as u64,
+            files_removed: self.remover.removed(),
             ..self.stats
         }
     }

@@ -50,6 +50,7 @@ impl Wal {
         self.step_checkpoint();
         self.prepare_next(disk);
         self.step_carry(disk);
+        self.step_remove(disk);
     }
 
     /// Nothing is on its way, and what was written last is not proven yet.
@@ -136,8 +137,12 @@ impl Wal {
         match token::decode(done.token) {
             Some(Token::Write(low)) => self.on_written(disk, low, done),
             Some(Token::Prepare) => self.on_prepared(disk, done),
-            Some(Token::Read) => {
-                self.on_read_done(disk, done);
+            Some(Token::Read(number)) => {
+                self.on_read_done(disk, number, done);
+                Ok(())
+            }
+            Some(Token::Remove) => {
+                self.remover.on_done(disk, done);
                 Ok(())
             }
             Some(Token::Ignored) | None => Ok(()),

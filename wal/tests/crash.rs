@@ -342,7 +342,9 @@ fn is_spare(path: &std::path::Path) -> bool {
 #[test]
 fn planted_bugs_are_caught() {
     use coracle_wal::breaks::{Break, plant};
-    for (name, bug) in Break::ALL {
+    // The others need compaction (`segments/tests`), or damage.
+    let ours = [Break::TornTailAccepted, Break::AckBeforeDurable, Break::HigherTermWinsReplay];
+    for (name, bug) in Break::ALL.into_iter().filter(|(_, bug)| ours.contains(bug)) {
         plant(Some(bug));
         let mut tally = Tally::default();
         let caught = STORIES.iter().find_map(|story| tell(*story, 1, &mut tally).err());

@@ -1,4 +1,4 @@
-//! Every byte of a WAL file: heads, batches, records, checkpoints. Pure: bytes in, values out.
+//! Every byte of a WAL file: heads, batches, records, checkpoints; and of a segment. Pure: bytes in, values out.
 //!
 //! ```text
 //!   file    head (two copies, a block each), then batches one after the other, each on a block boundary
@@ -9,6 +9,7 @@ pub(crate) mod batch;
 pub(crate) mod head;
 pub(crate) mod page;
 pub(crate) mod record;
+pub(crate) mod segment;
 
 /// Set in the number of a file that is a segment: what compaction made, not a part of the log's chain of files.
 pub const SEGMENT: u64 = 1 << 63;

@@ -12,6 +12,7 @@ use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
 use super::head::{Cut, Head, HeadCopy, Prev};
 use super::page::{Begin, Extent, FileEntry, Page, Part, Root, SnapshotFile, SnapshotPlace};
 use super::record::{self, IndexRange, Mark, Moved, Record, RecordError, RecordKind, SnapshotRef};
+use super::segment::{SegmentCopy, SegmentHead, SegmentRun, Trailer, put_index};
 use super::{Position, SEGMENT, Uuid};
 use crate::config::Identity;
 
@@ -362,4 +363,48 @@ proptest! {
         let cut = cut % body.len();
         prop_assert!(Page::decode(&body[..cut]).is_err());
     }
+}
+
+fn segment_head() -> SegmentHead {
+    SegmentHead { identity: head().identity, file_no: SEGMENT | 9, uuid: UUID }
+}
+
+#[test]
+fn golden_segment() {
+    let mut head = Vec::new();
+    segment_head().encode(&mut head);
+    let runs = [
+        SegmentRun { group: GroupId(11), first: 21, count: 3, offset: 8192 },
+        SegmentRun { group: GroupId(12), first: 5, count: 1, offset: 8500 },
+    ];
+    let mut index = Vec::new();
+    put_index(&runs, &mut index);
+    let seed = UUID.seed();
+    let index_crc = coracle_base::checksum::crc32c_from(seed, &index);
+    let trailer = Trailer { file_no: SEGMENT | 9, index_at: 12_288, run_count: 2, index_crc };
+    let block = trailer.encode(seed);
+    // Of the blocks the beginning and the checksum.
+    let bytes = [&head[..96], &head[4092..4096], &index, &block[..48], &block[4092..]].concat();
+    assert_golden(&bytes, include_str!("../../testdata/segment-v1.hex"));
+    assert_eq!(head[..4096], head[4096..]);
+    assert_eq!(SegmentHead::decode(&head[..4096]), SegmentCopy::Sound(segment_head()));
+    assert_eq!(Trailer::decode(&block, seed, SEGMENT | 9, 20_480), Some(trailer));
+    assert_eq!(Trailer::decode(&block, seed, SEGMENT | 8, 20_480), None, "another segment's");
+    assert_eq!(
+        Trailer::decode(&block, seed, SEGMENT | 9, 12_300),
+        None,
+        "the index would lie beyond the end"
+    );
+    assert_eq!(trailer.decode_index(&index, seed), Some(runs.to_vec()));
+}
+
+#[test]
+fn a_segment_of_a_newer_format_is_told() {
+    let mut block = Vec::new();
+    segment_head().encode(&mut block);
+    block.truncate(BLOCK_BYTES);
+    block[8..16].copy_from_slice(&[9, 0, 0, 0, 9, 0, 0, 0]);
+    let crc = coracle_base::checksum::crc32c(&block[..BLOCK_BYTES - 4]).to_le_bytes();
+    block[BLOCK_BYTES - 4..].copy_from_slice(&crc);
+    assert_eq!(SegmentHead::decode(&block), SegmentCopy::Newer { version: 9 });
 }

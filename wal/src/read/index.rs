@@ -1,4 +1,4 @@
-//! Where the runs of one sealed file lie: for (group, index) the newest run of the file that covers it.
+//! Where the runs of one sealed file or segment lie: for (group, index) the newest run of the file that covers it.
 //!
 //! That run is the right one for every entry that the group's extents place in this file: had a later record of the
 //! same file overwritten it, that one would be the newest; had a record of a later file, so would the extent be there.
@@ -44,6 +44,11 @@ impl FileIndex {
             overlay(&mut runs, group_start, run);
         }
         Self { runs }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.runs.capacity() * size_of::<IndexRun>()
     }
 
     /// The run that covers an entry.

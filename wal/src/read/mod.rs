@@ -1,40 +1,42 @@
 //! Entries back from files: for followers that are behind what is kept in memory.
 //!
 //! One read at a time, each a few disk operations: find the extent, open its file, look the run up (in memory for the
-//! newest file of a group, in the file's index otherwise, which is built by one scan and kept for a while), read it, check
-//! it. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
+//! newest file of a group, in the file's index otherwise, which a segment brings along, and which is built by one scan of a
+//! file of the log; it is kept for a while), read it, check it. Scattered entries: `scattered.rs`. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
 //! begins again.
 //!
 //! Invariants: (1) no byte is handed out whose run header and payload checksums were not checked after this very read;
 //! (2) a file with an operation in flight is not reused; (3) what is handed out is what the log held when it was handed out.
 
+mod carry;
 mod index;
+mod load;
 mod scan;
+mod scattered;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use coracle_base::codec::Reader;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_base::run::{Entries, RUN_HEADER_BYTES};
 use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileMode};
 
 use self::index::FileIndex;
-use self::scan::Scan;
+use self::load::Load;
+use self::scattered::Gather;
+pub use self::scattered::LiveOut;
 use crate::error::ReadError;
 use crate::files::{File, log_path};
-use crate::format::Position;
 use crate::format::page::SnapshotPlace;
-use crate::format::record::{RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
-use crate::groups::Group;
+use crate::format::{Position, SEGMENT};
 use crate::token;
 use crate::wal::Wal;
 
 /// Files kept open for reading only.
 const HANDLES_MAX: usize = 64;
-/// Indexes of sealed files kept in memory.
-const INDEXES_MAX: usize = 4;
+/// Bytes of indexes kept in memory, unless one alone is larger.
+const INDEX_BYTES_MAX: usize = 16 << 20;
 /// Reads are at least this long: a run is seldom alone.
 const WINDOW_BYTES_MIN: usize = 16 * 1024;
 /// And at most this long, unless one run is longer.
@@ -58,6 +60,10 @@ pub struct ReadOut {
 enum Want {
     /// Entries, for the caller who gave this id.
     Entries { id: u64, last: Index, max_bytes: usize },
+    /// Scattered entries, for the caller who gave this id.
+    Live { id: u64 },
+    /// Scattered entries, for compaction.
+    Moving,
     /// A snapshot, to be written again because its file holds nothing else.
     Carry { slot: usize, at: Position, bytes: u32 },
 }
@@ -71,6 +77,8 @@ struct Job {
     cuts: u64,
     /// The next entry would be too much.
     full: bool,
+    /// The entries of one that reads scattered ones.
+    gather: Option<Box<Gather>>,
     doing: Doing,
 }
 
@@ -85,7 +93,9 @@ enum Doing {
     Reading {
         from: Position,
     },
-    Scanning(Box<Scan>),
+    Loading(Box<Load>),
+    /// Several reads of scattered entries.
+    Gathering,
 }
 
 /// What a job needs next.
@@ -97,7 +107,11 @@ enum Next {
         from: Position,
         bytes: usize,
     },
-    Scan(Box<Scan>),
+    Load(Box<Load>),
+    /// Reads of scattered entries are planned.
+    Gather,
+    /// Nothing to wait for, but not done.
+    Again,
     /// Done with its entries.
     Finish,
     Fail(ReadError),
@@ -109,6 +123,8 @@ pub(crate) struct Reads {
     queue: VecDeque<Job>,
     current: Option<Job>,
     finished: VecDeque<(u64, Result<ReadOut, ReadError>)>,
+    live: VecDeque<(u64, LiveOut)>,
+    moving: VecDeque<LiveOut>,
     /// The most recently used last.
     indexes: Vec<(u64, FileIndex)>,
     /// Groups whose snapshots are to be carried to a newer file.
@@ -135,10 +151,12 @@ impl Reads {
     }
 
     fn keep_index(&mut self, file_no: u64, index: FileIndex) {
-        if self.indexes.len() == INDEXES_MAX {
+        self.indexes.push((file_no, index));
+        let bytes =
+            |indexes: &[(u64, FileIndex)]| indexes.iter().map(|(_, index)| index.bytes()).sum::<usize>();
+        while self.indexes.len() > 1 && bytes(&self.indexes) > INDEX_BYTES_MAX {
             self.indexes.remove(0);
         }
-        self.indexes.push((file_no, index));
     }
 }
 
@@ -154,7 +172,7 @@ impl Wal {
         last: Index,
         max_bytes: usize,
     ) {
-        self.queue_job(Want::Entries { id, last, max_bytes }, group, first);
+        self.queue_job(Want::Entries { id, last, max_bytes }, group, first, None);
         self.step_reads(disk);
     }
 
@@ -163,38 +181,16 @@ impl Wal {
         self.reads.finished.pop_front()
     }
 
-    /// Whether [`poll_read`](Self::poll_read) has a result.
+    /// Whether there is a result that somebody should poll.
     pub fn has_finished_read(&self) -> bool {
-        !self.reads.finished.is_empty()
+        let Reads { finished, live, moving, .. } = &self.reads;
+        !finished.is_empty() || !live.is_empty() || !moving.is_empty()
     }
 
-    fn queue_job(&mut self, want: Want, group: GroupId, first: Index) {
+    fn queue_job(&mut self, want: Want, group: GroupId, first: Index, gather: Option<Box<Gather>>) {
         let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
-        self.reads.queue.push_back(Job { want, group, out, cuts: 0, full: false, doing: Doing::Nothing });
-    }
-
-    /// Carries one snapshot at a time out of a file that holds nothing else.
-    pub(crate) fn step_carry<D: Disk>(&mut self, disk: &mut D) {
-        if self.reads.current.is_some() || !self.reads.queue.is_empty() {
-            return;
-        }
-        if std::mem::take(&mut self.reads.carry_due)
-            && let Some(file_no) = self.files.only_snapshots(self.checkpoints.needed_from(), &self.refs)
-        {
-            let lies_there =
-                |group: &Group| group.snapshot.and_then(|place| place.log_file()) == Some(file_no);
-            self.reads.carry =
-                (0..self.groups.len()).filter(|slot| lies_there(self.groups.at(*slot))).collect();
-        }
-        let Some(slot) = self.reads.carry.pop() else { return };
-        let group = self.groups.at(slot);
-        let id = group.id;
-        if let Some(SnapshotPlace::Inline { at, bytes }) = group.snapshot
-            && at.file_no < self.checkpoints.needed_from()
-        {
-            self.queue_job(Want::Carry { slot, at, bytes }, id, Index::ZERO);
-            self.step_reads(disk);
-        }
+        let job = Job { want, group, out, cuts: 0, full: false, gather, doing: Doing::Nothing };
+        self.reads.queue.push_back(job);
     }
 
     /// Goes on with reads until an operation is in flight or nothing is left to do.
@@ -213,29 +209,27 @@ impl Wal {
             };
             match self.next_step(&mut job) {
                 Next::Finish => self.finish_job(job, Ok(())),
+                Next::Again => self.reads.current = Some(job),
+                Next::Gather => {
+                    if let Some(gather) = &mut job.gather {
+                        self.start_spans(disk, gather);
+                        job.doing = if gather.is_flying() { Doing::Gathering } else { Doing::Nothing };
+                    }
+                    self.reads.current = Some(job);
+                }
                 Next::Fail(error) => self.finish_job(job, Err(error)),
                 Next::Open { file_no } => {
                     let op = DiskOp::Open { path: log_path(&self.config.dir, file_no), mode: FileMode::Read };
-                    disk.start(token::READ, op);
+                    disk.start(token::read(0), op);
                     job.doing = Doing::Opening { file_no };
                     self.reads.current = Some(job);
                 }
                 Next::Read { from, bytes } => {
-                    self.start_read(disk, from, bytes);
+                    self.start_read(disk, 0, from, bytes);
                     job.doing = Doing::Reading { from };
                     self.reads.current = Some(job);
                 }
-                Next::Scan(scan) => match scan.wants() {
-                    Some((offset, bytes)) => {
-                        self.start_read(disk, Position { file_no: scan.file_no, offset }, bytes);
-                        job.doing = Doing::Scanning(scan);
-                        self.reads.current = Some(job);
-                    }
-                    None => {
-                        self.reads.keep_index(scan.file_no, scan.finish());
-                        self.reads.current = Some(job);
-                    }
-                },
+                Next::Load(load) => self.go_on_loading(disk, job, load),
             }
         }
     }
@@ -251,7 +245,7 @@ impl Wal {
         job
     }
 
-    fn start_read<D: Disk>(&mut self, disk: &mut D, from: Position, bytes: usize) {
+    fn start_read<D: Disk>(&mut self, disk: &mut D, number: u64, from: Position, bytes: usize) {
         let Some(file) = self.files.get_mut(from.file_no) else { return };
         let Some(handle) = file.handle else { return };
         file.busy += 1;
@@ -259,7 +253,7 @@ impl Wal {
         let bytes = bytes.next_multiple_of(BLOCK_BYTES);
         let mut buf = disk.buffer(bytes);
         buf.resize(bytes);
-        disk.start(token::READ, DiskOp::Read { file: handle, offset: from.offset, buf });
+        disk.start(token::read(number), DiskOp::Read { file: handle, offset: from.offset, buf });
     }
 
     /// What the job needs next.
@@ -267,6 +261,12 @@ impl Wal {
         let (last, max_bytes) = match job.want {
             Want::Carry { slot, at, bytes } => return self.next_for_carry(slot, at, bytes),
             Want::Entries { last, max_bytes, .. } => (last, max_bytes),
+            Want::Live { .. } | Want::Moving => {
+                return match &mut job.gather {
+                    Some(gather) => self.next_for_gather(gather),
+                    None => Next::Finish,
+                };
+            }
         };
         let index = job.out.first.plus(u64::from(job.out.count));
         let Some(group) = self.groups.find(job.group) else {
@@ -295,13 +295,13 @@ impl Wal {
                     return Next::Fail(ReadError::NotDurable { index });
                 }
                 None if file.handle.is_none() => return Next::Open { file_no },
-                None => return Next::Scan(Box::new(Scan::new(file_no, file))),
+                None => return Next::Load(Box::new(Load::new(file_no, file))),
             },
         };
         let Some(offset) = run else {
             return Next::Fail(self.corrupt(file_no, index, "its run is damaged"));
         };
-        if (Position { file_no, offset: u64::from(offset) }) >= self.durable_at {
+        if file_no & SEGMENT == 0 && (Position { file_no, offset: u64::from(offset) }) >= self.durable_at {
             return Next::Fail(ReadError::NotDurable { index });
         }
         if file.handle.is_none() {
@@ -313,29 +313,24 @@ impl Wal {
         Next::Read { from, bytes: bytes.min((file.bytes.saturating_sub(from.offset)) as usize) }
     }
 
-    /// Whether the log has gone on from this file, and all that it wrote there is durable.
+    /// Whether the log has gone on from this file, and all that it wrote there is durable; or it is a segment.
     fn is_whole_on_disk(&self, file_no: u64, file: &File) -> bool {
+        if file_no & SEGMENT != 0 {
+            return true;
+        }
         file_no < self.stage_file && self.durable_at >= (Position { file_no, offset: file.end })
     }
 
-    fn next_for_carry(&self, slot: usize, at: Position, bytes: u32) -> Next {
-        let is_current = self.groups.at(slot).snapshot == Some(SnapshotPlace::Inline { at, bytes });
-        let file_no = at.file_no;
-        match self.files.get(file_no).filter(|_| is_current) {
-            None => Next::Finish,
-            Some(file) if file.handle.is_none() => Next::Open { file_no },
-            Some(_) => {
-                let block = BLOCK_BYTES as u64;
-                let start = at.offset / block * block;
-                let bytes = RECORD_HEADER_BYTES as u64 + SNAPSHOT_PREFIX_BYTES as u64 + u64::from(bytes);
-                let end = (at.offset + bytes).next_multiple_of(block);
-                Next::Read { from: Position { file_no, offset: start }, bytes: (end - start) as usize }
-            }
-        }
-    }
-
     fn finish_job(&mut self, job: Job, result: Result<(), ReadError>) {
-        let Want::Entries { id, .. } = job.want else { return };
+        let id = match job.want {
+            Want::Entries { id, .. } => id,
+            Want::Carry { .. } => return,
+            Want::Live { id } => {
+                let out = job.gather.map(|gather| gather.into_out());
+                return self.reads.live.extend(out.map(|out| (id, out)));
+            }
+            Want::Moving => return self.reads.moving.extend(job.gather.map(|gather| gather.into_out())),
+        };
         let cut = self.groups.find(job.group).is_some_and(|group| group.cuts != job.cuts);
         if cut && job.out.count > 0 {
             // Part of it may have been overwritten since it was read.
@@ -351,38 +346,43 @@ impl Wal {
 
     // ---- completions ---------------------------------------------------------------------------------------------
 
-    pub(crate) fn on_read_done<D: Disk>(&mut self, disk: &mut D, done: DiskDone) {
-        let DiskDone { result, buf, .. } = done;
+    pub(crate) fn on_read_done<D: Disk>(&mut self, disk: &mut D, number: u64, done: DiskDone) {
         if let Some(mut job) = self.reads.current.take() {
             match std::mem::replace(&mut job.doing, Doing::Nothing) {
                 Doing::Nothing => self.reads.current = Some(job),
                 Doing::Opening { file_no } => {
-                    self.on_opened(job, file_no, result);
+                    self.on_opened(job, file_no, &done.result);
                     if let Some(file) = self.files.surplus_handle(HANDLES_MAX, file_no) {
                         disk.start(token::IGNORED, DiskOp::Close { file });
                     }
                 }
                 Doing::Reading { from } => {
                     self.let_go(from.file_no);
-                    match (result, &buf) {
-                        (Ok(DiskOk::Read { bytes }), Some(buf)) => self.on_bytes(disk, job, from, buf, bytes),
-                        (Err(error), _) => self.finish_job(job, Err(error.into())),
+                    match (&done.result, &done.buf) {
+                        (Ok(DiskOk::Read { bytes }), Some(buf)) => {
+                            self.on_bytes(disk, job, from, buf, *bytes);
+                        }
+                        (Err(error), _) => self.finish_job(job, Err(error.clone().into())),
                         _ => self.finish_job(job, Ok(())),
                     }
                 }
-                Doing::Scanning(mut scan) => {
-                    self.let_go(scan.file_no);
-                    match (result, &buf) {
+                Doing::Loading(mut load) => {
+                    self.let_go(load.file_no());
+                    match (&done.result, &done.buf) {
                         (Ok(DiskOk::Read { bytes }), Some(buf)) => {
-                            scan.on_bytes(&buf[..bytes.min(buf.len())])
+                            load.on_bytes(&buf[..(*bytes).min(buf.len())])
                         }
-                        _ => scan.on_error(),
+                        _ => load.on_error(),
                     }
-                    self.go_on_scanning(disk, job, scan);
+                    self.go_on_loading(disk, job, load);
+                }
+                Doing::Gathering => {
+                    self.on_span(disk, &mut job, number, &done);
+                    self.reads.current = Some(job);
                 }
             }
         }
-        if let Some(buf) = buf {
+        if let Some(buf) = done.buf {
             disk.recycle(buf);
         }
         self.step_reads(disk);
@@ -394,27 +394,38 @@ impl Wal {
         }
     }
 
-    fn on_opened(&mut self, job: Job, file_no: u64, result: Result<DiskOk, DiskError>) {
+    fn on_opened(&mut self, job: Job, file_no: u64, result: &Result<DiskOk, DiskError>) {
         match result {
             Ok(DiskOk::Opened { file: handle, bytes }) => {
                 if let Some(file) = self.files.get_mut(file_no) {
-                    file.handle = Some(handle);
-                    file.bytes = bytes;
+                    file.handle = Some(*handle);
+                    file.bytes = *bytes;
                 }
                 self.reads.current = Some(job);
             }
             Ok(_) => self.finish_job(job, Ok(())),
-            Err(error) => self.finish_job(job, Err(error.into())),
+            Err(error) => self.fail_file(job, file_no, error),
         }
     }
 
-    fn go_on_scanning<D: Disk>(&mut self, disk: &mut D, mut job: Job, scan: Box<Scan>) {
-        match scan.wants() {
-            Some((offset, bytes)) => {
-                self.start_read(disk, Position { file_no: scan.file_no, offset }, bytes);
-                job.doing = Doing::Scanning(scan);
+    /// A file cannot be opened: of scattered entries only those in it are lost.
+    fn fail_file(&mut self, mut job: Job, file_no: u64, error: &DiskError) {
+        match &mut job.gather {
+            None => self.finish_job(job, Err(error.clone().into())),
+            Some(gather) => {
+                self.fail_keys(gather, file_no, error);
+                self.reads.current = Some(job);
             }
-            None => self.reads.keep_index(scan.file_no, scan.finish()),
+        }
+    }
+
+    fn go_on_loading<D: Disk>(&mut self, disk: &mut D, mut job: Job, load: Box<Load>) {
+        match load.wants() {
+            Some((offset, bytes)) => {
+                self.start_read(disk, 0, Position { file_no: load.file_no(), offset }, bytes);
+                job.doing = Doing::Loading(load);
+            }
+            None => self.reads.keep_index(load.file_no(), load.finish()),
         }
         self.reads.current = Some(job);
     }
@@ -429,7 +440,7 @@ impl Wal {
         match self.take_runs(&mut job, from, bytes) {
             Ok(None) => self.reads.current = Some(job),
             Ok(Some((from, bytes))) => {
-                self.start_read(disk, from, bytes);
+                self.start_read(disk, 0, from, bytes);
                 job.doing = Doing::Reading { from };
                 self.reads.current = Some(job);
             }
@@ -528,23 +539,6 @@ impl Wal {
             }
             job.out.body.extend_from_slice(encoded);
             job.out.count += 1;
-        }
-    }
-
-    fn carry_snapshot(&mut self, slot: usize, place: SnapshotPlace, bytes: &[u8]) {
-        let group = self.groups.at(slot);
-        let (id, index, term) = (group.id, group.base, group.base_term);
-        let is_current = group.snapshot == Some(place);
-        match Record::read(&mut Reader::new(bytes)) {
-            Ok(Record::Snapshot(found))
-                if is_current && (found.group, found.index, found.term) == (id, index, term) =>
-            {
-                self.put_snapshot(id, index, term, &found.live, found.bytes);
-            }
-            Ok(_) | Err(_) if is_current => {
-                tracing::warn!(group = id.0, file = place.log_file(), "a snapshot in the log is damaged");
-            }
-            _ => {}
         }
     }
 

@@ -16,6 +16,7 @@ use crate::error::WalError;
 use crate::files::Name;
 use crate::format::Uuid;
 use crate::format::head::{Cut, Head, HeadCopy, VERSION};
+use crate::format::segment::{SEGMENT_VERSION, SegmentCopy, SegmentHead};
 
 /// A file that has a number of the log.
 #[derive(Debug, Clone)]
@@ -25,10 +26,22 @@ pub(crate) struct LogFile {
     pub(crate) head: Option<Head>,
 }
 
+/// A file that has a number of a segment.
+#[derive(Debug, Clone)]
+pub(crate) struct SegmentFile {
+    pub(crate) bytes: u64,
+    /// `None` if neither copy is sound.
+    pub(crate) head: Option<SegmentHead>,
+    /// Offsets of copies that are not.
+    pub(crate) bad_copies: Vec<u64>,
+}
+
 /// What lies in the log's directory.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     pub(crate) logs: BTreeMap<u64, LogFile>,
+    /// By number, with the bit `SEGMENT`. Those that nothing refers to are what a crash has left.
+    pub(crate) segments: BTreeMap<u64, SegmentFile>,
     pub(crate) spares: Vec<(PathBuf, u64)>,
     /// Files that are not what their name says.
     pub(crate) strays: Vec<PathBuf>,
@@ -67,6 +80,9 @@ impl Directory {
             let path = config.dir.join(&entry.name);
             match Name::of(&entry.name) {
                 Name::Log(file_no) => directory.add_log(disk, path, file_no, entry.bytes, identity)?,
+                Name::Segment(file_no) => {
+                    directory.add_segment(disk, path, file_no, entry.bytes, identity)?;
+                }
                 Name::Spare => directory.spares.push((path, entry.bytes)),
                 Name::Other => {}
             }
@@ -83,7 +99,7 @@ impl Directory {
         identity: Option<&Identity>,
     ) -> Result<(), WalError> {
         self.highest_no = self.highest_no.max(file_no);
-        let copies = read_copies(disk, &path)?;
+        let copies = read_copies(disk, &path, Head::decode, HeadCopy::Bad)?;
         let mut sound = None;
         for (copy, offset) in copies.into_iter().zip([0, BLOCK_BYTES as u64]) {
             match copy {
@@ -107,6 +123,43 @@ impl Directory {
         }
         self.logs.insert(file_no, LogFile { bytes, head: sound.map(|head| *head) });
         Ok(())
+    }
+
+    fn add_segment<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        path: PathBuf,
+        file_no: u64,
+        bytes: u64,
+        identity: Option<&Identity>,
+    ) -> Result<(), WalError> {
+        let mut segment = SegmentFile { bytes, head: None, bad_copies: Vec::new() };
+        let copies = read_copies(disk, &path, SegmentHead::decode, SegmentCopy::Bad)?;
+        for (copy, offset) in copies.into_iter().zip([0, BLOCK_BYTES as u64]) {
+            match copy {
+                SegmentCopy::Sound(head) => segment.head = segment.head.or(Some(head)),
+                SegmentCopy::Newer { version } => {
+                    return Err(WalError::NewerFormat { file: path, version, ours: SEGMENT_VERSION });
+                }
+                SegmentCopy::Bad => segment.bad_copies.push(offset),
+            }
+        }
+        if let Some(head) = &segment.head {
+            if let Some(identity) = identity {
+                check_identity(&path, &head.identity, identity)?;
+            }
+            if head.file_no != file_no {
+                self.strays.push(path);
+                return Ok(());
+            }
+        }
+        self.segments.insert(file_no, segment);
+        Ok(())
+    }
+
+    /// Whether there is nothing of a log at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.logs.is_empty() && self.segments.is_empty() && self.strays.is_empty()
     }
 
     /// The files of the log in order, the newest last; empty if there is no sound head at all.
@@ -141,27 +194,39 @@ impl Directory {
     }
 }
 
-fn read_copies<D: Disk>(disk: &mut D, path: &std::path::Path) -> Result<[HeadCopy; 2], WalError> {
+/// Both copies of a head: `bad` is what counts as none.
+fn read_copies<D: Disk, C: Clone>(
+    disk: &mut D,
+    path: &std::path::Path,
+    decode: fn(&[u8]) -> C,
+    bad: C,
+) -> Result<[C; 2], WalError> {
     let op = DiskOp::Open { path: path.to_owned(), mode: FileMode::Read };
-    let DiskOk::Opened { file, .. } = run(disk, op)?.0 else { return Ok([HeadCopy::Bad, HeadCopy::Bad]) };
-    let first = read_copy(disk, file, 0)?;
-    let second = read_copy(disk, file, BLOCK_BYTES as u64)?;
+    let DiskOk::Opened { file, .. } = run(disk, op)?.0 else { return Ok([bad.clone(), bad]) };
+    let first = read_copy(disk, file, 0, decode, bad.clone())?;
+    let second = read_copy(disk, file, BLOCK_BYTES as u64, decode, bad)?;
     run(disk, DiskOp::Close { file })?;
     Ok([first, second])
 }
 
-fn read_copy<D: Disk>(disk: &mut D, file: coracle_io::FileId, offset: u64) -> Result<HeadCopy, WalError> {
+fn read_copy<D: Disk, C>(
+    disk: &mut D,
+    file: coracle_io::FileId,
+    offset: u64,
+    decode: fn(&[u8]) -> C,
+    bad: C,
+) -> Result<C, WalError> {
     let mut buf = disk.buffer(BLOCK_BYTES);
     buf.resize(BLOCK_BYTES);
     match run(disk, DiskOp::Read { file, offset, buf }) {
         Ok((DiskOk::Read { bytes }, Some(buf))) => {
-            let copy = Head::decode(&buf[..bytes.min(buf.len())]);
+            let copy = decode(&buf[..bytes.min(buf.len())]);
             disk.recycle(buf);
             Ok(copy)
         }
-        Ok(_) => Ok(HeadCopy::Bad),
+        Ok(_) => Ok(bad),
         // One copy that cannot be read is what the other one is for.
-        Err(DiskError::Failed { .. }) => Ok(HeadCopy::Bad),
+        Err(DiskError::Failed { .. }) => Ok(bad),
         Err(error) => Err(error.into()),
     }
 }

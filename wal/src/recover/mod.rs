@@ -16,6 +16,7 @@ pub(crate) mod reading;
 mod replay;
 mod roots;
 pub(crate) mod scan;
+mod segments;
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ use crate::files::{File, Files, log_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
 use crate::format::page::{Begin, FileEntry, SnapshotFile, SnapshotPlace};
 use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
-use crate::format::{Position, Uuid};
+use crate::format::{Position, SEGMENT, Uuid};
 use crate::groups::Group;
 use crate::prepare::{Preparer, Ready, Source};
 use crate::token::{self, Token};
@@ -152,7 +153,7 @@ pub(crate) fn recover<D: Disk>(
 ) -> Result<(Start, Recovery), WalError> {
     disk.make_dir(&config.dir)?;
     let directory = Directory::read(disk, &config, Some(&identity))?;
-    if directory.logs.is_empty() && directory.strays.is_empty() {
+    if directory.is_empty() {
         return create(disk, config, identity, directory);
     }
     let links = directory.chain();
@@ -266,29 +267,6 @@ fn replay_from<'a, D: Disk>(
     Ok(replay.complete.then_some((replay, tail)))
 }
 
-/// Files that the log needs and that are not there: their groups are suspect.
-fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &Path) -> Vec<PathBuf> {
-    let uuids: std::collections::BTreeMap<u64, Uuid> =
-        found.ends.iter().map(|entry| (entry.file_no, entry.uuid)).collect();
-    let is_there = |file_no: u64| {
-        let head = directory.logs.get(&file_no).and_then(|log| log.head);
-        // A file whose head is damaged can still be read: the checkpoint knows its identity.
-        let known = uuids.get(&file_no);
-        match head {
-            Some(head) => known.is_none_or(|uuid| *uuid == head.uuid),
-            None => directory.logs.contains_key(&file_no) && known.is_some(),
-        }
-    };
-    let gone: Vec<u64> = found.replay.refs.files().filter(|file_no| !is_there(*file_no)).collect();
-    for group in found.replay.groups.iter_mut() {
-        let in_gone = |file_no: u64| gone.binary_search(&file_no).is_ok();
-        if group.log_extents().any(|extent| in_gone(extent.file_no)) {
-            group.suspect = true;
-        }
-    }
-    gone.into_iter().map(|file_no| log_path(dir, file_no)).collect()
-}
-
 fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<RecoveredGroup, WalError> {
     let (snapshot, snapshot_file) = match group.snapshot {
         None => (None, None),
@@ -369,6 +347,8 @@ fn create<D: Disk>(
         files,
         checkpoints: Checkpoints::default(),
         leftovers,
+        orphans: Vec::new(),
+        segments_upto: 0,
         file_no: 1,
         first_seq: 1,
         chain: 0,
@@ -394,6 +374,8 @@ fn begin_anew<D: Disk>(
     found: Found<'_>,
 ) -> Result<(Start, Vec<PathBuf>), WalError> {
     let Found { replay, tail, kept, last_checkpoint, ends } = found;
+    let is_damaged = tail.suspect || !replay.holes.is_empty();
+    let segments_upto = segments::highest(directory, &replay, &ends);
     sync_kept(disk, &config, links, &tail)?;
     let mut files = files_in_use(directory, links, &tail, &ends, &replay);
     let checkpoints = Checkpoints::recovered(kept, last_checkpoint, replay.batches > 0);
@@ -435,7 +417,11 @@ fn begin_anew<D: Disk>(
         Source::New | Source::Spare { .. } => None,
     };
     files.insert_ready(&ready);
-    let strays = put_strays_aside(disk, &config, directory, &files, head.boot_epoch)?;
+    let orphans = segments::orphans(directory, &files);
+    // What a damaged log does not name may be what it has lost: then nothing is thrown away.
+    let (aside, orphans) = if is_damaged { (orphans, Vec::new()) } else { (Vec::new(), orphans) };
+    let strays = put_strays_aside(disk, &config, directory, &files, &aside, head.boot_epoch)?;
+    let orphans = orphans.into_iter().map(|file_no| log_path(&config.dir, file_no)).collect();
     // Spares first: a void file's new name must not be that of a spare that is still to be used.
     let void = void.into_iter().filter(|no| Some(*no) != reused && files.get(*no).is_none());
     let void = void.map(|no| Source::Dead { file_no: no, handle: None, bytes: directory.logs[&no].bytes });
@@ -448,6 +434,8 @@ fn begin_anew<D: Disk>(
         files,
         checkpoints,
         leftovers,
+        orphans,
+        segments_upto,
         file_no,
         first_seq,
         chain: tail.chain,
@@ -497,7 +485,8 @@ fn files_in_use(
         };
         files.insert(link.file_no, File::closed(link.uuid, end, link.bytes));
     }
-    for file_no in replay.refs.files() {
+    segments::insert_held(&mut files, directory, ends, replay);
+    for file_no in replay.refs.files().filter(|file_no| file_no & SEGMENT == 0) {
         let (Some(entry), Some(log)) = (known_end(file_no), directory.logs.get(&file_no)) else { continue };
         if files.get(file_no).is_none() {
             files.insert(file_no, File::closed(entry.uuid, entry.end, log.bytes));
@@ -512,10 +501,11 @@ fn put_strays_aside<D: Disk>(
     config: &Config,
     directory: &Directory,
     files: &Files,
+    aside: &[u64],
     boot_epoch: u64,
 ) -> Result<Vec<PathBuf>, WalError> {
     let headless = directory.logs.iter().filter(|(no, log)| log.head.is_none() && files.get(**no).is_none());
-    let headless = headless.map(|(no, _)| log_path(&config.dir, *no));
+    let headless = headless.map(|(no, _)| no).chain(aside).map(|no| log_path(&config.dir, *no));
     let mut strays = Vec::new();
     for from in directory.strays.iter().cloned().chain(headless) {
         let name = from.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

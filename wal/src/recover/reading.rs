@@ -9,7 +9,8 @@ use coracle_io::Disk;
 
 use super::chain::{Directory, Link};
 use super::reader::Readers;
-use super::{Found, RecoveredGroup, Report, find_log, mark_missing, recovered};
+use super::segments::{damaged_copies, mark_missing};
+use super::{Found, RecoveredGroup, Report, find_log, recovered};
 use crate::config::Identity;
 use crate::error::WalError;
 use crate::format::Position;
@@ -78,6 +79,7 @@ pub(crate) fn read_log<'a, D: Disk>(
     groups.sort_by_key(|group| group.group);
     let mut report = found.report(directory, dir);
     report.missing = missing;
+    report.damaged_heads += damaged_copies(directory, &found.replay.refs) as u32;
     let of = |group: &Group| group.live.iter().chain(group.log_extents()).copied().collect();
     let extents = found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
     Ok(LogRead { found, groups, report, extents })

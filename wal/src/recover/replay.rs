@@ -12,7 +12,7 @@ use crate::files::log_path;
 use crate::format::Position;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::page::{Page, Part, Root, SnapshotPlace};
-use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, RecordError};
+use crate::format::record::{IndexRange, RANGE_BYTES, RECORD_HEADER_BYTES, Record, RecordError};
 use crate::groups::{Fit, Group, Groups, Refs};
 
 /// Durable batches that cannot be read any more.
@@ -45,6 +45,8 @@ pub(crate) struct Replay<'a> {
     /// The checkpoint cannot be completed any more.
     failed: bool,
     parts: Vec<Part>,
+    /// The highest number of a file that entries were moved from or to.
+    pub(crate) segments_upto: u64,
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
@@ -69,6 +71,7 @@ impl<'a> Replay<'a> {
             pages_met: 0,
             failed: false,
             parts: Vec::new(),
+            segments_upto: 0,
             batches: 0,
             records: 0,
             holes: Vec::new(),
@@ -110,7 +113,8 @@ impl<'a> Replay<'a> {
             Record::Snapshot(snapshot) => {
                 let slot = self.slot(snapshot.group);
                 let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
-                let place = SnapshotPlace::Inline { at, bytes: snapshot.bytes.len() as u32 };
+                let bytes = RANGE_BYTES * snapshot.live.len() + snapshot.bytes.len();
+                let place = SnapshotPlace::Inline { at, bytes: bytes as u32 };
                 let group = self.groups.at_mut(slot);
                 group.install(snapshot.index, snapshot.term, place, &snapshot.live, seq, &mut self.refs);
             }
@@ -123,9 +127,14 @@ impl<'a> Replay<'a> {
             Record::Place(run) => {
                 let slot = self.slot(run.header.group);
                 let (range, bytes) = placed(&run.header);
+                #[cfg(feature = "breaks")]
+                if crate::breaks::is_on(crate::breaks::Break::PlaceTruncates) {
+                    self.groups.at_mut(slot).cut(range.first, seq, &mut self.refs);
+                }
                 self.groups.at_mut(slot).place(range, bytes, body, &mut self.refs);
             }
             Record::Moved(moved) => {
+                self.segments_upto = self.segments_upto.max(moved.from).max(moved.to);
                 let slot = self.slot(moved.group);
                 let group = self.groups.at_mut(slot);
                 group.moved(moved.from, moved.to, &moved.ranges, seq, &mut self.refs);
@@ -144,6 +153,12 @@ impl<'a> Replay<'a> {
     fn apply_run(&mut self, run: RunRef<'_>, at: Position, seq: u64) {
         let slot = self.slot(run.header.group);
         let group = self.groups.at_mut(slot);
+        #[cfg(feature = "breaks")]
+        if crate::breaks::is_on(crate::breaks::Break::HigherTermWinsReplay)
+            && run.term_spans().next().map(|(term, _)| term) < group.term_at(run.header.first())
+        {
+            return;
+        }
         match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs) {
             Fit::Fits => {}
             Fit::Gap => group.suspect = true,
@@ -189,6 +204,10 @@ impl<'a> Replay<'a> {
 
     fn apply_root(&mut self, root: &Root) {
         let Some(ours) = self.root.as_ref().filter(|ours| ours.checkpoint == root.checkpoint) else { return };
+        #[cfg(feature = "breaks")]
+        if crate::breaks::is_on(crate::breaks::Break::TornCheckpointAccepted) {
+            (self.pages_met, self.failed) = (ours.page_count, false);
+        }
         if self.pages_met == ours.page_count && self.parts.is_empty() && !self.failed {
             self.complete = true;
         } else {
@@ -250,6 +269,10 @@ impl Sink for Replay<'_> {
     }
 
     fn is_done(&self) -> bool {
+        #[cfg(feature = "breaks")]
+        if crate::breaks::is_on(crate::breaks::Break::TornCheckpointAccepted) {
+            return false;
+        }
         self.failed
     }
 }

@@ -250,6 +250,10 @@ impl<'a, 'd, D: Disk> Scan<'a, 'd, D> {
         let whole = if std::mem::take(&mut self.nonsense) { self.seq } else { 0 };
         let proven = beyond.proven.max(cut.map_or(0, |cut| cut.end_seq)).max(whole);
         self.seq_seen = self.seq_seen.max(beyond.seq_seen).max(proven);
+        #[cfg(feature = "breaks")]
+        if crate::breaks::is_on(crate::breaks::Break::CorruptTailDropped) {
+            return Ok(Some(self.tail(false, true)));
+        }
         if self.seq > proven {
             let torn = beyond.seq_seen >= self.seq;
             return Ok(Some(self.tail(beyond.unreadable || self.is_mutilated(), torn)));

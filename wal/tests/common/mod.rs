@@ -6,7 +6,7 @@ pub mod model;
 use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, ShardId, Term};
 use coracle_io::fake::{Completing, FakeDisk};
 use coracle_io::{Disk, DiskDone};
-use coracle_wal::{BatchSeq, Config, Identity, ReadError, Recovery, Wal, WalError};
+use coracle_wal::{BatchSeq, Config, Identity, IndexRange, ReadError, Recovery, Wal, WalError};
 use model::Model;
 
 pub const DIR: &str = "wal";
@@ -40,6 +40,8 @@ pub struct Rig {
     pub now_us: u64,
     /// The model after every record staged, from what recovery found on; with the record's batch.
     pub history: Vec<(BatchSeq, Model)>,
+    /// Completions that are not the log's.
+    pub others: Vec<DiskDone>,
     done: Vec<DiskDone>,
 }
 
@@ -49,7 +51,7 @@ impl Rig {
         let (wal, recovery) = Wal::open(&mut handle, config, identity())?;
         let found = Model::of(&recovery);
         let history = vec![(BatchSeq(0), found)];
-        Ok((Self { disk, wal, now_us: 0, history, done: Vec::new() }, recovery))
+        Ok((Self { disk, wal, now_us: 0, history, others: Vec::new(), done: Vec::new() }, recovery))
     }
 
     pub fn fresh(seed: u64) -> Self {
@@ -91,6 +93,19 @@ impl Rig {
         self.note(seq, |model| model.snapshot(group, index, term, bytes));
     }
 
+    /// A snapshot of which these entries live on, each of which must be held.
+    pub fn put_snapshot_live(&mut self, group: u64, index: u64, term: u64, live: &[u64], bytes: &[u8]) {
+        let ranges = ranges(live);
+        let seq = self.wal.put_snapshot(GroupId(group), Index(index), Term(term), &ranges, bytes);
+        self.note(seq, |model| model.snapshot_live(group, index, term, live, bytes));
+    }
+
+    /// A group ends.
+    pub fn delete(&mut self, group: u64) {
+        let seq = self.wal.delete(GroupId(group));
+        self.note(seq, |model| *model.group(group) = Default::default());
+    }
+
     /// Hands out what may be written.
     pub fn submit(&mut self) -> Result<(), WalError> {
         self.wal.submit(&mut self.disk, self.now_us)?;
@@ -103,7 +118,11 @@ impl Rig {
         self.disk.completions(&mut done);
         let mut result = Ok(());
         for one in done.drain(..) {
-            result = result.and(self.wal.on_done(&mut self.disk, one));
+            if Wal::owns(one.token) {
+                result = result.and(self.wal.on_done(&mut self.disk, one));
+            } else {
+                self.others.push(one);
+            }
         }
         self.done = done;
         result
@@ -139,9 +158,73 @@ impl Rig {
         for id in model.ids() {
             let read = self.read_all(id).map_err(|error| format!("group {id}: {error}"))?;
             model.check_entries(id, &read)?;
+            check_live(&mut self.wal, &mut self.disk, id, &model)?;
         }
         Ok(())
     }
+}
+
+/// Consecutive indexes together.
+pub fn ranges(indexes: &[u64]) -> Vec<IndexRange> {
+    let mut ranges: Vec<IndexRange> = Vec::new();
+    for index in indexes {
+        match ranges.last_mut() {
+            Some(last) if last.last().0 + 1 == *index => last.count += 1,
+            _ => ranges.push(IndexRange { first: Index(*index), count: 1 }),
+        }
+    }
+    ranges
+}
+
+/// Every live entry of a group is read back as the model has it.
+pub fn check_live(wal: &mut Wal, disk: &mut FakeDisk, group: u64, model: &Model) -> Result<(), String> {
+    let live = model.get(group).live;
+    let indexes: Vec<Index> = live.keys().map(|index| Index(*index)).collect();
+    let mut left = indexes.as_slice();
+    while !left.is_empty() {
+        let read = read_live(wal, disk, group, left, 5000);
+        assert!(!read.is_empty() && read.len() <= left.len());
+        for ((index, entry), expected) in read.iter().zip(left) {
+            assert_eq!(index, expected);
+            let payload = entry.as_ref().map_err(|error| format!("group {group}, live {index}: {error}"))?;
+            if live[&index.0].as_ref().is_some_and(|bytes| bytes != payload) {
+                return Err(format!("group {group}: live entry {index} is not what was written"));
+            }
+        }
+        left = &left[read.len()..];
+    }
+    Ok(())
+}
+
+/// Payloads of scattered entries.
+pub fn read_live(
+    wal: &mut Wal,
+    disk: &mut FakeDisk,
+    group: u64,
+    indexes: &[Index],
+    max_bytes: usize,
+) -> Vec<(Index, Result<Vec<u8>, ReadError>)> {
+    wal.read_live(disk, 78, GroupId(group), indexes, max_bytes);
+    let mut done = Vec::new();
+    for _ in 0..100_000 {
+        if let Some((id, out)) = wal.poll_live() {
+            assert_eq!(id, 78);
+            let payload = |index: Index, encoded: Vec<u8>| {
+                let entry = coracle_base::run::Entries::new(index, &encoded).next();
+                entry.expect("a whole entry").payload.to_vec()
+            };
+            let one = |(_, index, entry): (GroupId, Index, Result<Vec<u8>, ReadError>)| {
+                (index, entry.map(|encoded| payload(index, encoded)))
+            };
+            return out.entries.into_iter().map(one).collect();
+        }
+        disk.submit().unwrap();
+        disk.completions(&mut done);
+        for one in done.drain(..) {
+            let _ = wal.on_done(disk, one);
+        }
+    }
+    panic!("a read does not end");
 }
 
 /// A group's entries (index, term, payload), read back from files.

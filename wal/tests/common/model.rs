@@ -19,6 +19,8 @@ pub struct GroupModel {
     pub snapshot: Option<Vec<u8>>,
     /// Term and payload by index; payloads are unknown (`None`) for what a recovery found.
     pub entries: BTreeMap<u64, (u64, Option<Vec<u8>>)>,
+    /// Payloads of entries that the snapshot covers and that live on.
+    pub live: BTreeMap<u64, Option<Vec<u8>>>,
 }
 
 impl Model {
@@ -62,11 +64,23 @@ impl Model {
     }
 
     pub fn snapshot(&mut self, id: u64, index: u64, term: u64, bytes: &[u8]) {
+        self.snapshot_live(id, index, term, &[], bytes);
+    }
+
+    /// Of what lived and what the snapshot covers, only `live` goes on.
+    pub fn snapshot_live(&mut self, id: u64, index: u64, term: u64, live: &[u64], bytes: &[u8]) {
         let held = self.term_at(id, index);
         let group = self.group(id);
         if index < group.base.0 {
             return;
         }
+        let mut own = std::mem::take(&mut group.live);
+        if held == Some(term) {
+            let covered = group.entries.range(..=index);
+            own.extend(covered.map(|(index, (_, payload))| (*index, payload.clone())));
+        }
+        own.retain(|index, _| live.contains(index));
+        group.live = own;
         if held == Some(term) {
             group.entries = group.entries.split_off(&(index + 1));
         } else {
@@ -83,6 +97,8 @@ impl Model {
             let group = model.group(found.group.0);
             group.state = found.state.clone();
             group.accepted_term = found.accepted_term.0;
+            let live = found.live.iter().flat_map(|range| range.first.0..=range.last().0);
+            group.live = live.map(|index| (index, None)).collect();
             // The log begins after its snapshot even if that is too damaged to be read.
             let base = found.first.prev();
             let base_term =
@@ -113,6 +129,7 @@ impl Model {
         let bare = |model: &Model| {
             let mut model = model.clone();
             model.groups.values_mut().flat_map(|group| group.entries.values_mut()).for_each(|e| e.1 = None);
+            model.groups.values_mut().flat_map(|group| group.live.values_mut()).for_each(|e| *e = None);
             // A group that was only looked at is no group.
             model.groups.retain(|_, group| *group != GroupModel::default());
             model
