@@ -1,0 +1,413 @@
+//! One compaction after the other, an operation at a time.
+//!
+//! ```text
+//!   Idle → Opening → Reading ⇄ Writing → Syncing → Closing → Naming → Moving → Draining → Idle
+//!            └─────────┴─────────┴──────────┴─────────┴────────┴──→ GivingUp (close, unlink) → Idle, later
+//! ```
+//!
+//! A crash up to the first durable move leaves a segment that nothing names: the next start removes it. A crash between
+//! moves leaves a segment with some of the entries, and the others where they were. Entries that were dropped or
+//! overwritten meanwhile are not moved: a move says from which file, and they are not there any more.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use coracle_base::{GroupId, Index};
+use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, ReadError, SegmentWriter, Wal};
+
+use crate::victims::{Bounds, choose, sums};
+
+const TOKEN: u64 = 0x53 << 56;
+/// A segment is written in pieces of this.
+const WRITE_BYTES: usize = 256 * 1024;
+/// Entries asked for at once.
+const KEYS_MAX: usize = 1024;
+/// Ranges in one record of moves, and in one step.
+const RANGES_MAX: usize = 512;
+const STEP_RANGES_MAX: usize = 2048;
+/// How often it is looked whether there is something to do.
+const CHECK_US: u64 = 100_000;
+/// After repeated failures, wait no longer than this many times the first wait.
+const RETRY_FACTOR_MAX: u64 = 64;
+
+/// Counters since the start, and how things stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompactStats {
+    /// Segments that entries were moved to.
+    pub segments: u64,
+    /// Bytes of entries copied.
+    pub bytes_copied: u64,
+    /// Entries moved.
+    pub entries_moved: u64,
+    /// Files that were emptied.
+    pub files_freed: u64,
+    /// Attempts that were given up.
+    pub failures: u64,
+    /// Entries that could not be read and stay where they are.
+    pub damaged_entries: u64,
+    /// Bytes in sealed files and segments that live, when it was last looked.
+    pub live_bytes: u64,
+    /// Bytes of those files.
+    pub held_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Idle,
+    Opening,
+    Reading,
+    Writing,
+    Syncing,
+    Closing,
+    Naming,
+    Moving,
+    Draining(BatchSeq),
+    GivingUp,
+}
+
+/// Consecutive entries of a group in one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Span {
+    group: GroupId,
+    range: IndexRange,
+    from: u64,
+}
+
+/// One compaction.
+#[derive(Debug)]
+struct Run {
+    victims: Vec<u64>,
+    /// What is still to be read, by group and index.
+    left: VecDeque<Span>,
+    /// The entries being read, and their files.
+    asked: Vec<(GroupId, Index, u64)>,
+    segment: SegmentWriter,
+    file: Option<FileId>,
+    /// What the segment has.
+    copied: VecDeque<Span>,
+    /// Nothing more is to be added.
+    finished: bool,
+}
+
+/// Compacts one log.
+#[derive(Debug)]
+pub struct Compactor {
+    bounds: Bounds,
+    state: State,
+    run: Option<Run>,
+    /// The operation in flight has ended.
+    done: Option<Result<DiskOk, DiskError>>,
+    forced: bool,
+    next_check_us: u64,
+    /// Not before this time, after a failure.
+    retry_at_us: Option<u64>,
+    failures_in_row: u32,
+    /// Files with entries that cannot be read.
+    damaged: BTreeSet<u64>,
+    stats: CompactStats,
+}
+
+impl Compactor {
+    /// A compactor that has nothing to do yet.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            state: State::Idle,
+            run: None,
+            done: None,
+            forced: false,
+            next_check_us: 0,
+            retry_at_us: None,
+            failures_in_row: 0,
+            damaged: BTreeSet::new(),
+            stats: CompactStats::default(),
+        }
+    }
+
+    /// Whether a completion with this token is to be given to [`on_done`](Self::on_done).
+    pub fn owns(token: u64) -> bool {
+        token == TOKEN
+    }
+
+    /// Compacts all that can be made smaller, at once, whatever the bounds say.
+    pub fn run_now(&mut self) {
+        self.forced = true;
+        self.retry_at_us = None;
+        self.damaged.clear();
+    }
+
+    /// Nothing is going on, and nothing was asked for.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Idle && !self.forced
+    }
+
+    /// [`step`](Self::step) has something to do at once, though no completion comes.
+    pub fn is_ready(&self) -> bool {
+        self.done.is_some() || self.state == State::Moving || (self.state == State::Idle && self.forced)
+    }
+
+    /// When a compaction that was given up is to be tried again.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.retry_at_us.filter(|_| self.state == State::Idle)
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CompactStats {
+        self.stats
+    }
+
+    /// Takes the completion of the operation in flight.
+    pub fn on_done<D: Disk>(&mut self, disk: &mut D, done: DiskDone) {
+        if let Some(buf) = done.buf {
+            disk.recycle(buf);
+        }
+        self.done = Some(done.result);
+    }
+
+    /// A bounded piece of work. To be called once a turn; the caller then submits the disk's queue.
+    pub fn step<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, now_us: u64) {
+        match self.state {
+            State::Idle => self.look(wal, disk, now_us),
+            State::Reading => {
+                if let Some(out) = wal.poll_moving() {
+                    self.take(out);
+                    self.go_on(wal, disk);
+                }
+            }
+            State::Moving => self.stage_moves(wal),
+            State::Draining(seq) => {
+                if wal.durable().covers(seq) {
+                    self.end(now_us);
+                }
+            }
+            _ => match self.done.take() {
+                None => {}
+                Some(Ok(ok)) => self.advance(wal, disk, ok),
+                Some(Err(error)) => self.fail(disk, &error, now_us),
+            },
+        }
+    }
+
+    // ---- from one operation to the next --------------------------------------------------------------------------
+
+    /// Is there anything to do?
+    fn look<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, now_us: u64) {
+        let is_time = self.forced || now_us >= self.next_check_us;
+        if !is_time || self.retry_at_us.is_some_and(|at| now_us < at) {
+            return;
+        }
+        self.next_check_us = now_us + CHECK_US;
+        self.retry_at_us = None;
+        let space = wal.space();
+        (self.stats.held_bytes, self.stats.live_bytes) = sums(&space.held);
+        if space.dead_files > self.bounds.dead_files_max as u64 {
+            wal.remove_dead(disk, self.bounds.dead_files_max);
+        }
+        let victims = choose(&space, &self.bounds, &self.damaged, self.forced);
+        if victims.is_empty() {
+            self.forced = false;
+            return;
+        }
+        let mut left: Vec<Span> = Vec::new();
+        for from in &victims {
+            let held = wal.held_in(*from).into_iter();
+            left.extend(held.map(|(group, range)| Span { group, range, from: *from }));
+        }
+        left.sort_unstable();
+        let segment = wal.begin_segment();
+        let path = segment.path().to_owned();
+        self.run = Some(Run {
+            victims,
+            left: left.into(),
+            asked: Vec::new(),
+            segment,
+            file: None,
+            copied: VecDeque::new(),
+            finished: false,
+        });
+        self.start(disk, State::Opening, DiskOp::Open { path, mode: FileMode::Write });
+    }
+
+    fn start<D: Disk>(&mut self, disk: &mut D, state: State, op: DiskOp) {
+        self.state = state;
+        disk.start(TOKEN, op);
+    }
+
+    fn advance<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, ok: DiskOk) {
+        let Some(run) = &mut self.run else {
+            self.state = State::Idle;
+            return;
+        };
+        match self.state {
+            State::Opening => {
+                if let DiskOk::Opened { file, .. } = ok {
+                    run.file = Some(file);
+                }
+                self.go_on(wal, disk);
+            }
+            State::Writing => self.go_on(wal, disk),
+            State::Syncing => {
+                let file = run.file.take().expect("the file was written to");
+                self.start(disk, State::Closing, DiskOp::Close { file });
+            }
+            State::Closing => {
+                let path = run.segment.path().parent().map(ToOwned::to_owned).unwrap_or_default();
+                self.start(disk, State::Naming, DiskOp::SyncDir { path });
+            }
+            State::Naming => {
+                wal.adopt_segment(&run.segment);
+                self.state = State::Moving;
+                self.stage_moves(wal);
+            }
+            State::GivingUp => self.give_up(disk),
+            State::Idle | State::Reading | State::Moving | State::Draining(_) => {}
+        }
+    }
+
+    /// Writes what is made, reads what is left, or makes the segment durable.
+    fn go_on<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D) {
+        let Some(run) = &mut self.run else { return };
+        let Some(file) = run.file else { return };
+        let is_full = run.segment.bytes() >= self.bounds.segment_bytes || run.segment.is_full();
+        if !run.finished && (run.left.is_empty() || is_full) {
+            if run.segment.is_empty() {
+                // All of it is gone meanwhile.
+                return self.give_up(disk);
+            }
+            run.segment.finish();
+            run.finished = true;
+        }
+        let takable = run.segment.takable_bytes();
+        if takable >= WRITE_BYTES || (run.finished && takable > 0) {
+            let mut buf = disk.buffer(WRITE_BYTES.min(takable));
+            let offset = run.segment.take_blocks(WRITE_BYTES, &mut buf);
+            return self.start(disk, State::Writing, DiskOp::Write { file, offset, buf });
+        }
+        if run.finished {
+            return self.start(disk, State::Syncing, DiskOp::Sync { file });
+        }
+        run.asked.clear();
+        for span in &run.left {
+            let room = KEYS_MAX - run.asked.len();
+            let indexes = (span.range.first.0..=span.range.last().0).take(room);
+            run.asked.extend(indexes.map(|index| (span.group, Index(index), span.from)));
+            if run.asked.len() == KEYS_MAX {
+                break;
+            }
+        }
+        let keys: Vec<_> = run.asked.iter().map(|(group, index, _)| (*group, *index)).collect();
+        self.state = State::Reading;
+        wal.read_moving(disk, &keys, self.bounds.read_bytes);
+    }
+
+    /// Takes the entries that were read.
+    fn take(&mut self, out: LiveOut) {
+        let Some(run) = &mut self.run else { return };
+        let asked = std::mem::take(&mut run.asked);
+        for ((group, index, fetched), (_, _, from)) in out.entries.into_iter().zip(asked) {
+            run.pass(index);
+            match fetched {
+                Ok(encoded) if run.segment.push(group, index, &encoded) => {
+                    self.stats.bytes_copied += encoded.len() as u64;
+                    run.note(group, index, from);
+                }
+                // Nobody needs it any more.
+                Err(ReadError::Released { .. }) => {}
+                Ok(_) | Err(_) => {
+                    self.stats.damaged_entries += 1;
+                    self.damaged.insert(from);
+                }
+            }
+        }
+    }
+
+    /// Stages some of the moves.
+    fn stage_moves(&mut self, wal: &mut Wal) {
+        let Some(run) = &mut self.run else { return };
+        let mut staged = 0;
+        let mut seq = wal.durable().seq();
+        while staged < STEP_RANGES_MAX
+            && let Some(Span { group, from, .. }) = run.copied.front().copied()
+        {
+            let to = run.segment.file_no();
+            let mut moved = Moved { group, from, to, ranges: Vec::new() };
+            while moved.ranges.len() < RANGES_MAX
+                && let Some(span) = run.copied.pop_front_if(|span| (span.group, span.from) == (group, from))
+            {
+                self.stats.entries_moved += span.range.count;
+                moved.ranges.push(span.range);
+            }
+            staged += moved.ranges.len();
+            seq = wal.put_moved(&moved);
+        }
+        if run.copied.is_empty() {
+            wal.release_segment();
+            self.state = State::Draining(seq);
+        }
+    }
+
+    fn end(&mut self, now_us: u64) {
+        self.state = State::Idle;
+        self.next_check_us = now_us;
+        self.failures_in_row = 0;
+        if let Some(run) = self.run.take() {
+            self.stats.segments += 1;
+            let emptied = |victim: &&u64| !run.left.iter().any(|span| span.from == **victim);
+            self.stats.files_freed += run.victims.iter().filter(emptied).count() as u64;
+        }
+    }
+
+    // ---- giving up -----------------------------------------------------------------------------------------------
+
+    fn fail<D: Disk>(&mut self, disk: &mut D, error: &DiskError, now_us: u64) {
+        if self.state != State::GivingUp {
+            self.stats.failures += 1;
+            let factor = (1 << self.failures_in_row.min(6)).min(RETRY_FACTOR_MAX);
+            self.failures_in_row += 1;
+            self.retry_at_us = Some(now_us + self.bounds.retry_us * factor);
+            self.forced = false;
+            tracing::warn!(%error, "a compaction was given up; it is tried again later");
+        }
+        self.give_up(disk);
+    }
+
+    /// Closes and removes the segment.
+    fn give_up<D: Disk>(&mut self, disk: &mut D) {
+        let Some(run) = &mut self.run else {
+            self.state = State::Idle;
+            return;
+        };
+        match run.file.take() {
+            Some(file) => self.start(disk, State::GivingUp, DiskOp::Close { file }),
+            None => {
+                let path = run.segment.path().to_owned();
+                self.run = None;
+                self.start(disk, State::GivingUp, DiskOp::Unlink { path });
+            }
+        }
+    }
+}
+
+impl Run {
+    /// The entry, which is the first of those left, is read.
+    fn pass(&mut self, index: Index) {
+        let Some(span) = self.left.front_mut() else { return };
+        if span.range.last() == index {
+            self.left.pop_front();
+        } else {
+            span.range.count -= index.next().since(span.range.first);
+            span.range.first = index.next();
+        }
+    }
+
+    fn note(&mut self, group: GroupId, index: Index, from: u64) {
+        match self.copied.back_mut() {
+            Some(last) if (last.group, last.from) == (group, from) && last.range.last().next() == index => {
+                last.range.count += 1;
+            }
+            _ => {
+                self.copied.push_back(Span { group, range: IndexRange { first: index, count: 1 }, from });
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What compaction does to a log, against a plain model: every entry that lives is read back byte for byte, garbage stays
+//! under its bound, and where there is none nothing is done.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::log::{check_live, read_live};
+use common::{FILE_BYTES, Yard, bounds, random_record};
+use coracle_base::Index;
+use coracle_io::Disk;
+use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
+use coracle_wal::ReadError;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+#[test]
+fn a_compacted_log_is_what_the_model_says() {
+    let mut moved = 0;
+    for seed in 0..12 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut yard = Yard::fresh(seed);
+        let mut term = 1;
+        for step in 0..400 {
+            random_record(&mut yard.rig, &mut rng, &mut term, 3000);
+            yard.submit();
+            yard.complete();
+            yard.rig.now_us += 50_000;
+            match rng.random_range(0..60) {
+                0 => yard.compactor.run_now(),
+                1 => yard.settle(),
+                2 => {
+                    moved += yard.compactor.stats().entries_moved;
+                    yard.restart(seed * 1000 + step);
+                    yard.rig.check().unwrap_or_else(|error| panic!("seed {seed}, step {step}: {error}"));
+                }
+                _ => {}
+            }
+        }
+        yard.settle();
+        yard.rig.check().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        moved += yard.compactor.stats().entries_moved;
+    }
+    assert!(moved > 500, "{moved}");
+}
+
+/// A group of which one entry in a hundred lives for ever.
+struct Sparse {
+    yard: Yard,
+    live: Vec<u64>,
+    compacts: bool,
+}
+
+impl Sparse {
+    fn new(seed: u64) -> Self {
+        Self { yard: Yard::fresh(seed), live: Vec::new(), compacts: true }
+    }
+
+    /// A hundred entries, one of which lives on, and a snapshot.
+    fn round(&mut self) {
+        let last = self.yard.rig.model().last(1);
+        for i in 0..10 {
+            self.yard.rig.append(1, last + 10 * i, 1, 1, 10, 300);
+            self.yard.rig.append(2, last + 10 * i, 1, 1, 10, 300);
+            self.yard.rig.settle();
+        }
+        self.live.push(last + 37);
+        for group in [1, 2] {
+            self.yard.rig.put_snapshot_live(group, last + 100, 1, &self.live, b"snapshot");
+        }
+        if self.compacts {
+            self.yard.settle();
+        } else {
+            self.yard.rig.settle();
+        }
+    }
+}
+
+#[test]
+fn one_entry_in_a_hundred_lives_through_a_hundred_snapshots() {
+    let mut sparse = Sparse::new(1);
+    let mut stats = Vec::new();
+    for round in 1..=100 {
+        sparse.round();
+        if round % 10 == 0 {
+            sparse.yard.rig.check().unwrap();
+        }
+        if round % 25 == 0 {
+            stats.push(sparse.yard.compactor.stats());
+            sparse.yard.restart(round);
+        }
+    }
+    assert_eq!(sparse.live.len(), 100);
+    sparse.yard.rig.check().unwrap();
+    let segments: u64 = stats.iter().map(|stats| stats.segments).sum();
+    assert!(segments > 5, "{stats:?}");
+    // 200 entries of about 250 bytes live; the rest is garbage.
+    let space = sparse.yard.rig.wal.space();
+    let held: u64 = space.held.iter().map(|file| file.bytes).sum();
+    let live: u64 = space.held.iter().map(|file| file.live_bytes).sum();
+    assert!(held <= 2 * live + FILE_BYTES, "{space:?}");
+    let bound = held + space.own_bytes + (2 + bounds().dead_files_max as u64) * FILE_BYTES;
+    assert!(sparse.yard.disk_bytes() <= bound, "{} of {bound}, {space:?}", sparse.yard.disk_bytes());
+}
+
+#[test]
+fn where_there_is_no_garbage_there_is_no_work() {
+    let mut sparse = Sparse::new(2);
+    for _ in 0..20 {
+        sparse.round();
+    }
+    let yard = &mut sparse.yard;
+    yard.compactor.run_now();
+    yard.settle();
+    let before = (yard.compactor.stats(), yard.rig.wal.stats());
+    assert!(before.0.segments > 0);
+    for _ in 0..50 {
+        yard.rig.now_us += 1_000_000;
+        yard.settle();
+    }
+    yard.compactor.run_now();
+    yard.settle();
+    let after = (yard.compactor.stats(), yard.rig.wal.stats());
+    assert_eq!(before.0, after.0);
+    assert_eq!(before.1.segment_bytes, after.1.segment_bytes);
+    assert_eq!(before.1.files_removed, after.1.files_removed);
+}
+
+#[test]
+fn what_no_longer_lives_is_released_and_its_segments_leave_the_disk() {
+    let mut sparse = Sparse::new(3);
+    for _ in 0..20 {
+        sparse.round();
+    }
+    let yard = &mut sparse.yard;
+    assert!(segments_of(&yard.rig.disk) > 0);
+    let last = yard.rig.model().last(1);
+    for group in [1, 2] {
+        yard.rig.put_snapshot_live(group, last, 1, &[37], b"nearly nothing lives");
+    }
+    yard.settle();
+    let read = read_live(&mut yard.rig.wal, &mut yard.rig.disk, 1, &[Index(37), Index(137)], 1000);
+    assert!(read[0].1.is_ok());
+    assert!(matches!(read[1].1, Err(ReadError::Released { .. })), "{read:?}");
+    yard.rig.delete(1);
+    yard.rig.delete(2);
+    yard.settle();
+    assert_eq!(segments_of(&yard.rig.disk), 0);
+    // A crash may bring their names back; nothing needs them, so they are removed again.
+    yard.restart(99);
+    yard.settle();
+    assert_eq!(segments_of(&yard.rig.disk), 0);
+}
+
+fn segments_of(disk: &FakeDisk) -> usize {
+    disk.image().paths().iter().filter(|path| path.extension().is_some_and(|ext| ext == "seg")).count()
+}
+
+/// Whatever fails of a compaction, the log goes on, nothing of the attempt stays, and a later one succeeds.
+#[test]
+fn a_compaction_that_fails_is_given_up_and_tried_again() {
+    for kind in [OpKind::Open, OpKind::Write, OpKind::Sync, OpKind::Close] {
+        for code in [28, 5] {
+            let mut sparse = Sparse::new(4);
+            sparse.compacts = false;
+            for _ in 0..6 {
+                sparse.round();
+            }
+            let yard = &mut sparse.yard;
+            let before = segments_of(&yard.rig.disk);
+            for no in 1..30 {
+                let path = format!("{}/{no:08}.seg", common::log::DIR);
+                yard.rig.disk.fail_next(kind, Some(path.as_ref()), code);
+            }
+            yard.compactor.run_now();
+            for _ in 0..2000 {
+                yard.submit();
+                yard.complete();
+            }
+            let stats = yard.compactor.stats();
+            assert_eq!(stats.failures, 1, "{kind:?} {code}");
+            yard.rig.disk.fail_no_more();
+            assert!(segments_of(&yard.rig.disk) <= before, "{kind:?} {code}: its file is removed");
+            yard.rig.check().unwrap();
+            yard.rig.now_us += 10_000_000;
+            yard.compactor.run_now();
+            yard.settle();
+            assert!(yard.compactor.stats().segments > stats.segments, "{kind:?} {code}");
+            yard.rig.check().unwrap();
+            yard.restart(7);
+            yard.rig.check().unwrap();
+        }
+    }
+}
+
+/// Every byte of a segment is under a checksum, or nothing depends on it.
+#[test]
+fn every_flipped_byte_of_a_segment_is_noticed_or_not_used() {
+    let mut sparse = Sparse::new(5);
+    for _ in 0..12 {
+        sparse.round();
+    }
+    sparse.yard.compactor.run_now();
+    sparse.yard.settle();
+    let model = sparse.yard.rig.model().clone();
+    let image = sparse.yard.rig.disk.durable_image();
+    let is_segment = |path: &&std::path::PathBuf| path.extension().is_some_and(|ext| ext == "seg");
+    let path = image.paths().iter().find(is_segment).unwrap().clone();
+    let bytes = image.read(&path).unwrap().len() as u64;
+    let (mut noticed, mut same) = (0, 0);
+    for at in 0..bytes {
+        let disk = FakeDisk::from_image(image.clone(), at);
+        assert!(disk.corrupt(&path, at, Damage::FlipBit { bit: (at % 8) as u8 }));
+        let (mut yard, recovery) = Yard::open(disk, 50).unwrap();
+        assert!(recovery.groups.iter().all(|group| !group.suspect), "only live entries lie there");
+        let mut damaged = recovery.report.damaged_heads > 0;
+        for group in [1, 2] {
+            if let Err(error) = check_live(&mut yard.rig.wal, &mut yard.rig.disk, group, &model) {
+                assert!(error.contains("damaged"), "byte {at}: {error}");
+                damaged = true;
+            }
+        }
+        if damaged { noticed += 1 } else { same += 1 }
+    }
+    println!("{bytes} bytes: {noticed} noticed, {same} not used");
+    assert!(noticed > 8192 + 4096, "{noticed} of {bytes}");
+}
+
+#[test]
+fn a_missing_segment_is_told_and_a_strange_one_is_put_aside() {
+    let mut sparse = Sparse::new(6);
+    for _ in 0..12 {
+        sparse.round();
+    }
+    sparse.yard.compactor.run_now();
+    sparse.yard.settle();
+    let image = sparse.yard.rig.disk.durable_image();
+    let is_segment = |path: &&std::path::PathBuf| path.extension().is_some_and(|ext| ext == "seg");
+    let path = image.paths().iter().find(is_segment).unwrap().clone();
+    let disk = FakeDisk::from_image(image, 1);
+    let strange = std::path::PathBuf::from(format!("{}/00000999.seg", common::log::DIR));
+    disk.copy_file(&path, &strange);
+    disk.remove_file(&path);
+    let (mut yard, recovery) = Yard::open(disk, 51).unwrap();
+    assert_eq!(recovery.report.missing, std::slice::from_ref(&path));
+    assert_eq!(recovery.report.strays.len(), 1, "{:?}", recovery.report);
+    assert!(recovery.groups.iter().all(|group| !group.suspect), "only live entries lay there");
+    let read = read_live(&mut yard.rig.wal, &mut yard.rig.disk, 1, &[Index(37)], 1000);
+    assert!(matches!(read[0].1, Err(ReadError::Corrupt { .. })), "{read:?}");
+}
+
+/// What is read is not what was written there later: a file is not reused, nor removed, while somebody reads it.
+fn read_while_files_are_reused() -> Result<(), String> {
+    for seed in 0..12 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut yard = Yard::fresh(seed);
+        let mut term = 1;
+        for _ in 0..60 {
+            random_record(&mut yard.rig, &mut rng, &mut term, 6000);
+            yard.settle();
+        }
+        yard.rig.disk.set_completing(Completing::Manual);
+        let mut waiting: Option<Vec<(u64, Option<Vec<u8>>)>> = None;
+        for _ in 0..3000 {
+            yard.rig.now_us += 20_000;
+            let flights = yard.rig.disk.flights();
+            // Reads wait the longest.
+            let others: Vec<usize> =
+                (0..flights.len()).filter(|at| flights[*at].kind != OpKind::Read).collect();
+            if flights.is_empty() || rng.random_ratio(1, 3) {
+                random_record(&mut yard.rig, &mut rng, &mut term, 6000);
+                yard.submit();
+            } else if others.is_empty() || rng.random_ratio(1, 60) {
+                yard.rig.disk.complete(rng.random_range(0..flights.len()));
+            } else {
+                yard.rig.disk.complete(others[rng.random_range(0..others.len())]);
+            }
+            yard.complete();
+            yard.submit();
+            if let Some((id, out)) = yard.rig.wal.poll_live() {
+                let expected = waiting.take().unwrap();
+                assert_eq!(id, 5);
+                for (_, index, entry) in out.entries {
+                    let wanted = expected.iter().find(|(at, _)| *at == index.0).unwrap();
+                    match entry {
+                        Ok(encoded) if wanted.1.as_ref().is_none_or(|bytes| encoded.ends_with(bytes)) => {}
+                        Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
+                        other => return Err(format!("seed {seed}, entry {index}: {other:?}")),
+                    }
+                }
+            }
+            if waiting.is_none() {
+                let group = rng.random_range(1..4);
+                let live: Vec<_> = yard.rig.model().get(group).live.into_iter().collect();
+                if live.is_empty() {
+                    continue;
+                }
+                let indexes: Vec<Index> = live.iter().map(|(index, _)| Index(*index)).collect();
+                yard.rig.wal.read_live(&mut yard.rig.disk, 5, group.into(), &indexes, 100_000);
+                yard.rig.disk.submit().unwrap();
+                waiting = Some(live);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn reads_and_compaction_do_not_disturb_one_another() {
+    read_while_files_are_reused().unwrap();
+}
+
+#[cfg(feature = "breaks")]
+#[test]
+fn a_read_that_races_with_reuse_is_noticed() {
+    use coracle_wal::breaks::{Break, plant};
+    plant(Some(Break::ReadPlanRacesReuse));
+    let outcome = std::panic::catch_unwind(read_while_files_are_reused);
+    plant(None);
+    assert!(!matches!(outcome, Ok(Ok(()))), "read-plan-races-reuse was not noticed");
+}
