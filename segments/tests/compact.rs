@@ -9,7 +9,7 @@ use common::{FILE_BYTES, Yard, bounds, random_record};
 use coracle_base::Index;
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
-use coracle_wal::ReadError;
+use coracle_wal::{ReadError, inspect};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -213,12 +213,20 @@ fn every_flipped_byte_of_a_segment_is_noticed_or_not_used() {
         let (mut yard, recovery) = Yard::open(disk, 50).unwrap();
         assert!(recovery.groups.iter().all(|group| !group.suspect), "only live entries lie there");
         let mut damaged = recovery.report.damaged_heads > 0;
+        let inspected = at % 29 == 0;
+        let mut copy = FakeDisk::from_image(yard.rig.disk.image(), at);
+        let named = if inspected {
+            inspect(&mut copy, common::log::DIR.as_ref(), &common::log::identity()).unwrap().damage
+        } else {
+            Vec::new()
+        };
         for group in [1, 2] {
             if let Err(error) = check_live(&mut yard.rig.wal, &mut yard.rig.disk, group, &model) {
                 assert!(error.contains("damaged"), "byte {at}: {error}");
                 damaged = true;
             }
         }
+        assert!(!inspected || damaged == named.iter().any(|one| one.file == path), "byte {at}: {named:?}");
         if damaged { noticed += 1 } else { same += 1 }
     }
     println!("{bytes} bytes: {noticed} noticed, {same} not used");

@@ -20,16 +20,17 @@ use coracle_io::Disk;
 use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::log_path;
-use crate::format::Position;
 use crate::format::batch::BatchHead;
-use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::head::{HEAD_AREA_BYTES, Head};
 use crate::format::page::Extent;
 use crate::format::record::Record;
+use crate::format::{Position, Uuid};
 use crate::recover::chain::{Directory, Link};
 use crate::recover::reader::Readers;
 use crate::recover::reading::{LogRead, read_log};
 use crate::recover::scan::Sink;
 use crate::recover::{RecoveredGroup, Report};
+use crate::segment_walk::walk_segment;
 use crate::walk::{records_of, scan_links};
 
 /// A log as it lies there.
@@ -52,7 +53,7 @@ pub struct LogFileInfo {
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
-    /// The start that made it; `None` if its head is gone.
+    /// The start that made it; `None` if its head is gone, or it is a segment.
     pub boot_epoch: Option<u64>,
     /// Sound batches in it.
     pub batches: u64,
@@ -132,7 +133,7 @@ pub fn owner<D: Disk>(disk: &mut D, dir: &Path) -> Result<Owner, WalError> {
     let newest = directory.logs.values().rev().find_map(|log| log.head);
     Ok(match newest {
         Some(head) => Owner::Of(head.identity),
-        None if directory.logs.is_empty() && directory.strays.is_empty() => Owner::Empty,
+        None if directory.is_empty() => Owner::Empty,
         None => Owner::Unknown,
     })
 }
@@ -147,7 +148,7 @@ pub fn look<D: Disk>(
     identity: &Identity,
 ) -> Result<(Vec<RecoveredGroup>, Report), WalError> {
     let directory = Directory::read(disk, &Config::new(dir, 0), Some(identity))?;
-    if directory.logs.is_empty() && directory.strays.is_empty() {
+    if directory.is_empty() {
         return Ok(Default::default());
     }
     let mut readers = Readers::new(disk, dir);
@@ -162,7 +163,7 @@ pub fn look<D: Disk>(
 /// The files are another's or a newer program's, so much is damaged that there is no log, or the disk fails.
 pub fn inspect<D: Disk>(disk: &mut D, dir: &Path, identity: &Identity) -> Result<Inspection, WalError> {
     let directory = Directory::read(disk, &Config::new(dir, 0), Some(identity))?;
-    if directory.logs.is_empty() && directory.strays.is_empty() {
+    if directory.is_empty() {
         return Ok(Inspection::default());
     }
     let links = directory.chain();
@@ -185,6 +186,11 @@ fn survey<D: Disk>(
     if survey.gap {
         survey.judge_gap(None);
     }
+    let segments = read.segments(directory);
+    for (file_no, uuid, bytes) in &segments {
+        let on_run = |offset, run: RunRef<'_>| survey.take_run(Position { file_no: *file_no, offset }, run);
+        walk_segment(readers, *file_no, *uuid, *bytes, on_run)?;
+    }
     let Survey { groups, batches, mut damage, .. } = survey;
     let live = Live { dir, read: &read, groups: &groups };
     live.name_groups(&mut damage);
@@ -194,16 +200,31 @@ fn survey<D: Disk>(
     damage.extend(of_directory(directory, &read.report));
     damage.extend(live.suspects(&damage));
     damage.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
-    let files = directory.logs.iter().map(|(file_no, log)| LogFileInfo {
-        path: log_path(dir, *file_no),
-        bytes: log.bytes,
-        boot_epoch: log.head.map(|head| head.boot_epoch),
-        batches: batches.get(file_no).copied().unwrap_or(0),
-        live_bytes: live.bytes_in(*file_no),
-    });
-    let files = files.collect();
+    damage.extend(heads_of_segments(dir, directory, &segments));
+    let info = |file_no: u64, bytes: u64, boot_epoch: Option<u64>| LogFileInfo {
+        path: log_path(dir, file_no),
+        bytes,
+        boot_epoch,
+        batches: batches.get(&file_no).copied().unwrap_or(0),
+        live_bytes: live.bytes_in(file_no),
+    };
+    let boot_epoch = |head: Option<Head>| head.map(|head| head.boot_epoch);
+    let logs = directory.logs.iter().map(|(no, log)| info(*no, log.bytes, boot_epoch(log.head)));
+    let files = logs.chain(segments.iter().map(|(no, _, bytes)| info(*no, *bytes, None))).collect();
     let groups = read.groups.iter().map(|group| (group.clone(), live.bytes_of(group))).collect();
     Ok(Inspection { report: read.report, groups, files, damage })
+}
+
+/// Copies of heads that do not hold, of segments that are needed.
+fn heads_of_segments(dir: &Path, directory: &Directory, needed: &[(u64, Uuid, u64)]) -> Vec<Damage> {
+    let mut damage = Vec::new();
+    for (file_no, ..) in needed {
+        for offset in directory.segments.get(file_no).iter().flat_map(|segment| &segment.bad_copies) {
+            let file = log_path(dir, *file_no);
+            damage.push(Damage { file, offset: Some(*offset), groups: Vec::new(), kind: DamageKind::Head });
+        }
+    }
+    damage
 }
 
 /// What the files' names and heads tell by themselves, and the end of the log.

@@ -35,6 +35,7 @@ mod records;
 mod recover;
 mod remove;
 mod segment;
+mod segment_walk;
 mod stage;
 mod token;
 mod wal;

@@ -9,12 +9,13 @@ use coracle_io::Disk;
 
 use super::chain::{Directory, Link};
 use super::reader::Readers;
-use super::segments::{damaged_copies, mark_missing};
+use super::segments::{damaged_copies, insert_held, mark_missing};
 use super::{Found, RecoveredGroup, Report, find_log, recovered};
 use crate::config::Identity;
 use crate::error::WalError;
-use crate::format::Position;
+use crate::files::Files;
 use crate::format::page::{Extent, SnapshotPlace};
+use crate::format::{Position, Uuid};
 use crate::groups::Group;
 
 /// All that a recovery learns by reading.
@@ -43,6 +44,13 @@ impl LogRead<'_> {
             SnapshotPlace::Inline { at, .. } => Some(at),
             SnapshotPlace::File(_) => None,
         }
+    }
+
+    /// The segments that are needed and there: number, identity, size.
+    pub(crate) fn segments(&self, directory: &Directory) -> Vec<(u64, Uuid, u64)> {
+        let mut files = Files::default();
+        insert_held(&mut files, directory, &self.found.ends, &self.found.replay);
+        files.iter().map(|(file_no, file)| (file_no, file.uuid, file.bytes)).collect()
     }
 
     /// Where the batches of a file end, if the checkpoint knows for certain: the log had gone on before it.
