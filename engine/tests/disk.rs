@@ -185,6 +185,32 @@ fn the_log_is_released_and_files_are_used_again() {
     assert_eq!(lone.count(&mut sim), 400);
 }
 
+/// Every boot that ends in a crash leaves a file with little in it. What lives in them is brought together.
+#[test]
+fn the_short_files_of_many_crashed_boots_are_compacted() {
+    use coracle_io::Disk;
+    let mut lone = Lone::new();
+    let mut freed = 0;
+    for boot in 0..40 {
+        let mut sim = lone.start();
+        assert!(matches!(lone.propose(&mut sim, &[boot; 500]), Outcome::Done(_)));
+        for _ in 0..600 {
+            lone.turn(&mut sim).unwrap();
+        }
+        let status = sim.status().unwrap();
+        freed += status.compacted_files;
+        assert!(status.sealed_bytes <= 2 * status.sealed_live_bytes + 2 * 64 * 1024, "{status:?}");
+        drop(sim);
+        lone.disk.crash(CrashPolicy::default());
+    }
+    let files = lone.disk.list(std::path::Path::new("shard-0")).unwrap();
+    let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+    assert!(freed > 10 && files.iter().any(|file| file.name.ends_with(".seg")), "{freed}, {files:?}");
+    assert!(bytes < 16 * 64 * 1024, "{bytes} bytes of files for 40 commands of 500: {files:?}");
+    let mut sim = lone.start();
+    assert_eq!(lone.count(&mut sim), 40, "all of them are read back from where they are now");
+}
+
 #[test]
 fn a_damaged_missing_or_newer_identity_is_refused_by_name() {
     let mut lone = Lone::new();

@@ -6,6 +6,7 @@
 //! that it met); (3) every buffer is bounded, and refuses early.
 
 mod apply;
+mod compact;
 mod forward;
 pub(crate) mod groups;
 pub(crate) mod inbox;
@@ -27,6 +28,7 @@ use coracle_raft::{Output, PersistSeq};
 use coracle_wal::{BatchSeq, RecoveredGroup, Wal, WalError};
 
 use crate::transport::{LinkEvent, Transport};
+use compact::Compaction;
 use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
@@ -91,6 +93,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     net: N,
     clock: C,
     wal: Wal,
+    compaction: Compaction,
     transport: Transport,
     inbox: Arc<Inbox<N::Socket>>,
     /// Other shards' inboxes, for connections that are theirs.

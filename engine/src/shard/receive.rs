@@ -8,6 +8,7 @@ use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
+use coracle_segments::Compactor;
 
 use super::groups::{Parked, Reading, question_bytes};
 use super::inbox::{Command, Consistency, Origin};
@@ -421,7 +422,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut done = std::mem::take(&mut self.disk_done);
         self.disk.completions(&mut done);
         for one in done.drain(..) {
-            self.wal.on_done(&mut self.disk, one)?;
+            if Compactor::owns(one.token) {
+                self.compaction.on_done(&mut self.disk, one);
+            } else {
+                self.wal.on_done(&mut self.disk, one)?;
+            }
         }
         self.disk_done = done;
         let durable = self.wal.durable();

@@ -9,6 +9,7 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
 use coracle_wal::{Recovery, Wal};
 
+use super::compact::Compaction;
 use super::groups::{Parked, Slot, Snapshot};
 use super::inbox::Inbox;
 use super::{Answers, GroupStatus, Settings, Shard, ShardError, ShardStatus};
@@ -37,6 +38,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             disk,
             net,
             clock,
+            compaction: Compaction::new(&wal),
             wal,
             transport,
             inbox,
@@ -207,7 +209,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(crate) fn status(&self) -> ShardStatus {
         let wal = self.wal.stats();
-        ShardStatus {
+        let mut status = ShardStatus {
             syscalls: self.disk.syscalls(),
             batches: wal.batches,
             batch_bytes: wal.batch_bytes,
@@ -215,7 +217,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             beats: self.transport.links().iter().map(|link| link.beats).sum(),
             arena_bytes: self.arena_bytes as u64,
             ..self.status
-        }
+        };
+        self.tell_compaction(&mut status);
+        status
     }
 
     /// Ends the shard: everybody is answered, what is under way is made durable, the files are left in good order.

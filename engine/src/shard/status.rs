@@ -51,6 +51,16 @@ pub struct ShardStatus {
     pub groups: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
+    /// Bytes of segments written by compaction.
+    pub segment_bytes: u64,
+    /// Files that compaction emptied.
+    pub compacted_files: u64,
+    /// Microseconds of the shard's time that compaction took.
+    pub compaction_us: u64,
+    /// Bytes of sealed files and segments that hold something, when it was last looked.
+    pub sealed_bytes: u64,
+    /// What lives in them: the quotient is the space amplification.
+    pub sealed_live_bytes: u64,
     /// Whether the disk is full: commands that take space are refused until there is room.
     pub disk_full: bool,
 }

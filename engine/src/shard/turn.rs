@@ -32,6 +32,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
         self.receive()?; //     1 commands, frames and completions become inputs of their groups
         self.step_groups(); //  2 raft: inputs -> outputs, no I/O; runs go into the open WAL batch and the envelopes
+        self.compact(); //        a bounded piece of it: its records go with the turn's batch
         self.persist()?; //     3 every group's records leave as ONE batch: one write
         self.send(); //         4 one envelope a peer; it travels while the disk works
         self.submit()?; //      5 the turn's one system call
@@ -63,11 +64,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             // Answers that step 6 gave to other nodes' commands leave with the next turn's envelopes.
             || self.transport.has_unsent()
             || self.wal.has_finished_read()
+            || self.compaction_is_due()
     }
 
     fn deadline_us(&self) -> u64 {
         let timers = self.timers.first().map_or(u64::MAX, |(at, _)| *at);
         let forwards = self.forwards.deadline_us();
-        self.wal.deadline_us().unwrap_or(u64::MAX).min(self.transport.deadline_us()).min(timers).min(forwards)
+        let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
+        wal.min(self.transport.deadline_us()).min(timers).min(forwards)
     }
 }

@@ -181,10 +181,14 @@ impl Wal {
         self.reads.finished.pop_front()
     }
 
-    /// Whether there is a result that somebody should poll.
+    /// Whether [`poll_read`](Self::poll_read) or [`poll_live`](Self::poll_live) has a result.
     pub fn has_finished_read(&self) -> bool {
-        let Reads { finished, live, moving, .. } = &self.reads;
-        !finished.is_empty() || !live.is_empty() || !moving.is_empty()
+        !self.reads.finished.is_empty() || !self.reads.live.is_empty()
+    }
+
+    /// Whether [`poll_moving`](Self::poll_moving) has a result.
+    pub fn has_moving_read(&self) -> bool {
+        !self.reads.moving.is_empty()
     }
 
     fn queue_job(&mut self, want: Want, group: GroupId, first: Index, gather: Option<Box<Gather>>) {
