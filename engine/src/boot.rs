@@ -129,7 +129,11 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         let wal_identity = identity.of_log(shard).expect("run is called once the cluster is formed");
         #[cfg(feature = "breaks")]
         parts.breaks.plant_in_wal();
+        wal_config.begun = Identity::has_begun(&mut parts.disk, shard)?;
         let (wal, recovery) = Wal::open(&mut parts.disk, wal_config, wal_identity)?;
+        if recovery.report.created {
+            Identity::begin_log(&mut parts.disk, shard)?;
+        }
         let now_us = parts.clock.now_us();
         transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);
         let settings = Settings {
@@ -137,6 +141,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             voters: cluster.members.iter().map(|(node, _)| *node).collect(),
             election_us: config.election_us,
             command_timeout_us: config.command_timeout_us,
+            entry_cache_bytes: config.entry_cache_bytes,
             seed: parts.seed,
             #[cfg(feature = "breaks")]
             breaks: parts.breaks,

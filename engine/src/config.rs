@@ -47,6 +47,9 @@ pub struct Config {
     /// How long a command may take before it is answered `Unknown` (or `NotDone`, if it never reached a log),
     /// microseconds. Default 5,000,000.
     pub command_timeout_us: u64,
+    /// What a shard's groups keep in memory, at most, for members that are behind; those beyond it are served from files.
+    /// Default 128 MiB.
+    pub entry_cache_bytes: usize,
     /// Pin each shard's thread to a core.
     pub pin_threads: bool,
     /// A label for what tells about this node; [`Node::metrics_key`](crate::Node::metrics_key) returns it. Default none.
@@ -67,6 +70,7 @@ impl Config {
             beat_us: 100_000,
             election_us: 300_000,
             command_timeout_us: 5_000_000,
+            entry_cache_bytes: coracle_base::limits::ARENA_BYTES,
             pin_threads: false,
             metrics_key: String::new(),
         }

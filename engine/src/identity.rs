@@ -14,6 +14,9 @@
 //!   ..   4   crc32c         of everything before; then zeros up to the block
 //! ```
 //!
+//! Beside it an empty file `shard-N.begun` for each shard whose log was begun: a log that is gone, to the last file, is
+//! told from one that never was. Without it a voter could forget what it voted and acknowledged.
+//!
 //! Formation: a node that is empty (no cluster) becomes part of one in only two ways. The lowest listed id, once every
 //! listed peer has said that it is empty, draws the cluster's id and notes everybody's incarnation. Any other empty
 //! node takes over the cluster that a peer shows it, if it finds its own incarnation there. So two clusters cannot be
@@ -67,6 +70,10 @@ pub struct Identity {
 /// Where a shard's log lies in the data directory.
 pub fn log_dir(shard: ShardId) -> PathBuf {
     format!("shard-{shard}").into()
+}
+
+fn begun_file(shard: ShardId) -> PathBuf {
+    format!("shard-{shard}.begun").into()
 }
 
 /// Appends a cluster, or none.
@@ -150,6 +157,45 @@ impl Identity {
             });
         }
         Ok(Identity { shards, ..identity })
+    }
+
+    /// Whether a shard's log was ever begun in this directory. One that is there and not noted, because its node ended too
+    /// early or was of an older version, is noted now.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn has_begun<D: Disk>(disk: &mut D, shard: ShardId) -> Result<bool, Error> {
+        match run(disk, DiskOp::Open { path: begun_file(shard), mode: FileMode::Read }) {
+            Ok((DiskOk::Opened { file, .. }, _)) => {
+                run(disk, DiskOp::Close { file })?;
+                return Ok(true);
+            }
+            Ok(_) => return Err(unexpected("open")),
+            Err(DiskError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let there = match disk.list(&log_dir(shard)) {
+            Ok(entries) => entries.iter().any(|entry| entry.name.ends_with(".wal")),
+            Err(DiskError::NotFound { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if there {
+            Self::begin_log(disk, shard)?;
+        }
+        Ok(there)
+    }
+
+    /// Notes durably that a shard's log was begun. To be called when it is open, before anything is promised.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn begin_log<D: Disk>(disk: &mut D, shard: ShardId) -> Result<(), Error> {
+        let opened = run(disk, DiskOp::Open { path: begun_file(shard), mode: FileMode::Write })?;
+        let (DiskOk::Opened { file, .. }, _) = opened else { return Err(unexpected("open")) };
+        run(disk, DiskOp::Sync { file })?;
+        run(disk, DiskOp::Close { file })?;
+        run(disk, DiskOp::SyncDir { path: PathBuf::new() })?;
+        Ok(())
     }
 
     /// Makes this identity the directory's, durably and atomically.

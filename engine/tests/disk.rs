@@ -6,6 +6,7 @@ use coracle::sim::{Answer, SimNode};
 use coracle::{
     Config, Effects, Entry, GroupId, Machine, NodeId, Outcome, Peer, Reason, RestoreError, Unknown,
 };
+use coracle_io::Disk;
 use coracle_io::fake::{CrashPolicy, Damage, FakeClock, FakeDisk, FakeNet, FakeNetwork, OpKind};
 
 const GROUP: GroupId = GroupId(1);
@@ -188,7 +189,6 @@ fn the_log_is_released_and_files_are_used_again() {
 /// Every boot that ends in a crash leaves a file with little in it. What lives in them is brought together.
 #[test]
 fn the_short_files_of_many_crashed_boots_are_compacted() {
-    use coracle_io::Disk;
     let mut lone = Lone::new();
     let mut freed = 0;
     for boot in 0..40 {
@@ -209,6 +209,28 @@ fn the_short_files_of_many_crashed_boots_are_compacted() {
     assert!(bytes < 16 * 64 * 1024, "{bytes} bytes of files for 40 commands of 500: {files:?}");
     let mut sim = lone.start();
     assert_eq!(lone.count(&mut sim), 40, "all of them are read back from where they are now");
+}
+
+/// A voter that forgot: its log was there once, and it must not begin a new one.
+#[test]
+fn a_log_that_is_gone_to_the_last_file_is_not_begun_anew() {
+    let mut lone = Lone::new();
+    let mut sim = lone.start();
+    assert!(matches!(lone.propose(&mut sim, b"one"), Outcome::Done(_)));
+    drop(sim);
+    let whole = lone.disk.image();
+    lone.disk.restore(&whole);
+    for file in lone.disk.list("shard-0".as_ref()).unwrap() {
+        lone.disk.remove_file(format!("shard-0/{}", file.name));
+    }
+    let error = lone.open().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("all of its files are gone"), "{error:?}");
+    // A node that ended after it had begun its log, and before it had noted so, goes on.
+    lone.disk.restore(&whole);
+    lone.disk.remove_file("shard-0.begun");
+    let mut sim = lone.start();
+    assert_eq!(lone.count(&mut sim), 1);
+    assert!(lone.disk.read_file("shard-0.begun").is_some());
 }
 
 #[test]

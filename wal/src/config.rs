@@ -28,6 +28,8 @@ pub struct Config {
     pub idle_mark_us: u64,
     /// File identities come from it. To be drawn fresh at every start: a number that was never used with this directory.
     pub seed: u64,
+    /// There has been a log here: if nothing is left of it, that is an error, not a new log.
+    pub begun: bool,
 }
 
 impl Config {
@@ -41,6 +43,7 @@ impl Config {
             checkpoint_every_bytes: 64 << 20,
             idle_mark_us: 75_000,
             seed,
+            begun: false,
         }
     }
 

@@ -102,9 +102,9 @@ impl Step {
 
     /// Real processes killed at random while clients count on them.
     pub(crate) fn kills(kills: &'static str) -> Self {
+        // After the dashes: a name before them would keep cargo from building the examples, which are what is killed.
         let mut step =
-            Self::cargo(&["test", "--release", "--locked", "-p", "coracle", "--test", "real", "kills"]);
-        step.words.extend(["--", "--nocapture"].map(str::to_owned));
+            Self::cargo(&["test", "--release", "--locked", "-p", "coracle", "--", "kills", "--nocapture"]);
         step.env.push(("CORACLE_KILLS", kills));
         step
     }
@@ -120,6 +120,7 @@ impl Step {
             "coracle-io",
             "--features",
             "faults",
+            "--",
             "faults",
         ])
     }

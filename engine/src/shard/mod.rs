@@ -6,6 +6,7 @@
 //! that it met); (3) every buffer is bounded, and refuses early.
 
 mod apply;
+mod cache;
 mod compact;
 mod forward;
 pub(crate) mod groups;
@@ -67,6 +68,7 @@ pub(crate) struct Settings {
     pub(crate) voters: Vec<NodeId>,
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
+    pub(crate) entry_cache_bytes: usize,
     pub(crate) seed: u64,
     #[cfg(feature = "breaks")]
     pub(crate) breaks: crate::breaks::Breaks,
@@ -116,6 +118,8 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     completions: Vec<(Arc<ClientQueue>, Completions)>,
     /// Bytes of entries in memory, and of commands that wait.
     arena_bytes: usize,
+    /// The group that gave up its cached entries last.
+    cache_hand: u32,
     waiting_bytes: usize,
     /// Bytes of entries taken in this turn, not in the WAL's open batch yet.
     unstaged_bytes: usize,

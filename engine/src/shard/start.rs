@@ -56,6 +56,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             forwards: Default::default(),
             completions: Vec::new(),
             arena_bytes: 0,
+            cache_hand: 0,
             waiting_bytes: 0,
             unstaged_bytes: 0,
             now_us,

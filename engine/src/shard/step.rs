@@ -285,20 +285,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.release_parked(slot);
     }
-
-    /// Frees what nobody needs in memory: applied and durable here, and held by every member that can be reached. A machine
-    /// that has failed will apply nothing.
-    pub(super) fn evict(&mut self, slot: u32) {
-        let one = &mut self.slots[slot as usize];
-        let durable = one.raft.durable();
-        let done = if one.poisoned.is_some() { durable } else { durable.min(one.applied) };
-        let before = one.log.bytes();
-        one.log.evict(done.min(one.raft.acknowledged_by_reachable()));
-        if self.arena_bytes > coracle_base::limits::ARENA_BYTES {
-            one.log.evict(done);
-        }
-        self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
-    }
 }
 
 /// The header of the longest run from `first` that is within a run's limits.

@@ -38,6 +38,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.submit()?; //      5 the turn's one system call
         self.apply(); //        6 committed entries run on the machines, in index order, bounded a turn
         self.reply(); //        7 one wake-up a client, only for what is applied
+        self.trim_cache();
 
         Ok(Turn { busy: self.again || self.has_work(), deadline_us: self.deadline_us() })
     }

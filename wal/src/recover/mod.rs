@@ -154,6 +154,11 @@ pub(crate) fn recover<D: Disk>(
     disk.make_dir(&config.dir)?;
     let directory = Directory::read(disk, &config, Some(&identity))?;
     if directory.is_empty() {
+        if config.begun {
+            let missing =
+                "all of its files are gone: what was voted and acknowledged here is forgotten".to_owned();
+            return Err(WalError::Lost { dir: config.dir, missing });
+        }
         return create(disk, config, identity, directory);
     }
     let links = directory.chain();
