@@ -8,23 +8,25 @@ pub struct Breaks {
     pub raft: coracle_raft::Breaks,
     /// A group hears that its writes are durable when they are staged.
     pub ack_before_durable: bool,
-    /// Recovery takes a torn batch at the tail for a whole one.
-    pub torn_tail_accepted: bool,
+    /// One of the log's.
+    pub wal: Option<coracle_wal::breaks::Break>,
 }
 
 impl Breaks {
     /// The log's bugs are planted a thread: the one that a node is opened in.
     pub(crate) fn plant_in_wal(&self) {
-        let bug = self.torn_tail_accepted.then_some(coracle_wal::breaks::Break::TornTailAccepted);
-        coracle_wal::breaks::plant(bug);
+        coracle_wal::breaks::plant(self.wal);
     }
 
     /// The bug of this name, as `sim --break` spells it.
     pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "ack-before-durable" => Some(Self { ack_before_durable: true, ..Self::default() }),
-            "torn-tail-accepted" => Some(Self { torn_tail_accepted: true, ..Self::default() }),
-            _ => coracle_raft::Breaks::named(name).map(|raft| Self { raft, ..Self::default() }),
+        // Of the same name in the log; here it is that of the group.
+        if name == "ack-before-durable" {
+            return Some(Self { ack_before_durable: true, ..Self::default() });
+        }
+        match coracle_wal::breaks::Break::ALL.into_iter().find(|(known, _)| *known == name) {
+            Some((_, bug)) => Some(Self { wal: Some(bug), ..Self::default() }),
+            None => coracle_raft::Breaks::named(name).map(|raft| Self { raft, ..Self::default() }),
         }
     }
 }

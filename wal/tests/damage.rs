@@ -362,6 +362,46 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     assert!(fell_back > 0);
 }
 
+/// A checkpoint of several batches, one of which is lost, does not count: every group is found by the one before it.
+#[test]
+fn a_checkpoint_that_lost_a_page_does_not_count() {
+    let mut rig = Rig::fresh(29);
+    for group in 10..510 {
+        rig.put_state(group, &[7; 200]);
+    }
+    let mut round = 0;
+    while rig.wal.stats().checkpoints < 4 {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, 1, 9000);
+        if round % 4 == 0 {
+            rig.put_snapshot(1, last + 1, 1, b"all");
+        }
+        rig.settle();
+        round += 1;
+    }
+    let image = rig.disk.image();
+    let open = |image: &DiskImage, at: Option<(&std::path::PathBuf, usize)>| {
+        let mut disk = FakeDisk::from_image(image.clone(), 1);
+        if let Some((file, block)) = at {
+            disk.corrupt(file, (block * BLOCK_BYTES) as u64 + 50, Damage::FlipBit { bit: 3 });
+        }
+        Wal::open(&mut disk, config(30), identity()).unwrap().1
+    };
+    let newest = open(&image, None).report.checkpoint;
+    let mut fell_back = 0;
+    for file in image.paths() {
+        let bytes = image.read(&file).unwrap();
+        for block in
+            (2..bytes.len() / BLOCK_BYTES).filter(|at| bytes[at * BLOCK_BYTES..].starts_with(b"CWB1"))
+        {
+            let recovery = open(&image, Some((&file, block)));
+            assert_eq!(recovery.groups.len(), 501, "{}, block {block}", file.display());
+            fell_back += u32::from(recovery.report.checkpoint != newest);
+        }
+    }
+    assert!(fell_back > 2, "a checkpoint has several batches");
+}
+
 /// At any moment, also while files are being reused and the next checkpoint is being written, one damaged batch leaves a
 /// checkpoint to begin with.
 #[test]
@@ -434,4 +474,21 @@ fn tail_offset(image: &DiskImage) -> u64 {
     let (file, offset) = recovery.report.tail.unwrap();
     assert_eq!(file, std::path::PathBuf::from(path(last_file_in_use(image))));
     offset
+}
+
+/// These tests can fail: each planted bug that only damage brings out is caught by one of them.
+#[cfg(feature = "breaks")]
+#[test]
+fn planted_bugs_are_caught() {
+    use coracle_wal::breaks::{Break, plant};
+    let pairs: [(Break, fn()); 2] = [
+        (Break::CorruptTailDropped, an_error_reading_the_tail_makes_it_suspect),
+        (Break::TornCheckpointAccepted, a_checkpoint_that_lost_a_page_does_not_count),
+    ];
+    for (bug, test) in pairs {
+        plant(Some(bug));
+        let caught = std::panic::catch_unwind(test).is_err();
+        plant(None);
+        assert!(caught, "{bug:?} was not noticed");
+    }
 }
