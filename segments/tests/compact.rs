@@ -192,6 +192,44 @@ fn a_compaction_that_fails_is_given_up_and_tried_again() {
     }
 }
 
+/// Wherever the disk becomes full during a compaction, the log and its entries stay, and there is room for it later.
+#[test]
+fn a_disk_that_is_full_at_any_moment_of_a_compaction_does_no_harm() {
+    let mut sparse = Sparse::new(7);
+    sparse.compacts = false;
+    for _ in 0..6 {
+        sparse.round();
+    }
+    let (model, image) = (sparse.yard.rig.model().clone(), sparse.yard.rig.disk.durable_image());
+    let used: u64 = image.paths().iter().map(|path| image.read(path).unwrap().len() as u64).sum();
+    let mut given_up = 0;
+    for blocks in 0..40 {
+        let disk = FakeDisk::from_image(image.clone(), blocks);
+        // The start itself makes a new file of an old one or another.
+        let (mut yard, _) = Yard::open(disk, 60 + blocks).unwrap();
+        yard.rig.settle();
+        let used = used.max(yard.disk_bytes());
+        yard.rig.disk.set_quota(Some(used + blocks * 4096));
+        yard.compactor.run_now();
+        for _ in 0..500 {
+            yard.submit();
+            yard.complete();
+        }
+        given_up += yard.compactor.stats().failures;
+        yard.rig.history = vec![(coracle_wal::BatchSeq(0), model.clone())];
+        yard.rig.check().unwrap_or_else(|error| panic!("{blocks} blocks: {error}"));
+        yard.rig.disk.set_quota(None);
+        yard.rig.now_us += 100_000_000;
+        yard.compactor.run_now();
+        yard.settle();
+        assert!(yard.compactor.stats().segments > 0, "{blocks} blocks");
+        yard.rig.check().unwrap_or_else(|error| panic!("{blocks} blocks, later: {error}"));
+        yard.restart(200 + blocks);
+        yard.rig.check().unwrap_or_else(|error| panic!("{blocks} blocks, after a restart: {error}"));
+    }
+    assert!(given_up > 2, "{given_up}");
+}
+
 /// Every byte of a segment is under a checksum, or nothing depends on it.
 #[test]
 fn every_flipped_byte_of_a_segment_is_noticed_or_not_used() {

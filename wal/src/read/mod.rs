@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_base::run::{Entries, RUN_HEADER_BYTES};
 use coracle_base::{GroupId, Index, RunError, RunRef, Term};
-use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileMode};
+use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
 use self::index::FileIndex;
 use self::load::Load;
@@ -355,8 +355,9 @@ impl Wal {
             match std::mem::replace(&mut job.doing, Doing::Nothing) {
                 Doing::Nothing => self.reads.current = Some(job),
                 Doing::Opening { file_no } => {
-                    self.on_opened(job, file_no, &done.result);
-                    if let Some(file) = self.files.surplus_handle(HANDLES_MAX, file_no) {
+                    let needless = self.on_opened(job, file_no, &done.result);
+                    let surplus = self.files.surplus_handle(HANDLES_MAX, file_no);
+                    for file in needless.into_iter().chain(surplus) {
                         disk.start(token::IGNORED, DiskOp::Close { file });
                     }
                 }
@@ -398,18 +399,19 @@ impl Wal {
         }
     }
 
-    fn on_opened(&mut self, job: Job, file_no: u64, result: &Result<DiskOk, DiskError>) {
+    /// Returns the handle if it is not needed: the file was reused or removed meanwhile.
+    fn on_opened(&mut self, job: Job, file_no: u64, result: &Result<DiskOk, DiskError>) -> Option<FileId> {
         match result {
             Ok(DiskOk::Opened { file: handle, bytes }) => {
-                if let Some(file) = self.files.get_mut(file_no) {
-                    file.handle = Some(*handle);
-                    file.bytes = *bytes;
-                }
                 self.reads.current = Some(job);
+                let Some(file) = self.files.get_mut(file_no) else { return Some(*handle) };
+                file.bytes = *bytes;
+                return file.handle.replace(*handle);
             }
             Ok(_) => self.finish_job(job, Ok(())),
             Err(error) => self.fail_file(job, file_no, error),
         }
+        None
     }
 
     /// A file cannot be opened: of scattered entries only those in it are lost.
