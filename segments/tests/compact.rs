@@ -9,6 +9,7 @@ use common::{FILE_BYTES, Yard, bounds, random_record};
 use coracle_base::Index;
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
+use coracle_segments::{Bounds, Compactor};
 use coracle_wal::{ReadError, inspect};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -100,6 +101,42 @@ fn one_entry_in_a_hundred_lives_through_a_hundred_snapshots() {
     assert!(held <= 2 * live + FILE_BYTES, "{space:?}");
     let bound = held + space.own_bytes + (2 + bounds().dead_files_max as u64) * FILE_BYTES;
     assert!(sparse.yard.disk_bytes() <= bound, "{} of {bound}, {space:?}", sparse.yard.disk_bytes());
+}
+
+/// A tenth of the entries live on for a while: what is written stays near what was appended.
+#[test]
+fn write_amplification_stays_low_when_a_tenth_lives_on() {
+    const FILE: u64 = 1 << 20;
+    let config = coracle_wal::Config { file_bytes: FILE, checkpoint_every_bytes: FILE, ..common::config(8) };
+    let (rig, _) = common::log::Rig::open(FakeDisk::new(8), config).unwrap();
+    let mut yard = Yard { rig, compactor: Compactor::new(Bounds::new(FILE)) };
+    let mut live: Vec<u64> = Vec::new();
+    for _ in 0..40 {
+        let last = yard.rig.model().last(1);
+        for i in 0..40 {
+            yard.rig.append(1, last + 25 * i, 1, 1, 25, 1500);
+            yard.submit();
+            yard.complete();
+            // What was is not the question here.
+            yard.rig.history.drain(..yard.rig.history.len() - 1);
+        }
+        live.extend((last + 1..=last + 1000).filter(|index| index % 10 == 0));
+        live.retain(|index| index + 15_000 > last);
+        yard.rig.put_snapshot_live(1, last + 1000, 1, &live, b"snapshot");
+        yard.settle();
+    }
+    yard.rig.check().unwrap();
+    let wal = yard.rig.wal.stats();
+    let stats = yard.compactor.stats();
+    let written = (wal.batch_bytes + wal.segment_bytes) as f64 / wal.record_bytes as f64;
+    println!(
+        "write amplification {written:.3}, segments {:.3} of it",
+        wal.segment_bytes as f64 / wal.record_bytes as f64
+    );
+    assert!(stats.segments > 3, "{stats:?}");
+    assert!(written < 1.5, "{written}: {wal:?}, {stats:?}");
+    let (held, alive) = (stats.held_bytes, stats.live_bytes);
+    assert!(held <= 2 * alive + FILE, "{stats:?}");
 }
 
 #[test]
