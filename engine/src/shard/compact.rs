@@ -57,8 +57,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.compaction_is_ready() && self.now_us >= self.compaction.not_before_us && !self.disk_is_behind()
     }
 
-    /// When compaction wants a turn though nothing happens.
+    /// When compaction wants a turn though nothing happens. While the disk is behind, its completions bring one.
     pub(super) fn compaction_deadline_us(&self) -> u64 {
+        if self.disk_is_behind() {
+            return u64::MAX;
+        }
         if self.compaction_is_ready() {
             return self.compaction.not_before_us.max(self.now_us);
         }
