@@ -175,11 +175,16 @@ impl Identity {
             Err(error) => return Err(error.into()),
         }
         let there = match disk.list(&log_dir(shard)) {
-            Ok(entries) => entries.iter().any(|entry| entry.name.ends_with(".wal")),
+            // A file that was never finished is called otherwise (simulator seed 162).
+            Ok(entries) => entries.iter().any(|entry| {
+                entry.name.ends_with(".wal") && entry.name.starts_with(|first: char| first.is_ascii_digit())
+            }),
             Err(DiskError::NotFound { .. }) => false,
             Err(error) => return Err(error.into()),
         };
         if there {
+            // A name that a crash may yet take is no proof that there was a log.
+            run(disk, DiskOp::SyncDir { path: log_dir(shard) })?;
             Self::begin_log(disk, shard)?;
         }
         Ok(there)
