@@ -18,6 +18,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::identity::{Cluster, Identity, log_dir};
 use crate::shard::inbox::{Command, Inbox};
+use crate::shard::snapshots::Snapshots;
 use crate::shard::{Settings, Shard, ShardError, Turn};
 use crate::transport::hello::Hello;
 use crate::transport::{LinkEvent, Transport};
@@ -134,6 +135,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         if recovery.report.created {
             Identity::begin_log(&mut parts.disk, shard)?;
         }
+        let (dir, damaged) = (log_dir(shard).join("snapshots"), recovery.report.is_incomplete());
+        let snapshots = Snapshots::open(&mut parts.disk, dir, wal_identity, &recovery.groups, damaged)?;
         let now_us = parts.clock.now_us();
         transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);
         let settings = Settings {
@@ -142,12 +145,16 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             election_us: config.election_us,
             command_timeout_us: config.command_timeout_us,
             entry_cache_bytes: config.entry_cache_bytes,
+            min_snapshot_interval: config.min_snapshot_interval,
+            min_checkpoint_interval: config.min_checkpoint_interval,
+            max_checkpoints: config.max_checkpoints,
             seed: parts.seed,
             #[cfg(feature = "breaks")]
             breaks: parts.breaks,
         };
         let Parts { disk, net, clock, inbox, siblings, .. } = parts;
-        let shard = Shard::new(settings, disk, net, clock, wal, recovery, transport, inbox, siblings);
+        let shard =
+            Shard::new(settings, disk, net, clock, wal, recovery, snapshots, transport, inbox, siblings);
         Ok(Self { stage: Stage::Running(Box::new(shard)), identity: Some(identity.clone()) })
     }
 

@@ -50,6 +50,13 @@ pub struct Config {
     /// What a shard's groups keep in memory, at most, for members that are behind; those beyond it are served from files.
     /// Default 128 MiB.
     pub entry_cache_bytes: usize,
+    /// Entries between two snapshots in files of one group, at least, unless as many bytes as a WAL file holds came
+    /// in between. Small snapshots go into the log and are taken at once. Default 4096.
+    pub min_snapshot_interval: u64,
+    /// Entries between two checkpoints of one machine, or a snapshot and a checkpoint, at least. Default 16,384.
+    pub min_checkpoint_interval: u64,
+    /// Checkpoints kept of one machine, at most: of more, the oldest goes. Default 10.
+    pub max_checkpoints: usize,
     /// Pin each shard's thread to a core.
     pub pin_threads: bool,
     /// A label for what tells about this node; [`Node::metrics_key`](crate::Node::metrics_key) returns it. Default none.
@@ -71,6 +78,9 @@ impl Config {
             election_us: 300_000,
             command_timeout_us: 5_000_000,
             entry_cache_bytes: coracle_base::limits::ARENA_BYTES,
+            min_snapshot_interval: 4096,
+            min_checkpoint_interval: 16_384,
+            max_checkpoints: 10,
             pin_threads: false,
             metrics_key: String::new(),
         }

@@ -5,6 +5,7 @@
 //! but does not apply any more, and says so.
 
 use coracle_base::{Index, Term};
+use coracle_wal::IndexRange;
 
 /// One committed command, as the machine sees it.
 #[derive(Debug, Clone, Copy)]
@@ -19,16 +20,23 @@ pub struct Entry<'a> {
     pub command: &'a [u8],
 }
 
+/// What a machine asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wishes {
+    pub(crate) release: bool,
+    pub(crate) checkpoint: bool,
+}
+
 /// Where a machine puts its reply and what it asks for.
 #[derive(Debug)]
 pub struct Effects<'a> {
     reply: &'a mut Vec<u8>,
-    release: &'a mut bool,
+    wishes: &'a mut Wishes,
 }
 
 impl<'a> Effects<'a> {
-    pub(crate) fn new(reply: &'a mut Vec<u8>, release: &'a mut bool) -> Self {
-        Self { reply, release }
+    pub(crate) fn new(reply: &'a mut Vec<u8>, wishes: &'a mut Wishes) -> Self {
+        Self { reply, wishes }
     }
 
     /// The reply to the proposer, to be appended to. Only the leader's goes out.
@@ -37,9 +45,19 @@ impl<'a> Effects<'a> {
     }
 
     /// Says that a snapshot of the machine, as it is after this command, may take the place of the log up to it. The
-    /// log is released once the snapshot is durable. Snapshots over 64 KiB are not taken yet: the log is kept.
+    /// log is released once the snapshot is durable, but for the entries of [`Machine::live_indexes`]. One over 64 KiB is
+    /// written to a file, at most every [`Config::min_snapshot_interval`](crate::Config::min_snapshot_interval) entries; a
+    /// wish that comes too early, or while a snapshot is being written, is kept, and the snapshot is taken later, of the
+    /// state as it is then.
     pub fn release(&mut self) {
-        *self.release = true;
+        self.wishes.release = true;
+    }
+
+    /// Says that the state after this command is worth keeping for a fast restart. It is written to a file, at most every
+    /// [`Config::min_checkpoint_interval`](crate::Config::min_checkpoint_interval) entries; the log is kept, and nothing
+    /// depends on the file. A later [`release`](Self::release) may use it instead of taking a snapshot.
+    pub fn checkpoint(&mut self) {
+        self.wishes.checkpoint = true;
     }
 }
 
@@ -75,11 +93,90 @@ pub trait Machine: Send + 'static {
     /// Appends the whole state to `out`.
     fn snapshot(&self, out: &mut Vec<u8>);
 
+    /// The state as it is now, to be read piece by piece while the machine goes on applying: a consistent cut. The
+    /// default takes all of [`snapshot`](Self::snapshot) at once; a machine with much state hands out something cheaper.
+    fn snapshot_source(&self) -> Box<dyn SnapshotSource> {
+        let mut bytes = Vec::new();
+        self.snapshot(&mut bytes);
+        Box::new(SnapshotBytes { bytes, at: 0 })
+    }
+
+    /// The entries that live on below a snapshot that is taken now: commands whose bodies stay in the log while the state
+    /// holds only their indexes. Asked when a snapshot is taken; what it does not name is gone for good then. Ranges in
+    /// any order; what lies above the last applied entry is ignored. Default: none.
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        Vec::new()
+    }
+
     /// Replaces the state by one that [`snapshot`](Self::snapshot) wrote.
     ///
     /// # Errors
     /// [`RestoreError`]: the group stops applying, and says so.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError>;
+
+    /// A snapshot of so many bytes is about to come. A machine that answers `true` gets it by
+    /// [`restore_chunk`](Self::restore_chunk) and [`finish_restore`](Self::finish_restore); otherwise (the default) it is
+    /// gathered and given to [`restore`](Self::restore). A restore may end before its last chunk, and another one begin.
+    fn begin_restore(&mut self, bytes: u64) -> bool {
+        let _ = bytes;
+        false
+    }
+
+    /// The next bytes of the snapshot, cut anywhere.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore). Called only after `begin_restore` has answered `true`; the default refuses.
+    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
+        Err(RestoreError(format!("{} bytes for a machine that takes no chunks", chunk.len())))
+    }
+
+    /// There are no more chunks: the state is the snapshot's now.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    fn finish_restore(&mut self) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+/// A machine's state at one moment, read piece by piece; see [`Machine::snapshot_source`].
+pub trait SnapshotSource: Send {
+    /// Appends at most `max` more bytes to `out`. Whether there are more to come; `false` with the last ones.
+    fn next_chunk(&mut self, out: &mut Vec<u8>, max: usize) -> bool;
+}
+
+/// A state that was taken all at once.
+struct SnapshotBytes {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl SnapshotSource for SnapshotBytes {
+    fn next_chunk(&mut self, out: &mut Vec<u8>, max: usize) -> bool {
+        let end = self.bytes.len().min(self.at.saturating_add(max));
+        out.extend_from_slice(&self.bytes[self.at..end]);
+        self.at = end;
+        end < self.bytes.len()
+    }
+}
+
+/// A machine's wish list of live entries as the log wants it: in order, without overlaps, nothing above `upto`.
+pub(crate) fn in_order(mut ranges: Vec<IndexRange>, upto: Index) -> Vec<IndexRange> {
+    ranges.retain_mut(|range| {
+        range.first = range.first.max(Index(1));
+        let room = (upto.0 + 1).saturating_sub(range.first.0);
+        range.count = range.count.min(room);
+        range.count > 0
+    });
+    ranges.sort_unstable_by_key(|range| range.first);
+    ranges.dedup_by(|next, before| {
+        let joins = next.first <= before.last().next();
+        if joins {
+            before.count = before.count.max(next.last().next().since(before.first));
+        }
+        joins
+    });
+    ranges
 }
 
 /// A value with a byte form, for the typed layer.
@@ -116,6 +213,10 @@ pub trait TypedMachine: Send + 'static {
     fn save(&self) -> Self::State;
     /// Takes up a saved state.
     fn load(&mut self, state: Self::State);
+    /// Entries that live on below a snapshot; see [`Machine::live_indexes`].
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        Vec::new()
+    }
 }
 
 /// A [`TypedMachine`] as a [`Machine`]. A command or query that does not decode gets an empty reply and changes
@@ -142,6 +243,10 @@ impl<M: TypedMachine> Machine for Typed<M> {
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         self.0.save().encode(out);
+    }
+
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        self.0.live_indexes()
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
@@ -192,3 +297,28 @@ macro_rules! wire_number {
 }
 
 wire_number!(u8, u16, u32, u64, i32, i64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_entries_are_put_in_order() {
+        let range = |first, count| IndexRange { first: Index(first), count };
+        let wish =
+            vec![range(9, 2), range(3, 2), range(4, 3), range(7, 0), range(20, 1), range(0, 1), range(7, 1)];
+        assert_eq!(in_order(wish, Index(9)), vec![range(1, 1), range(3, 5), range(9, 1)]);
+        assert_eq!(in_order(vec![range(5, 1)], Index(4)), vec![]);
+        assert_eq!(in_order(vec![range(1, u64::MAX)], Index(4)), vec![range(1, 4)]);
+    }
+
+    #[test]
+    fn a_state_taken_at_once_comes_in_pieces() {
+        let mut source = SnapshotBytes { bytes: (0..10).collect(), at: 0 };
+        let mut out = Vec::new();
+        assert!(source.next_chunk(&mut out, 4));
+        assert!(source.next_chunk(&mut out, 5));
+        assert!(!source.next_chunk(&mut out, 5));
+        assert_eq!(out, (0..10).collect::<Vec<u8>>());
+    }
+}

@@ -140,6 +140,10 @@ impl Cluster {
             self.tally.mark_many("log_checkpoints", stats.checkpoints);
             self.tally.mark_many("log_files_reused", stats.files_reused);
         }
+        if let Some(status) = process.and_then(|process| process.sim.status()) {
+            self.tally.mark_many("snapshot_files_written", status.snapshot_files);
+            self.tally.mark_many("machines_restored_from_files", status.groups_restored);
+        }
     }
 
     // ---- turns ----------------------------------------------------------------------------------------------------

@@ -5,11 +5,15 @@
 //!   command: 8 id, 1 kind (0 append, 1 add, 2 set), 8 value, then padding made from the id
 //!   reply:   8 the new value (append: the list's hash; add: the sum) or the old one (set)
 //!   answer:  8 index of the last command, 8 number of commands, 8 hash
+//!   snapshot: the state, then 8 number of live entries, 16 each (index, last command that it lives through), then padding
 //! ```
+//!
+//! A part of the commands live on in the log for a while, as a queue's messages do: the snapshot names them.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coracle::{Effects, Entry, GroupId, Index, Machine, RestoreError, Term};
+use coracle::{Effects, Entry, GroupId, Index, IndexRange, Machine, RestoreError, SnapshotSource, Term};
 use coracle_base::checksum::{crc32c, mix64};
 use coracle_base::codec::{Reader, Sink, Truncated};
 
@@ -160,25 +164,93 @@ impl Journal {
     }
 }
 
+/// How machines keep their state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Habits {
+    /// The log is released after so many commands; 0 for never.
+    pub(crate) release_every: u64,
+    /// A checkpoint is asked for after so many commands; 0 for never.
+    pub(crate) checkpoint_every: u64,
+    /// Bytes that make snapshots larger.
+    pub(crate) padding: usize,
+    /// Snapshots come back in chunks.
+    pub(crate) in_chunks: bool,
+    /// Of 100 commands, so many live on in the log.
+    pub(crate) live_percent: u64,
+}
+
 /// One group's machine on one node.
 #[derive(Debug)]
 pub(crate) struct TestMachine {
     pub(crate) group: GroupId,
     pub(crate) state: State,
-    /// Its log is released after so many commands; 0 for never.
-    pub(crate) release_every: u64,
-    /// Bytes that make its snapshots larger.
-    pub(crate) padding: usize,
+    pub(crate) habits: Habits,
     pub(crate) journal: Journal,
+    /// Index of each command that lives on, and the number of the command that ends it.
+    live: VecDeque<(u64, u64)>,
+    /// A snapshot on its way.
+    incoming: Vec<u8>,
+}
+
+/// Commands that one lives through.
+const LIFE: u64 = 200;
+
+impl TestMachine {
+    pub(crate) fn new(group: GroupId, habits: Habits, journal: Journal) -> Self {
+        Self { group, state: State::default(), habits, journal, live: VecDeque::new(), incoming: Vec::new() }
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.state.encode(&mut out);
+        out.put_u64(self.live.len() as u64);
+        for (index, until) in &self.live {
+            out.put_u64(*index);
+            out.put_u64(*until);
+        }
+        out
+    }
+}
+
+/// Byte `at` of a state's padding.
+fn padding_byte(hash: u64, at: usize) -> u8 {
+    (hash >> (at % 8 * 8)) as u8 ^ at as u8 ^ (at >> 8) as u8
+}
+
+/// The state as it was, though the machine goes on.
+struct Cut {
+    head: Vec<u8>,
+    hash: u64,
+    at: usize,
+    bytes: usize,
+}
+
+impl SnapshotSource for Cut {
+    fn next_chunk(&mut self, out: &mut Vec<u8>, max: usize) -> bool {
+        let end = self.bytes.min(self.at.saturating_add(max));
+        let (head, hash) = (&self.head, self.hash);
+        let byte = |at| head.get(at).copied().unwrap_or_else(|| padding_byte(hash, at - head.len()));
+        out.extend((self.at..end).map(byte));
+        self.at = end;
+        end < self.bytes
+    }
 }
 
 impl Machine for TestMachine {
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
         let value = self.state.apply(entry.index.0, entry.command);
         effects.reply().put_u64(value);
-        if self.release_every > 0 && self.state.count.is_multiple_of(self.release_every) {
+        let is_due = |every: u64| every > 0 && self.state.count.is_multiple_of(every);
+        if is_due(self.habits.release_every) {
             effects.release();
         }
+        if is_due(self.habits.checkpoint_every) {
+            effects.checkpoint();
+        }
+        if mix64(entry.index.0, self.state.hash) % 100 < self.habits.live_percent {
+            self.live.push_back((entry.index.0, self.state.count + LIFE));
+        }
+        while self.live.pop_front_if(|(_, until)| *until <= self.state.count).is_some() {}
         self.journal.note(Note::Applied {
             group: self.group,
             index: entry.index,
@@ -197,19 +269,49 @@ impl Machine for TestMachine {
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
-        self.state.encode(out);
-        out.extend((0..self.padding).map(|at| mix64(self.state.hash, at as u64) as u8));
+        self.snapshot_source().next_chunk(out, usize::MAX);
+    }
+
+    fn snapshot_source(&self) -> Box<dyn SnapshotSource> {
+        let head = self.head();
+        let bytes = head.len() + self.habits.padding;
+        Box::new(Cut { head, hash: self.state.hash, at: 0, bytes })
+    }
+
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        self.live.iter().map(|(index, _)| IndexRange { first: Index(*index), count: 1 }).collect()
+    }
+
+    fn begin_restore(&mut self, _: u64) -> bool {
+        self.incoming.clear();
+        self.habits.in_chunks
+    }
+
+    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
+        self.incoming.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn finish_restore(&mut self) -> Result<(), RestoreError> {
+        let incoming = std::mem::take(&mut self.incoming);
+        self.restore(&incoming)
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
         let mut reader = Reader::new(snapshot);
-        let state = State::decode(&mut reader).map_err(|error| RestoreError(error.to_string()))?;
+        let short = |error: Truncated| RestoreError(error.to_string());
+        let state = State::decode(&mut reader).map_err(short)?;
+        let count = reader.u64().map_err(short)?;
+        let mut live = VecDeque::new();
+        for _ in 0..count {
+            live.push_back((reader.u64().map_err(short)?, reader.u64().map_err(short)?));
+        }
         let whole =
-            (reader.rest().iter().enumerate()).all(|(at, byte)| mix64(state.hash, at as u64) as u8 == *byte);
-        if !whole || reader.rest().len() != self.padding {
+            (reader.rest().iter().enumerate()).all(|(at, byte)| padding_byte(state.hash, at) == *byte);
+        if !whole || reader.rest().len() != self.habits.padding {
             return Err(RestoreError("the padding is not what was written".to_owned()));
         }
-        self.state = state;
+        (self.state, self.live) = (state, live);
         let State { last, count, hash, .. } = self.state;
         self.journal.note(Note::Restored { group: self.group, last, count, hash });
         Ok(())
@@ -235,12 +337,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_brings_the_state_back_and_a_changed_one_is_refused() {
-        let machine = |padding| TestMachine {
-            group: GroupId(1),
-            state: State::default(),
-            release_every: 0,
-            padding,
-            journal: Journal::default(),
+        let machine = |padding| {
+            TestMachine::new(GroupId(1), Habits { padding, ..Habits::default() }, Journal::default())
         };
         let mut one = machine(100);
         one.state.apply(3, &encode_command(9, Kind::Add, 2, 0));

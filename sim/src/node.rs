@@ -10,7 +10,7 @@ use coracle::sim::{Answer, SimNode};
 use coracle::{Config, Error, GroupId, Index, NodeId, Peer};
 use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
 
-use crate::machine::{Journal, State, TestMachine};
+use crate::machine::{Journal, TestMachine};
 use crate::oracle::{Claim, View, Violation};
 use crate::plan::Plan;
 use crate::watch::LogWatch;
@@ -241,13 +241,7 @@ impl Node {
 
 /// A group's machine, empty.
 fn machine(plan: &Plan, group: GroupId, journal: &Journal) -> TestMachine {
-    TestMachine {
-        group,
-        state: State::default(),
-        release_every: plan.settings.release_every,
-        padding: plan.settings.snapshot_padding,
-        journal: journal.clone(),
-    }
+    TestMachine::new(group, plan.settings.habits.clone(), journal.clone())
 }
 
 const PORT: u16 = 7100;
@@ -260,5 +254,8 @@ fn config(plan: &Plan, id: NodeId) -> Config {
     config.beat_us = plan.settings.beat_us;
     config.election_us = plan.settings.election_us;
     config.command_timeout_us = plan.settings.command_timeout_us;
+    config.min_snapshot_interval = plan.settings.min_snapshot_interval;
+    config.min_checkpoint_interval = plan.settings.min_checkpoint_interval;
+    config.max_checkpoints = plan.settings.max_checkpoints;
     config
 }

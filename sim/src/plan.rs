@@ -10,6 +10,8 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::machine::Habits;
+
 /// Something that goes wrong once, at a chosen time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -78,9 +80,10 @@ impl Fault {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) wal_bytes: u64,
-    /// A machine lets go of its log after so many commands; 0 for never.
-    pub(crate) release_every: u64,
-    pub(crate) snapshot_padding: usize,
+    pub(crate) habits: Habits,
+    pub(crate) min_snapshot_interval: u64,
+    pub(crate) min_checkpoint_interval: u64,
+    pub(crate) max_checkpoints: usize,
     pub(crate) beat_us: u64,
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
@@ -156,7 +159,7 @@ impl Plan {
             nodes: pick(rng, &[1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5]),
             groups: pick(rng, &[1, 1, 2, 2, 3, 4, 6, 8]),
             storm_us,
-            settings: Settings::draw(rng),
+            settings: Settings::draw(seed, rng),
             net: NetOptions {
                 latency_us: pick(rng, &[(20, 60), (20, 60), (50, 1_000), (500, 5_000), (200, 30_000)]),
                 window_bytes: pick(rng, &[8 << 10, 64 << 10, 4 << 20]),
@@ -176,17 +179,38 @@ impl Plan {
 }
 
 impl Settings {
-    fn draw(rng: &mut SmallRng) -> Self {
+    fn draw(seed: u64, rng: &mut SmallRng) -> Self {
+        let own = &mut SmallRng::seed_from_u64(mix64(seed, 0x5a9));
         let beat_us = pick(rng, &[100_000, 100_000, 100_000, 50_000, 200_000]);
         Self {
             wal_bytes: pick(rng, &[256 << 10, 512 << 10, 1 << 20, 2 << 20]),
-            release_every: pick(rng, &[0, 20, 50, 100, 300, 1_000]),
-            snapshot_padding: pick(rng, &[0, 0, 100, 5_000, 40_000]),
+            habits: Habits::draw(
+                pick(rng, &[0, 20, 50, 100, 300, 1_000]),
+                pick(rng, &[0, 0, 100, 5_000, 40_000]),
+                own,
+            ),
+            min_snapshot_interval: pick(own, &[1, 1, 50, 400, 4096]),
+            min_checkpoint_interval: pick(own, &[1, 100]),
+            max_checkpoints: pick(own, &[1, 2, 10]),
             beat_us,
             election_us: beat_us * rng.random_range(3..=6),
             command_timeout_us: pick(rng, &[500_000, 2_000_000, 5_000_000]),
             turn_us: pick(rng, &[(5, 20), (20, 100), (50, 500)]),
             late_start_us: pick(rng, &[0, 0, 0, 5_000, 500_000]),
+        }
+    }
+}
+
+impl Habits {
+    /// Some seeds have snapshots too large for the log: of one chunk or several.
+    fn draw(release_every: u64, padding: usize, own: &mut SmallRng) -> Self {
+        let (small, large) = (padding, pick(own, &[70_000, 120_000, 300_000, 450_000]));
+        Self {
+            release_every,
+            checkpoint_every: pick(own, &[0, 0, 40, 300]),
+            padding: if own.random_ratio(1, 3) { large } else { small },
+            in_chunks: own.random_ratio(1, 2),
+            live_percent: pick(own, &[0, 0, 1, 10, 30]),
         }
     }
 }

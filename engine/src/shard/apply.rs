@@ -8,8 +8,8 @@ use coracle_wal::{ReadError, ReadOut};
 use super::groups::{Slot, question_bytes};
 use super::step::{READ_BYTES, poison};
 use super::waiting::Decision;
-use super::{Answers, OnDurable, ReadFor, Shard, replies};
-use crate::machine::{Effects, Entry};
+use super::{Answers, ReadFor, Shard, replies};
+use crate::machine::{Effects, Entry, Wishes};
 use crate::outcome::{Outcome, Reason};
 use crate::panics::caught;
 
@@ -32,7 +32,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn apply_group(&mut self, slot: u32) -> bool {
         let one = &mut self.slots[slot as usize];
         let commit = one.raft.commit();
-        if one.poisoned.is_some() || one.applied >= commit || one.apply_read {
+        if one.poisoned.is_some() || one.applied >= commit || one.apply_read || !one.is_ready() {
             return false;
         }
         let next = one.applied.next();
@@ -61,7 +61,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &mut self.slots[slot as usize];
         one.apply_read = false;
         match result {
-            Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() => {
+            Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() && one.is_ready() => {
                 self.apply_entries(slot, read.first, &read.body);
                 self.after_apply(slot);
             }
@@ -70,7 +70,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Err(error) => poison(one, format!("its log cannot be read back: {error}")),
         }
         let one = &mut self.slots[slot as usize];
-        if !one.applying && one.applied < one.raft.commit() && one.poisoned.is_none() {
+        if !one.applying && one.applied < one.raft.commit() && one.poisoned.is_none() && one.is_ready() {
             one.applying = true;
             self.applying.push(slot);
         }
@@ -95,6 +95,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.status.applied += 1;
             }
             one.digest_entry(entry.index, &entry.header);
+            one.bytes_since += entry.payload.len() as u64;
             one.applied = entry.index;
             self.waiting_bytes -= answer(one, &entry, node, &self.reply_scratch, &mut answers);
         }
@@ -102,54 +103,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn after_apply(&mut self, slot: u32) {
         self.answer_reads(slot);
-        if self.slots[slot as usize].want_release {
-            self.take_snapshot(slot);
-        }
+        self.take_snapshots(slot);
         self.evict(slot);
-    }
-
-    /// The machine said that its log may go: its state goes into the WAL, and the log when that is durable.
-    fn take_snapshot(&mut self, slot: u32) {
-        let one = &mut self.slots[slot as usize];
-        if one.snapshot_in_flight.is_some() || one.poisoned.is_some() {
-            return;
-        }
-        one.want_release = false;
-        let Some(term) = one.raft.term_at(one.applied) else { return };
-        let snapshot = match caught(|| one.take_snapshot(term)) {
-            Ok(snapshot) => snapshot,
-            Err(panic) => {
-                let reason = format!("its snapshot at entry {} panicked: {panic}", one.applied);
-                return poison(one, reason);
-            }
-        };
-        let bytes_max = self.wal.snapshot_bytes_max();
-        if snapshot.bytes.len() > bytes_max {
-            if !one.snapshot_too_large {
-                tracing::warn!(
-                    group = %one.id,
-                    bytes = snapshot.bytes.len(),
-                    "the machine's snapshot is over {bytes_max} bytes: its log is kept"
-                );
-            }
-            one.snapshot_too_large = true;
-            return;
-        }
-        // Behind the entries that it covers in log order, so it is never durable before them.
-        let batch = self.wal.put_snapshot(one.id, snapshot.index, snapshot.term, &[], &snapshot.bytes);
-        one.staged = batch;
-        let (index, term) = (snapshot.index, snapshot.term);
-        one.snapshot = Some(snapshot);
-        one.snapshot_in_flight = Some(index);
-        self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
-        self.again = true;
     }
 
     /// Answers the queries whose read index is applied.
     pub(super) fn answer_reads(&mut self, slot: u32) {
         let node = self.settings.node;
         let one = &mut self.slots[slot as usize];
-        if one.reads.is_empty() {
+        if one.reads.is_empty() || !one.is_ready() && one.poisoned.is_none() {
             return;
         }
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
@@ -200,12 +162,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
     // The log's time never goes back, whatever the leaders' clocks did; the same on every member.
     slot.time_ms = slot.time_ms.max(entry.header.time_ms);
-    let mut release = false;
+    let mut wishes = Wishes::default();
     let one =
         Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
     let machine = &mut slot.machine;
-    let ran = caught(|| machine.apply(one, &mut Effects::new(reply, &mut release)));
-    slot.want_release |= release;
+    let ran = caught(|| machine.apply(one, &mut Effects::new(reply, &mut wishes)));
+    slot.want_release |= wishes.release;
+    slot.want_checkpoint |= wishes.checkpoint;
     if let Err(panic) = ran {
         poison(slot, format!("applying entry {} panicked: {panic}", entry.index));
     }

@@ -39,8 +39,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 }
 
-/// The last entry that this node itself needs in memory no more. A machine that has failed will apply nothing.
+/// The last entry that this node itself needs in memory no more. A machine that has failed will apply nothing, and one
+/// that waits for its state will read back what it has to apply.
 fn settled(slot: &Slot) -> Index {
     let durable = slot.raft.durable();
-    if slot.poisoned.is_some() { durable } else { durable.min(slot.applied) }
+    if slot.poisoned.is_some() || !slot.is_ready() { durable } else { durable.min(slot.applied) }
 }

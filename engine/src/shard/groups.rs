@@ -7,12 +7,15 @@ use coracle_base::codec::{Reader, Sink};
 use coracle_base::run::EntryHeader;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, Term};
 use coracle_raft::Group;
-use coracle_wal::BatchSeq;
+use coracle_segments::snapshot::SnapshotName;
+use coracle_wal::{BatchSeq, IndexRange, SnapshotFile};
 
 use super::inbox::{Consistency, Origin};
+use super::restore::MachineState;
+use super::snapshots::Checkpoint;
 use super::waiting::WaitingList;
 use crate::log::MemLog;
-use crate::machine::{Machine, RestoreError};
+use crate::machine::{Machine, RestoreError, in_order};
 use crate::panics::caught;
 
 /// What waits for a leader.
@@ -51,6 +54,47 @@ pub(crate) struct Snapshot {
 }
 
 const SNAPSHOT_VERSION: u8 = 1;
+/// Version, time and digest.
+pub(crate) const SNAPSHOT_PREFIX_BYTES: u64 = 17;
+
+/// Reads what stands before the machine's own bytes: time and digest.
+pub(crate) fn read_prefix(reader: &mut Reader<'_>) -> Result<(u64, u64), RestoreError> {
+    let fields = (reader.u8(), reader.u64(), reader.u64());
+    let (Ok(SNAPSHOT_VERSION), Ok(time_ms), Ok(digest)) = fields else {
+        return Err(RestoreError(format!(
+            "snapshot of version {:?}, this is version {SNAPSHOT_VERSION}",
+            fields.0
+        )));
+    };
+    Ok((time_ms, digest))
+}
+
+/// The newest snapshot of a group: at least staged.
+#[derive(Debug, Clone)]
+pub(crate) enum Held {
+    /// In the log, and in memory.
+    Inline(Snapshot),
+    /// In a file.
+    File { index: Index, term: Term, file: SnapshotFile },
+}
+
+impl Held {
+    /// The last entry that it covers.
+    pub(crate) fn index(&self) -> Index {
+        match self {
+            Self::Inline(snapshot) => snapshot.index,
+            Self::File { index, .. } => *index,
+        }
+    }
+
+    /// That entry's term.
+    pub(crate) fn term(&self) -> Term {
+        match self {
+            Self::Inline(snapshot) => snapshot.term,
+            Self::File { term, .. } => *term,
+        }
+    }
+}
 
 /// One group on this node.
 pub(crate) struct Slot {
@@ -71,12 +115,27 @@ pub(crate) struct Slot {
     pub(crate) parked: VecDeque<Parked>,
     pub(crate) reads: BTreeMap<u64, Reading>,
     /// The newest snapshot that is at least staged.
-    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) snapshot: Option<Held>,
+    /// Whether the machine has its state.
+    pub(crate) state: MachineState,
     /// The newest snapshot that is staged and not durable.
     pub(crate) snapshot_in_flight: Option<Index>,
     pub(crate) want_release: bool,
-    /// A snapshot was too large for the WAL; said once.
-    pub(crate) snapshot_too_large: bool,
+    /// Somebody else needs the snapshot: no interval holds it up.
+    pub(crate) force_release: bool,
+    pub(crate) want_checkpoint: bool,
+    /// Bytes of entries applied since the newest snapshot.
+    pub(crate) bytes_since: u64,
+    /// The file that is being written for this group.
+    pub(crate) writing: Option<u64>,
+    /// A leader's snapshot in a file, while Raft decides about it.
+    pub(crate) incoming: Option<SnapshotFile>,
+    /// Files to be removed when the snapshot at this index is durable.
+    pub(crate) superseded: Vec<(Index, SnapshotName)>,
+    /// States that free no log, oldest first.
+    pub(crate) checkpoints: Vec<Checkpoint>,
+    /// The snapshot is too large to be sent; said once.
+    pub(crate) is_unsendable: bool,
     /// The batch of the last record staged for this group.
     pub(crate) staged: BatchSeq,
     /// An apply waits for entries from the WAL's files.
@@ -104,9 +163,17 @@ impl Slot {
             parked: VecDeque::new(),
             reads: BTreeMap::new(),
             snapshot: None,
+            state: MachineState::Ready,
             snapshot_in_flight: None,
             want_release: false,
-            snapshot_too_large: false,
+            force_release: false,
+            want_checkpoint: false,
+            bytes_since: 0,
+            writing: None,
+            incoming: None,
+            superseded: Vec::new(),
+            checkpoints: Vec::new(),
+            is_unsendable: false,
             staged: BatchSeq(0),
             apply_read: false,
             fetched: Vec::new(),
@@ -116,33 +183,32 @@ impl Slot {
         }
     }
 
-    /// The state now, at `applied`.
-    pub(crate) fn take_snapshot(&self, term: Term) -> Snapshot {
+    /// What stands before the machine's own bytes.
+    pub(crate) fn snapshot_prefix(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.put_u8(SNAPSHOT_VERSION);
         bytes.put_u64(self.time_ms);
         bytes.put_u64(self.digest);
-        self.machine.snapshot(&mut bytes);
-        Snapshot { index: self.applied, term, bytes }
+        bytes
     }
 
     /// Takes up a snapshot's state. A panic of the machine is an error like any other.
     pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RestoreError> {
         let mut reader = Reader::new(&snapshot.bytes);
-        let fields = (reader.u8(), reader.u64(), reader.u64());
-        let (Ok(SNAPSHOT_VERSION), Ok(time_ms), Ok(digest)) = fields else {
-            return Err(RestoreError(format!(
-                "snapshot of version {:?}, this is version {SNAPSHOT_VERSION}",
-                fields.0
-            )));
-        };
+        let (time_ms, digest) = read_prefix(&mut reader)?;
         let machine = &mut self.machine;
         caught(|| machine.restore(reader.rest()))
             .map_err(|panic| RestoreError(format!("panic: {panic}")))??;
-        self.time_ms = time_ms;
-        self.digest = digest;
-        self.applied = snapshot.index;
+        (self.time_ms, self.digest, self.applied) = (time_ms, digest, snapshot.index);
         Ok(())
+    }
+
+    /// What may live on below a snapshot that comes from elsewhere: what lives now, and of that only what the new state
+    /// still names will outlive the next one. All, if the machine cannot be asked.
+    pub(crate) fn all_live(&self, index: Index) -> Vec<IndexRange> {
+        let machine = &self.machine;
+        let asked = if self.is_ready() { caught(|| machine.live_indexes()).ok() } else { None };
+        in_order(asked.unwrap_or_else(|| vec![IndexRange { first: Index(1), count: index.0 }]), index)
     }
 
     /// Counts one more applied entry into the digest.
@@ -159,6 +225,10 @@ impl Slot {
         let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
         let raft = self.raft.deadline_us().filter(|_| !self.diverged);
-        [raft, parked, waiting, reading].into_iter().flatten().min()
+        let ask = match self.state {
+            MachineState::Needed { ask_us, .. } => Some(ask_us),
+            _ => None,
+        };
+        [raft, parked, waiting, reading, ask].into_iter().flatten().min()
     }
 }

@@ -13,7 +13,9 @@ pub(crate) mod groups;
 pub(crate) mod inbox;
 mod receive;
 pub(crate) mod replies;
+mod restore;
 mod room;
+pub(crate) mod snapshots;
 mod start;
 pub(crate) mod status;
 mod step;
@@ -34,6 +36,7 @@ use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
 use replies::{ClientQueue, Completions};
+use snapshots::Snapshots;
 
 pub use status::{GroupStatus, ShardStatus};
 pub use turn::Turn;
@@ -69,6 +72,9 @@ pub(crate) struct Settings {
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
     pub(crate) entry_cache_bytes: usize,
+    pub(crate) min_snapshot_interval: u64,
+    pub(crate) min_checkpoint_interval: u64,
+    pub(crate) max_checkpoints: usize,
     pub(crate) seed: u64,
     #[cfg(feature = "breaks")]
     pub(crate) breaks: crate::breaks::Breaks,
@@ -113,6 +119,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     timers: BTreeSet<(u64, u32)>,
     on_durable: VecDeque<(BatchSeq, OnDurable)>,
     reads: BTreeMap<u64, ReadFor>,
+    snapshots: Snapshots,
     next_token: u64,
     forwards: Forwards,
     completions: Vec<(Arc<ClientQueue>, Completions)>,

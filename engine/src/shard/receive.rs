@@ -1,9 +1,7 @@
 //! Step 1: commands, frames and completions become inputs of their groups.
 
 use coracle_base::codec::Reader;
-use coracle_base::limits::{
-    GROUP_UNCOMMITTED_BYTES, INLINE_SNAPSHOT_BYTES_MAX, LINK_BYTES_HIGH, SHARD_UNCOMMITTED_BYTES,
-};
+use coracle_base::limits::{GROUP_UNCOMMITTED_BYTES, LINK_BYTES_HIGH, SHARD_UNCOMMITTED_BYTES};
 use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, RunRef};
 use coracle_io::{Clock, Disk, Net};
@@ -14,7 +12,7 @@ use super::groups::{Parked, Reading, question_bytes};
 use super::inbox::{Command, Consistency, Origin};
 use super::room::Need;
 use super::waiting::Waiting;
-use super::{Answers, OnDurable, ReadFor, Shard, ShardError};
+use super::{Answers, OnDurable, ReadFor, Shard, ShardError, snapshots};
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
 use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
@@ -118,6 +116,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 Kind::Raft => self.on_raft(node, piece)?,
                 Kind::Forward => self.on_forward(node, session, piece)?,
                 Kind::Query => self.on_forwarded_query(node, session, piece)?,
+                Kind::WantSnapshot => {
+                    let base = Index(Reader::new(piece.fields).u64()?);
+                    if let Some(slot) = self.by_group.get(&piece.group).copied() {
+                        self.on_want_snapshot(slot, node, base);
+                    }
+                }
                 Kind::Replies => {
                     let mut answers =
                         Answers { completions: &mut self.completions, transport: &mut self.transport };
@@ -140,10 +144,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Ok(());
         };
         let run = check_payload(&message, piece)?;
+        let snapshot = match message {
+            Message::Snapshot { index, snap_term, .. } => Some((index, snap_term)),
+            _ => None,
+        };
+        if snapshot.is_some() && piece.payload.len() > self.wal.snapshot_bytes_max() {
+            self.receive_snapshot(slot, node, message, piece.payload);
+            return Ok(());
+        }
         let Some((message, run)) = self.what_fits(slot, node, message, run, piece.payload.len()) else {
             return Ok(());
         };
         self.step(slot, Input::Receive { from: node, message }, run, piece.payload);
+        if let Some((index, term)) = snapshot {
+            self.adopt(slot, index, term, piece.payload);
+        }
         Ok(())
     }
 
@@ -424,11 +439,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for one in done.drain(..) {
             if Compactor::owns(one.token) {
                 self.compaction.on_done(&mut self.disk, one);
+            } else if snapshots::owns(one.token) {
+                self.on_snapshot_done(one);
             } else {
                 self.wal.on_done(&mut self.disk, one)?;
             }
         }
         self.disk_done = done;
+        self.step_snapshots();
         let durable = self.wal.durable();
         while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
             match then {
@@ -465,6 +483,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.input(slot, Input::Tick);
             }
             self.give_up_late(slot);
+            self.ask_for_snapshot(slot);
             self.touch(slot);
         }
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
@@ -535,7 +554,7 @@ pub(crate) fn check_payload<'a>(
                 && run.term_spans().eq(spans.iter().copied());
             if same { Ok(Some(run)) } else { wrong("an append that disagrees with its run") }
         }
-        Message::Snapshot { .. } if piece.payload.len() > INLINE_SNAPSHOT_BYTES_MAX => {
+        Message::Snapshot { .. } if piece.payload.len() > snapshots::MESSAGE_BYTES_MAX => {
             wrong("a snapshot over the limit")
         }
         Message::Snapshot { .. } => Ok(None),

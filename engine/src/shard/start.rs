@@ -7,11 +7,13 @@ use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, Term};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
-use coracle_wal::{Recovery, Wal};
+use coracle_wal::{RecoveredGroup, Recovery, Wal};
 
 use super::compact::Compaction;
-use super::groups::{Parked, Slot, Snapshot};
+use super::groups::{Held, Parked, Slot, Snapshot};
 use super::inbox::Inbox;
+use super::restore::Try;
+use super::snapshots::Snapshots;
 use super::{Answers, GroupStatus, Settings, Shard, ShardError, ShardStatus};
 use crate::Error;
 use crate::machine::Machine;
@@ -28,6 +30,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         clock: C,
         wal: Wal,
         recovery: Recovery,
+        snapshots: Snapshots,
         transport: Transport,
         inbox: Arc<Inbox<N::Socket>>,
         siblings: Vec<Arc<Inbox<N::Socket>>>,
@@ -52,6 +55,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             timers: BTreeSet::new(),
             on_durable: VecDeque::new(),
             reads: BTreeMap::new(),
+            snapshots,
             next_token: 0,
             forwards: Default::default(),
             completions: Vec::new(),
@@ -96,19 +100,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                           member, or restore the directory";
             return Err(Error::Machine { group, reason: reason.into() });
         }
-        let snapshot = found.and_then(|one| one.snapshot.as_ref());
+        let held = found.and_then(held);
         let last = found.map_or(Index::ZERO, |one| one.last);
-        if snapshot.is_none() && found.is_some_and(|one| one.first > Index(1)) {
+        // What lies before the log: the snapshot's, whether it is sound or not.
+        let base = found
+            .filter(|one| one.first > Index(1))
+            .map(|one| (one.first.prev(), one.terms.first().map_or(Term::ZERO, |(_, term)| *term)));
+        if base.is_some() && held.is_none() && self.settings.voters.len() == 1 {
             let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
                           replace this member";
             return Err(Error::Machine { group, reason: reason.into() });
         }
         let terms = found
             .as_ref()
-            .map_or(Vec::new(), |one| terms_above(snapshot.map(|one| one.index), last, &one.terms));
+            .map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
         let restored = Restored {
             hard_state,
-            snapshot: snapshot.map(|one| (one.index, one.term)),
+            snapshot: base,
             last,
             terms: &terms,
             accepted_term: found.map_or(Default::default(), |one| one.accepted_term),
@@ -116,16 +124,37 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         let raft = Group::new(self.raft_config(group), restored, self.now_us);
         let mut slot = Slot::new(group, raft, machine, last);
-        if let Some(found) = snapshot {
-            let snapshot = Snapshot { index: found.index, term: found.term, bytes: found.bytes.clone() };
-            slot.restore(&snapshot).map_err(|error| Error::Machine { group, reason: error.to_string() })?;
-            slot.snapshot = Some(snapshot);
+        let (first, raft) = (slot.raft.first(), &slot.raft);
+        let is_good =
+            |index, term| index >= first && index <= raft.durable() && raft.term_at(index) == Some(term);
+        let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, is_good);
+        let mut tries = match (&held, base) {
+            // As small as it is, it need not wait.
+            (Some(Held::Inline(snapshot)), _) if checkpoints.is_empty() => {
+                slot.restore(snapshot)
+                    .map_err(|error| Error::Machine { group, reason: error.to_string() })?;
+                None
+            }
+            (Some(Held::Inline(snapshot)), _) => Some(vec![Try::Inline(snapshot.clone())]),
+            (Some(Held::File { index, term, file }), _) => {
+                Some(vec![Try::Marked { index: *index, term: *term, file: *file }])
+            }
+            (None, Some(_)) => Some(Vec::new()),
+            (None, None) if checkpoints.is_empty() => None,
+            (None, None) => Some(vec![Try::Empty]),
+        };
+        if let Some(tries) = &mut tries {
+            tries.extend(checkpoints.iter().map(|one| Try::Checkpoint { index: one.index, name: one.name }));
         }
+        (slot.snapshot, slot.checkpoints) = (held, checkpoints);
         self.recovered.remove(&group);
         let at = self.slots.len() as u32;
         self.slots.push(slot);
         self.by_group.insert(group, at);
         self.status.groups += 1;
+        if let Some(tries) = tries {
+            self.restore_from(at, tries, false);
+        }
         let up: Vec<_> =
             self.transport.links().iter().filter(|link| link.session().is_some()).map(|l| l.node).collect();
         for node in up {
@@ -205,6 +234,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             applied: one.applied,
             digest: one.digest,
             poisoned: one.poisoned.clone(),
+            restoring: !one.is_ready() && one.is_whole(),
+            needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })
     }
 
@@ -263,6 +294,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.forwards.stop(&mut answers);
         self.reply();
     }
+}
+
+/// The snapshot that recovery found, if it is readable or a file.
+fn held(found: &RecoveredGroup) -> Option<Held> {
+    let term = found.terms.first().map_or(Term::ZERO, |(_, term)| *term);
+    let file = found.snapshot_file.map(|file| Held::File { index: found.first.prev(), term, file });
+    let inline = found
+        .snapshot
+        .as_ref()
+        .map(|one| Held::Inline(Snapshot { index: one.index, term: one.term, bytes: one.bytes.clone() }));
+    inline.or(file)
 }
 
 /// The term spans of the log above a snapshot, of those that begin with the snapshot's own.

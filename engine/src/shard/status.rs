@@ -24,6 +24,11 @@ pub struct GroupStatus {
     /// Why the machine does not apply any more, if it failed; or why this member stands still, if another majority
     /// contradicts what is committed here.
     pub poisoned: Option<String>,
+    /// Its machine waits for its state: nothing is applied or answered yet.
+    pub restoring: bool,
+    /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and
+    /// applies nothing.
+    pub needs_snapshot: Option<String>,
 }
 
 /// Counters of one shard since it started.
@@ -49,6 +54,12 @@ pub struct ShardStatus {
     pub elections_won: u64,
     /// Groups.
     pub groups: u64,
+    /// Groups whose machines wait for their state.
+    pub groups_restoring: u64,
+    /// Machines that got their state back from a file.
+    pub groups_restored: u64,
+    /// Snapshots and checkpoints written to files.
+    pub snapshot_files: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
     /// Bytes of segments written by compaction.

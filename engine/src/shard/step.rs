@@ -6,7 +6,8 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Fit, HardState, Input, Message, Output, PersistSeq, Role, Sizes};
 use coracle_wal::{ReadError, ReadOut};
 
-use super::groups::{Slot, Snapshot};
+use super::groups::{Held, Slot, Snapshot};
+use super::restore::Try;
 use super::{Answers, OnDurable, ReadFor, Shard};
 use crate::transport::envelope::Kind;
 
@@ -81,6 +82,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.wal.read(&mut self.disk, token, group, first, last, READ_BYTES);
             }
             Output::Commit { upto } => {
+                self.on_commit(slot, upto);
                 let one = &mut self.slots[slot as usize];
                 if upto > one.applied && !one.applying {
                     one.applying = true;
@@ -209,28 +211,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         envelope.push(Kind::Raft, one.id, true, fields, |out| header.encode_run(&pieces, out));
     }
 
-    /// Sends the newest snapshot to a member that is behind the released log.
-    fn send_snapshot(&mut self, slot: u32, to: NodeId) {
-        let one = &self.slots[slot as usize];
-        let (Some(snapshot), Some(envelope)) = (&one.snapshot, self.transport.envelope(to)) else { return };
-        let message =
-            Message::Snapshot { term: one.raft.term(), index: snapshot.index, snap_term: snapshot.term };
-        envelope.push(
-            Kind::Raft,
-            one.id,
-            false,
-            |out| message.encode(out),
-            |out| out.extend_from_slice(&snapshot.bytes),
-        );
-    }
-
     /// A snapshot from the leader takes the place of the machine's state, and of the log up to it.
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
-        let batch = self.wal.put_snapshot(self.slots[slot as usize].id, index, term, &[], bytes);
+        self.abandon_restore(slot);
         let one = &mut self.slots[slot as usize];
-        one.staged = batch;
-        one.snapshot_in_flight = Some(index);
-        self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
+        let live = one.all_live(index);
         let before = one.log.bytes();
         if one.raft.last() > index {
             one.log.evict(index)
@@ -239,13 +224,27 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
         one.fetched.clear();
-        let snapshot = Snapshot { index, term, bytes: bytes.to_vec() };
-        if let Err(error) = one.restore(&snapshot) {
-            poison(one, error.to_string());
-            one.applied = index;
+        match one.incoming.take() {
+            Some(file) => {
+                let batch = self.wal.mark_snapshot(one.id, index, term, &live, file);
+                self.staged_snapshot(slot, batch, Held::File { index, term, file });
+                self.restore_from(slot, vec![Try::Marked { index, term, file }], true);
+            }
+            None => {
+                let batch = self.wal.put_snapshot(one.id, index, term, &live, bytes);
+                let snapshot = Snapshot { index, term, bytes: bytes.to_vec() };
+                self.staged_snapshot(slot, batch, Held::Inline(snapshot.clone()));
+                self.abandon_writing(slot);
+                let one = &mut self.slots[slot as usize];
+                // Whatever this machine makes of it: others may ask for it.
+                if let Err(error) = one.restore(&snapshot) {
+                    poison(one, error.to_string());
+                    one.applied = index;
+                }
+                self.on_ready(slot);
+            }
         }
-        // Whatever this machine makes of it: others may ask for it.
-        one.snapshot = Some(snapshot);
+        let one = &mut self.slots[slot as usize];
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         let skipped = crate::Outcome::Unknown(crate::Unknown::Skipped);
         self.waiting_bytes -= one.waiting.skip(index, |origin, tag| answers.give(origin, tag, &skipped));
@@ -257,6 +256,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // Our own may have been overtaken by an installed one, which is still on its way.
         one.snapshot_in_flight = one.snapshot_in_flight.filter(|newest| *newest > index);
         self.input(slot, Input::Released { index, term });
+        self.remove_superseded(slot, index);
         self.evict(slot);
     }
 
@@ -282,6 +282,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         tracing::debug!(%group, ?role, ?leader, %term, "role");
         if role == Role::Leader {
             self.status.elections_won += 1;
+            self.hurry(slot);
         }
         self.release_parked(slot);
     }

@@ -4,7 +4,7 @@
 //!   head:  0   8  echo            newest envelope of the other side that had arrived here
 //!          8   4  messages
 //!          12  .. messages, each:
-//!                 1  kind         1 raft, 2 forward, 3 query, 4 replies
+//!                 1  kind         1 raft, 2 forward, 3 query, 4 replies, 5 snapshot wanted
 //!                 8  group
 //!                 4  payload_bytes, in the tail, in order
 //!                 4  payload_crc  crc32c of the payload; 0 for a raft append: a run has checksums of its own
@@ -14,6 +14,7 @@
 //!   query fields:   request u64, consistency u8 (0 leader, 1 linearizable), tag u64; payload: the question
 //!   replies payload: records {request u64, tag u64, status u8, index u64, leader u64, bytes u32, reply}
 //!                   status 0 done, 1..=99 not done by reason, 100.. unknown
+//!   snapshot wanted fields: base u64, the last entry that the sender's own, damaged one covered
 //! ```
 
 use coracle_base::GroupId;
@@ -32,6 +33,8 @@ pub(crate) enum Kind {
     Query = 3,
     /// Answers to forwarded entries and questions.
     Replies = 4,
+    /// A member's own snapshot is damaged: it asks the leader for one.
+    WantSnapshot = 5,
 }
 
 /// Why an envelope is not understood: the connection is closed.
@@ -172,6 +175,7 @@ impl<'a> Pieces<'a> {
             2 => Kind::Forward,
             3 => Kind::Query,
             4 => Kind::Replies,
+            5 => Kind::WantSnapshot,
             other => return Err(EnvelopeError::Kind(other)),
         };
         let group = GroupId(self.head.u64()?);

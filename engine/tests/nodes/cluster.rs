@@ -82,6 +82,7 @@ impl Cluster {
         let mut config = Config::new(at as u64 + 1, peers, "/unused");
         config.shards = 1;
         config.wal_max_size_bytes = self.file_bytes[at];
+        config.min_checkpoint_interval = 5;
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
         let node = SimNode::open(&config, self.disks[at].clone(), net, self.clock.clone(), self.boots);

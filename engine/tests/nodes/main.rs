@@ -5,3 +5,4 @@
 mod bounds;
 mod cluster;
 mod panics;
+mod snapshots;

@@ -32,6 +32,8 @@ pub enum Written {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Open,
+    /// Opening what is to be promoted.
+    Promote,
     Write,
     /// Nothing: bytes are wanted.
     Idle,
@@ -49,6 +51,8 @@ enum Step {
 pub struct SnapshotWriter {
     token: u64,
     dir: PathBuf,
+    /// What it is called until it is whole.
+    from: PathBuf,
     name: SnapshotName,
     head: SnapshotHead,
     step: Step,
@@ -76,19 +80,47 @@ impl SnapshotWriter {
             true => SnapshotName::Checkpoint { file_no, group, index, term },
             false => SnapshotName::Snapshot { file_no },
         };
-        let path = format::unfinished(dir, file_no);
-        disk.start(token, DiskOp::Open { path, mode: FileMode::Write });
+        let from = format::unfinished(dir, file_no);
+        let whole = SnapshotFile { file_no, bytes: 0, crc: 0 };
+        Self::open(disk, Step::Open, (dir, from), name, head, whole, token)
+    }
+
+    /// Makes a checkpoint a snapshot: durable, and under its other name. If that fails, it is gone.
+    pub fn promote<D: Disk>(
+        disk: &mut D,
+        dir: &Path,
+        head: SnapshotHead,
+        whole: SnapshotFile,
+        token: u64,
+    ) -> Self {
+        let SnapshotHead { file_no, group, index, term, .. } = head;
+        let from = SnapshotName::Checkpoint { file_no, group, index, term }.path(dir);
+        let name = SnapshotName::Snapshot { file_no };
+        Self::open(disk, Step::Promote, (dir, from), name, head, whole, token)
+    }
+
+    fn open<D: Disk>(
+        disk: &mut D,
+        step: Step,
+        (dir, from): (&Path, PathBuf),
+        name: SnapshotName,
+        head: SnapshotHead,
+        whole: SnapshotFile,
+        token: u64,
+    ) -> Self {
+        disk.start(token, DiskOp::Open { path: from.clone(), mode: FileMode::Write });
         Self {
             token,
             dir: dir.to_owned(),
+            from,
             name,
             head,
-            step: Step::Open,
+            step,
             file: None,
             offset: 0,
             seed: 0,
             chunks: 0,
-            whole: SnapshotFile { file_no, bytes: 0, crc: 0 },
+            whole,
             body: Vec::new(),
             unwanted: false,
             error: None,
@@ -163,6 +195,14 @@ impl SnapshotWriter {
                 return Written::Whole(self.whole);
             }
             (Step::Open, Ok(DiskOk::Opened { file, .. })) => self.on_opened(disk, file),
+            (Step::Promote, Ok(DiskOk::Opened { file, .. })) if !self.unwanted => {
+                self.file = Some(file);
+                self.start(disk, Step::Sync, DiskOp::Sync { file });
+            }
+            (Step::Promote, Ok(DiskOk::Opened { file, .. })) => {
+                self.file = Some(file);
+                self.clean_up(disk);
+            }
             (step, Ok(_)) if !self.unwanted || matches!(step, Step::Close | Step::Rename) => {
                 self.on_step(disk, step);
             }
@@ -198,8 +238,7 @@ impl SnapshotWriter {
             (Step::Trailer | Step::Sync, Some(file)) => self.start(disk, Step::Close, DiskOp::Close { file }),
             (Step::Close, _) => {
                 self.file = None;
-                let from = format::unfinished(&self.dir, self.head.file_no);
-                let to = self.name.path(&self.dir);
+                let (from, to) = (self.from.clone(), self.name.path(&self.dir));
                 self.start(disk, Step::Rename, DiskOp::Rename { from, to });
             }
             (Step::Rename, _) => self.start(disk, Step::SyncDir, DiskOp::SyncDir { path: self.dir.clone() }),
@@ -215,7 +254,7 @@ impl SnapshotWriter {
     }
 
     fn remove<D: Disk>(&mut self, disk: &mut D) {
-        let path = format::unfinished(&self.dir, self.head.file_no);
+        let path = self.from.clone();
         self.start(disk, Step::Remove, DiskOp::Unlink { path });
     }
 

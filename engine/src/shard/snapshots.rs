@@ -1,0 +1,454 @@
+//! Snapshots of machines: when one is taken, where it goes, and what goes with it.
+//!
+//! ```text
+//!   release → source → up to 64 KiB: a record of the log ─────────────────────────┐
+//!                    → more: a file, a chunk a turn → durable → a mark in the log ─┴→ durable → the log is released, the
+//!                                                                                     older file goes
+//!   checkpoint → source → a file that nothing depends on;  release → the newest one becomes a snapshot
+//!   from a leader: up to 64 KiB as above; more: into a file first, and only then Raft hears of it
+//! ```
+//!
+//! Invariants: (1) nothing is released, and no older file removed, before the new snapshot is durable; (2) a snapshot is of
+//! what is applied, and its record lies behind the entries that it covers, so it never counts before them; (3) a group has
+//! one under way at a time, a shard a few; (4) a file that fails costs a message in the log, and no group its life.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+
+use coracle_base::{GroupId, Index, NodeId, Term};
+use coracle_io::{Clock, Disk, DiskDone, DiskError, DiskOp, Net};
+use coracle_raft::{Input, Message};
+use coracle_segments::snapshot::{self, SnapshotHead, SnapshotName, SnapshotWriter, Written};
+use coracle_wal::{Identity, IndexRange, RecoveredGroup, SnapshotFile};
+
+use super::groups::{Held, Slot, Snapshot};
+use super::restore::Restoring;
+use super::step::poison;
+use super::{OnDurable, Shard};
+use crate::machine::{SnapshotSource, in_order};
+use crate::panics::caught;
+
+/// Completions with these are of snapshot files.
+const TOKENS: u64 = 0x54 << 56;
+/// A completion that nobody waits for.
+const NOBODY: u64 = TOKENS;
+/// Files being written at once: each takes a chunk's bytes a turn.
+const WRITERS_MAX: usize = 4;
+/// The largest snapshot that is sent to another member as yet: in one message.
+pub(super) const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+
+/// Whether a completion is of a snapshot file.
+pub(super) fn owns(token: u64) -> bool {
+    token >> 56 == TOKENS >> 56
+}
+
+/// What a file is written for.
+enum Purpose {
+    /// The machine let its log go.
+    Release { live: Vec<IndexRange> },
+    /// The machine wants to be fast at its next start.
+    Checkpoint { live: Vec<IndexRange> },
+    /// A leader sent it: Raft hears of it when it is durable.
+    Received { from: NodeId, message: Message },
+}
+
+struct Writing {
+    slot: u32,
+    writer: SnapshotWriter,
+    source: Option<Box<dyn SnapshotSource>>,
+    purpose: Purpose,
+}
+
+/// A machine's state that frees no log.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoint {
+    pub(crate) name: SnapshotName,
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+    /// Known of those that this process wrote: only they can become snapshots.
+    whole: Option<(SnapshotFile, Vec<IndexRange>)>,
+}
+
+/// The snapshot files of a shard, and what is being done with them.
+pub(crate) struct Snapshots {
+    pub(super) dir: PathBuf,
+    pub(super) identity: Identity,
+    highest: u64,
+    last_token: u64,
+    writing: BTreeMap<u64, Writing>,
+    /// Groups whose wish found too much under way.
+    postponed: BTreeSet<u32>,
+    /// Found at the start, of groups that are not started yet.
+    found: BTreeMap<GroupId, Vec<Checkpoint>>,
+    pub(super) restoring: Restoring,
+    /// To be removed when nobody reads them any more.
+    doomed: VecDeque<SnapshotName>,
+}
+
+impl Snapshots {
+    /// Looks at the files in `dir`. What neither the log names nor is a checkpoint is what a crash left: it is removed,
+    /// unless the log is damaged, in which case it may be all that there is.
+    pub(crate) fn open<D: Disk>(
+        disk: &mut D,
+        dir: PathBuf,
+        identity: Identity,
+        groups: &[RecoveredGroup],
+        is_damaged: bool,
+    ) -> Result<Self, DiskError> {
+        let listing = snapshot::list(disk, &dir)?;
+        let marked: BTreeSet<u64> =
+            groups.iter().filter_map(|group| group.snapshot_file).map(|file| file.file_no).collect();
+        let highest = marked.last().copied().unwrap_or(0).max(listing.highest);
+        let mut found: BTreeMap<GroupId, Vec<Checkpoint>> = BTreeMap::new();
+        for name in listing.names {
+            match name {
+                SnapshotName::Checkpoint { group, index, term, .. } => {
+                    found.entry(group).or_default().push(Checkpoint { name, index, term, whole: None });
+                }
+                SnapshotName::Snapshot { file_no } if !marked.contains(&file_no) => {
+                    let path = name.path(&dir);
+                    if is_damaged {
+                        tracing::warn!(path = %path.display(), "a snapshot that the damaged log does not name is kept");
+                    } else {
+                        disk.start(NOBODY, DiskOp::Unlink { path });
+                    }
+                }
+                SnapshotName::Snapshot { .. } => {}
+            }
+        }
+        for path in listing.unfinished {
+            disk.start(NOBODY, DiskOp::Unlink { path });
+        }
+        found.values_mut().for_each(|list| list.sort_by_key(|one| one.index));
+        Ok(Self {
+            dir,
+            identity,
+            highest,
+            last_token: TOKENS,
+            writing: BTreeMap::new(),
+            postponed: BTreeSet::new(),
+            found,
+            restoring: Restoring::default(),
+            doomed: VecDeque::new(),
+        })
+    }
+
+    /// A group is started: the checkpoints that its log agrees with. The others go.
+    pub(super) fn checkpoints_of<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        group: GroupId,
+        is_good: impl Fn(Index, Term) -> bool,
+    ) -> Vec<Checkpoint> {
+        let found = self.found.remove(&group).unwrap_or_default();
+        let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| is_good(one.index, one.term));
+        bad.into_iter().for_each(|one| self.remove(disk, one.name));
+        good
+    }
+
+    pub(super) fn token(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    /// Removes a file, if nobody reads it; else when they have done so.
+    pub(super) fn remove<D: Disk>(&mut self, disk: &mut D, name: SnapshotName) {
+        if self.restoring.reads(name) {
+            return self.doomed.push_back(name);
+        }
+        disk.start(NOBODY, DiskOp::Unlink { path: name.path(&self.dir) });
+    }
+
+    /// A file is read no more.
+    pub(super) fn released<D: Disk>(&mut self, disk: &mut D, name: SnapshotName) {
+        if let Some(at) = self.doomed.iter().position(|one| *one == name) {
+            self.doomed.remove(at);
+            self.remove(disk, name);
+        }
+    }
+
+    fn head(&mut self, group: GroupId, index: Index, term: Term) -> SnapshotHead {
+        self.highest += 1;
+        SnapshotHead { identity: self.identity, file_no: self.highest, group, index, term }
+    }
+}
+
+/// A machine's state about to be written.
+struct Cut {
+    index: Index,
+    term: Term,
+    live: Vec<IndexRange>,
+    source: Box<dyn SnapshotSource>,
+    first: Vec<u8>,
+    more: bool,
+}
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    /// The machine may have said that its log may go, or that its state is worth keeping.
+    pub(super) fn take_snapshots(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        if !one.want_release && !one.want_checkpoint || one.poisoned.is_some() || !one.is_ready() {
+            return;
+        }
+        let too_much = one.want_release && self.snapshots.writing.len() >= WRITERS_MAX;
+        if one.snapshot_in_flight.is_some() || one.writing.is_some() || too_much {
+            self.snapshots.postponed.insert(slot);
+            return;
+        }
+        if one.want_release {
+            self.release(slot);
+        }
+        let one = &mut self.slots[slot as usize];
+        if std::mem::take(&mut one.want_checkpoint)
+            && one.writing.is_none()
+            && self.snapshots.writing.len() < WRITERS_MAX
+            && one.applied.since(one.newest_kept()) >= self.settings.min_checkpoint_interval
+        {
+            self.take_checkpoint(slot);
+        }
+    }
+
+    /// The machine said that its log may go: its state goes into the log or a file, and the log when that is durable.
+    fn release(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        let since = one.applied.since(one.snapshot.as_ref().map_or(Index::ZERO, Held::index));
+        let early = since < self.settings.min_snapshot_interval && one.bytes_since < self.wal.file_room();
+        if early && matches!(one.snapshot, Some(Held::File { .. })) && !one.force_release {
+            return;
+        }
+        if self.promote(slot) {
+            return;
+        }
+        let Some(cut) = self.cut(slot) else { return };
+        self.slots[slot as usize].settle_wish();
+        if cut.more || cut.first.len() + 16 * cut.live.len() > self.wal.snapshot_bytes_max() {
+            let purpose = Purpose::Release { live: cut.live.clone() };
+            return self.begin_file(slot, cut, purpose);
+        }
+        // Behind the entries that it covers in log order, so it is never durable before them.
+        let one = &mut self.slots[slot as usize];
+        let batch = self.wal.put_snapshot(one.id, cut.index, cut.term, &cut.live, &cut.first);
+        let held = Held::Inline(Snapshot { index: cut.index, term: cut.term, bytes: cut.first });
+        self.staged_snapshot(slot, batch, held);
+    }
+
+    /// A consistent cut of the machine as it is, with as much of it as a record of the log may have.
+    fn cut(&mut self, slot: u32) -> Option<Cut> {
+        let bytes_max = self.wal.snapshot_bytes_max();
+        let one = &mut self.slots[slot as usize];
+        let (index, term) = (one.applied, one.raft.term_at(one.applied)?);
+        let mut first = one.snapshot_prefix();
+        let room = bytes_max.saturating_sub(first.len());
+        let machine = &one.machine;
+        let taken = caught(|| {
+            let mut source = machine.snapshot_source();
+            let more = source.next_chunk(&mut first, room);
+            (source, more, machine.live_indexes())
+        });
+        match taken {
+            Ok((source, more, live)) => {
+                Some(Cut { index, term, live: in_order(live, index), source, first, more })
+            }
+            Err(panic) => {
+                poison(one, format!("its snapshot at entry {index} panicked: {panic}"));
+                None
+            }
+        }
+    }
+
+    fn begin_file(&mut self, slot: u32, cut: Cut, purpose: Purpose) {
+        let one = &mut self.slots[slot as usize];
+        let token = self.snapshots.token();
+        let head = self.snapshots.head(one.id, cut.index, cut.term);
+        let is_checkpoint = matches!(purpose, Purpose::Checkpoint { .. });
+        let mut writer =
+            SnapshotWriter::begin(&mut self.disk, &self.snapshots.dir, head, is_checkpoint, token);
+        *writer.body() = cut.first;
+        one.writing = Some(token);
+        let source = cut.more.then_some(cut.source);
+        self.snapshots.writing.insert(token, Writing { slot, writer, source, purpose });
+        self.again = true;
+    }
+
+    fn take_checkpoint(&mut self, slot: u32) {
+        if let Some(cut) = self.cut(slot) {
+            let purpose = Purpose::Checkpoint { live: cut.live.clone() };
+            self.begin_file(slot, cut, purpose);
+        }
+    }
+
+    /// Makes the newest checkpoint that this process wrote the snapshot, which spares writing the state once more.
+    fn promote(&mut self, slot: u32) -> bool {
+        let one = &mut self.slots[slot as usize];
+        let base = one.snapshot.as_ref().map_or(Index::ZERO, Held::index);
+        let newest = one.checkpoints.iter().rposition(|one| one.whole.is_some() && one.index > base);
+        let Some(Checkpoint { name, index, term, whole: Some((file, live)) }) =
+            newest.map(|at| one.checkpoints.remove(at))
+        else {
+            return false;
+        };
+        one.settle_wish();
+        let token = self.snapshots.token();
+        let file_no = name.file_no();
+        let head = SnapshotHead { identity: self.snapshots.identity, file_no, group: one.id, index, term };
+        let writer = SnapshotWriter::promote(&mut self.disk, &self.snapshots.dir, head, file, token);
+        one.writing = Some(token);
+        let purpose = Purpose::Release { live };
+        self.snapshots.writing.insert(token, Writing { slot, writer, source: None, purpose });
+        self.again = true;
+        true
+    }
+
+    /// Once a turn: sources are read, wishes looked at again.
+    pub(super) fn step_snapshots(&mut self) {
+        for writing in self.snapshots.writing.values_mut() {
+            if !writing.writer.is_idle() {
+                continue;
+            }
+            if let Some(source) = &mut writing.source {
+                let room = writing.writer.room();
+                let body = writing.writer.body();
+                let before = body.len();
+                match caught(|| room > 0 && !source.next_chunk(body, room)) {
+                    Ok(false) => self.again |= body.len() == before,
+                    Ok(true) => writing.source = None,
+                    Err(panic) => {
+                        let one = &mut self.slots[writing.slot as usize];
+                        poison(one, format!("the source of its snapshot panicked: {panic}"));
+                        writing.writer.abandon(&mut self.disk);
+                    }
+                }
+            }
+            writing.writer.write(&mut self.disk, writing.source.is_none());
+        }
+        for slot in std::mem::take(&mut self.snapshots.postponed) {
+            self.take_snapshots(slot);
+        }
+        self.step_restores();
+    }
+
+    /// A completion of a snapshot file.
+    pub(super) fn on_snapshot_done(&mut self, done: DiskDone) {
+        let token = done.token;
+        let Some(writing) = self.snapshots.writing.get_mut(&token) else {
+            return self.on_snapshot_read(done);
+        };
+        let written = writing.writer.on_done(&mut self.disk, done);
+        if written == Written::Going {
+            return;
+        }
+        let Some(writing) = self.snapshots.writing.remove(&token) else { return };
+        let (slot, head) = (writing.slot, *writing.writer.head());
+        self.slots[slot as usize].writing = None;
+        match written {
+            Written::Going => {}
+            Written::Whole(file) => self.on_file_whole(slot, head, file, writing.purpose),
+            Written::Gone(None) => {}
+            Written::Gone(Some(error)) => {
+                tracing::warn!(group = %head.group, index = %head.index, %error, "a snapshot file cannot be written: the log is kept");
+            }
+        }
+        self.again = true;
+    }
+
+    fn on_file_whole(&mut self, slot: u32, head: SnapshotHead, file: SnapshotFile, purpose: Purpose) {
+        let SnapshotHead { group, index, term, .. } = head;
+        let name = SnapshotName::Snapshot { file_no: file.file_no };
+        self.status.snapshot_files += 1;
+        let one = &mut self.slots[slot as usize];
+        match purpose {
+            Purpose::Checkpoint { live } => {
+                let name = SnapshotName::Checkpoint { file_no: file.file_no, group, index, term };
+                one.checkpoints.push(Checkpoint { name, index, term, whole: Some((file, live)) });
+                while one.checkpoints.len() > self.settings.max_checkpoints {
+                    self.snapshots.remove(&mut self.disk, one.checkpoints.remove(0).name);
+                }
+            }
+            // An installed one was faster.
+            Purpose::Release { .. } if one.snapshot.as_ref().is_some_and(|held| held.index() >= index) => {
+                self.snapshots.remove(&mut self.disk, name);
+            }
+            Purpose::Release { live } => {
+                let batch = self.wal.mark_snapshot(group, index, term, &live, file);
+                self.staged_snapshot(slot, batch, Held::File { index, term, file });
+            }
+            Purpose::Received { from, message } => {
+                one.incoming = Some(file);
+                self.step(slot, Input::Receive { from, message }, None, &[]);
+                self.adopt(slot, index, term, &[]);
+                if self.slots[slot as usize].incoming.take().is_some() {
+                    self.snapshots.remove(&mut self.disk, name);
+                }
+            }
+        }
+    }
+
+    /// A snapshot's record lies in the open batch: when that is durable, the log before it goes.
+    pub(super) fn staged_snapshot(&mut self, slot: u32, batch: coracle_wal::BatchSeq, held: Held) {
+        let one = &mut self.slots[slot as usize];
+        let (index, term) = (held.index(), held.term());
+        one.staged = batch;
+        one.snapshot_in_flight = Some(index);
+        one.bytes_since = 0;
+        if let Some(Held::File { file, .. }) = one.snapshot.replace(held) {
+            one.superseded.push((index, SnapshotName::Snapshot { file_no: file.file_no }));
+        }
+        self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
+        self.again = true;
+    }
+
+    /// What a snapshot that is durable now has made worthless.
+    pub(super) fn remove_superseded(&mut self, slot: u32, durable: Index) {
+        let one = &mut self.slots[slot as usize];
+        let files = one.superseded.extract_if(.., |(by, _)| *by <= durable).map(|(_, name)| name);
+        let older = one.checkpoints.extract_if(.., |one| one.index <= durable).map(|one| one.name);
+        for name in files.chain(older) {
+            self.snapshots.remove(&mut self.disk, name);
+        }
+    }
+
+    /// A snapshot from a leader that is too large for the log: into a file, before Raft hears of it.
+    pub(super) fn receive_snapshot(&mut self, slot: u32, from: NodeId, message: Message, bytes: &[u8]) {
+        let Message::Snapshot { index, snap_term, .. } = message else { return };
+        let one = &mut self.slots[slot as usize];
+        if index <= one.raft.commit() && one.is_whole() {
+            return self.step(slot, Input::Receive { from, message }, None, &[]);
+        }
+        if let Some(writing) = one.writing.and_then(|token| self.snapshots.writing.get_mut(&token)) {
+            // Our own is of less than what comes; of the leader's, the first one is taken.
+            if !matches!(writing.purpose, Purpose::Received { .. }) {
+                writing.writer.abandon(&mut self.disk);
+            }
+            return;
+        }
+        let token = self.snapshots.token();
+        let head = self.snapshots.head(one.id, index, snap_term);
+        let mut writer = SnapshotWriter::begin(&mut self.disk, &self.snapshots.dir, head, false, token);
+        writer.body().extend_from_slice(bytes);
+        one.writing = Some(token);
+        let purpose = Purpose::Received { from, message };
+        self.snapshots.writing.insert(token, Writing { slot, writer, source: None, purpose });
+        self.again = true;
+    }
+
+    /// An own file that is being written is overtaken by what a leader sent.
+    pub(super) fn abandon_writing(&mut self, slot: u32) {
+        let token = self.slots[slot as usize].writing;
+        if let Some(writing) = token.and_then(|token| self.snapshots.writing.get_mut(&token)) {
+            writing.writer.abandon(&mut self.disk);
+        }
+    }
+}
+
+impl Slot {
+    /// The index up to which a snapshot or a checkpoint is kept.
+    fn newest_kept(&self) -> Index {
+        let snapshot = self.snapshot.as_ref().map_or(Index::ZERO, Held::index);
+        self.checkpoints.iter().map(|one| one.index).fold(snapshot, Index::max)
+    }
+
+    /// The wish to release the log is being fulfilled.
+    fn settle_wish(&mut self) {
+        (self.want_release, self.force_release) = (false, false);
+    }
+}
