@@ -93,6 +93,7 @@ fn message(piece: Piece<'_>) -> Judged {
         }
         Kind::Query => Ok(()),
         Kind::Replies => check_replies(piece.payload).map_err(|error| text(&error)),
+        Kind::WantSnapshot => Reader::new(piece.fields).u64().map(drop).map_err(|error| text(&error)),
     }
 }
 
