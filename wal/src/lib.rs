@@ -49,7 +49,7 @@ pub use format::page::SnapshotFile;
 pub use format::record::{IndexRange, Moved};
 pub use groups::GroupLog;
 pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
-pub use read::{LiveOut, ReadOut};
+pub use read::{LiveOut, ReadOut, Sweep, SweptRun};
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
 pub use segment::{FileUse, SegmentWriter, Space};
 pub use wal::{BatchSeq, Durable, Stats, Wal};

@@ -11,6 +11,7 @@ const READ: u64 = OURS | 3 << KIND_SHIFT;
 pub(crate) const IGNORED: u64 = OURS | 4 << KIND_SHIFT;
 /// A step of removing a file.
 pub(crate) const REMOVE: u64 = OURS | 5 << KIND_SHIFT;
+const SWEEP: u64 = OURS | 6 << KIND_SHIFT;
 const WRITE: u64 = OURS | 1 << KIND_SHIFT;
 
 /// What a completion is about.
@@ -22,6 +23,8 @@ pub(crate) enum Token {
     /// The reader's operation with this number.
     Read(u64),
     Remove,
+    /// The sweep's operation with these low bits of its number.
+    Sweep(u64),
     Ignored,
 }
 
@@ -33,6 +36,11 @@ pub(crate) fn write(seq: u64) -> u64 {
 /// The reader's operation with this number.
 pub(crate) fn read(number: u64) -> u64 {
     READ | low_bits(number)
+}
+
+/// The sweep's operation with this number.
+pub(crate) fn sweep(number: u64) -> u64 {
+    SWEEP | low_bits(number)
 }
 
 /// What of a batch number a token holds: far more than there can be in flight.
@@ -47,6 +55,7 @@ pub(crate) fn decode(token: u64) -> Option<Token> {
         PREPARE => Some(Token::Prepare),
         READ => Some(Token::Read(token & VALUE_MASK)),
         REMOVE => Some(Token::Remove),
+        SWEEP => Some(Token::Sweep(token & VALUE_MASK)),
         IGNORED => Some(Token::Ignored),
         _ => None,
     }

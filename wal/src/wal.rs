@@ -30,7 +30,7 @@ use crate::format::record::{
 };
 use crate::groups::{Fit, GroupLog, Groups, Refs};
 use crate::prepare::{Preparer, Source};
-use crate::read::Reads;
+use crate::read::{Reads, Sweep};
 use crate::recover::{self, Recovery};
 use crate::remove::Remover;
 use crate::stage::Stage;
@@ -121,6 +121,8 @@ pub struct Wal {
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
+    /// The pass over the files that is under way.
+    pub(crate) sweep: Option<Box<Sweep>>,
     pub(crate) prepare: Preparer,
     pub(crate) remover: Remover,
     /// The highest number of a segment ever used, with the bit `SEGMENT`.
@@ -199,6 +201,7 @@ impl Wal {
             segments_upto: start.segments_upto,
             moving_to: None,
             reads: Reads::default(),
+            sweep: None,
             identity: start.identity,
             boot_epoch: start.boot_epoch,
             groups: start.groups,

@@ -141,6 +141,10 @@ impl Wal {
                 self.on_read_done(disk, number, done);
                 Ok(())
             }
+            Some(Token::Sweep(number)) => {
+                self.on_sweep_done(disk, number, done);
+                Ok(())
+            }
             Some(Token::Remove) => {
                 self.remover.on_done(disk, done);
                 Ok(())
@@ -223,10 +227,9 @@ impl Wal {
             disk.wait()?;
             disk.completions(&mut Vec::new());
         }
-        for (_, file) in self.files.iter() {
-            if let Some(file) = file.handle {
-                disk.start(token::IGNORED, DiskOp::Close { file });
-            }
+        let swept = self.sweep.as_ref().and_then(|sweep| sweep.handle());
+        for file in self.files.iter().filter_map(|(_, file)| file.handle).chain(swept) {
+            disk.start(token::IGNORED, DiskOp::Close { file });
         }
         while disk.in_flight() > 0 {
             disk.wait()?;

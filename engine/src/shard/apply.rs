@@ -6,9 +6,9 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_wal::{ReadError, ReadOut};
 
 use super::groups::{Slot, question_bytes};
-use super::step::{READ_BYTES, poison};
+use super::step::poison;
 use super::waiting::Decision;
-use super::{Answers, ReadFor, Shard, replies};
+use super::{Answers, Shard, replies};
 use crate::machine::{Effects, Entry, Wishes};
 use crate::outcome::{Outcome, Reason};
 use crate::panics::caught;
@@ -26,6 +26,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         });
         debug_assert!(self.applying.is_empty(), "applying does not commit");
         self.applying = applying;
+        self.step_sweep();
     }
 
     /// Applies what is committed and in memory. Whether there is more to do in the next turn.
@@ -37,12 +38,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let next = one.applied.next();
         if next < one.log.first() {
-            one.apply_read = true;
-            let (group, last) = (one.id, commit.min(one.log.first().prev()));
-            let token = self.token();
-            self.reads.insert(token, ReadFor::Apply { slot });
-            self.wal.read(&mut self.disk, token, group, next, last, READ_BYTES);
-            self.again = true;
+            self.wait_for_files(slot);
             return false;
         }
         let last = commit.min(one.applied.plus(APPLY_PER_TURN));
@@ -59,7 +55,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Entries that were read back from WAL files, to be applied.
     pub(super) fn on_apply_read(&mut self, slot: u32, result: Result<ReadOut, ReadError>) {
         let one = &mut self.slots[slot as usize];
-        one.apply_read = false;
+        self.sweeping.on_read();
         match result {
             Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() && one.is_ready() => {
                 self.apply_entries(slot, read.first, &read.body);
@@ -69,15 +65,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Ok(_) | Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
             Err(error) => poison(one, format!("its log cannot be read back: {error}")),
         }
-        let one = &mut self.slots[slot as usize];
-        if !one.applying && one.applied < one.raft.commit() && one.poisoned.is_none() && one.is_ready() {
-            one.applying = true;
-            self.applying.push(slot);
-        }
+        self.resume(slot);
     }
 
     /// Runs consecutive committed entries on the machine and answers who waits for them. The loop allocates nothing.
-    fn apply_entries(&mut self, slot: u32, first: Index, bytes: &[u8]) {
+    pub(super) fn apply_entries(&mut self, slot: u32, first: Index, bytes: &[u8]) {
         let node = self.settings.node;
         let one = &mut self.slots[slot as usize];
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
@@ -101,7 +93,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    fn after_apply(&mut self, slot: u32) {
+    pub(super) fn after_apply(&mut self, slot: u32) {
         self.answer_reads(slot);
         self.take_snapshots(slot);
         self.evict(slot);

@@ -19,6 +19,7 @@ pub(crate) mod snapshots;
 mod start;
 pub(crate) mod status;
 mod step;
+mod sweep;
 mod turn;
 mod waiting;
 
@@ -37,6 +38,7 @@ use groups::Slot;
 use inbox::{Inbox, Origin};
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
+use sweep::Sweeping;
 
 pub use status::{GroupStatus, ShardStatus};
 pub use turn::Turn;
@@ -116,6 +118,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     dirty: Vec<u32>,
     /// Groups with committed entries that are not applied.
     applying: Vec<u32>,
+    sweeping: Sweeping,
     timers: BTreeSet<(u64, u32)>,
     on_durable: VecDeque<(BatchSeq, OnDurable)>,
     reads: BTreeMap<u64, ReadFor>,

@@ -52,6 +52,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             recovered: recovery.groups.into_iter().map(|group| (group.group, group)).collect(),
             dirty: Vec::new(),
             applying: Vec::new(),
+            sweeping: Default::default(),
             timers: BTreeSet::new(),
             on_durable: VecDeque::new(),
             reads: BTreeMap::new(),

@@ -195,6 +195,37 @@ pub(crate) enum RecordError {
     Unknown(u8),
 }
 
+/// The runs among a batch's records, with no look at the others. Ends where there is no sound record.
+#[derive(Debug)]
+pub(crate) struct Runs<'a>(Reader<'a>);
+
+impl<'a> Runs<'a> {
+    pub(crate) fn new(records: &'a [u8]) -> Self {
+        Self(Reader::new(records))
+    }
+
+    /// What lies behind the run that came last.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0.rest()
+    }
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = RunRef<'a>;
+
+    fn next(&mut self) -> Option<RunRef<'a>> {
+        loop {
+            let kind = self.0.u8().ok()?;
+            self.0.bytes(3).ok()?;
+            let bytes = self.0.u32().ok()?;
+            let body = self.0.bytes(bytes as usize).ok()?;
+            if kind == RecordKind::Run as u8 {
+                return run(body).ok();
+            }
+        }
+    }
+}
+
 impl<'a> Record<'a> {
     /// Takes the next record off `reader`, with the offset of its header from the start of the records.
     pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, RecordError> {

@@ -2,7 +2,7 @@
 //!
 //! One read at a time, each a few disk operations: find the extent, open its file, look the run up (in memory for the
 //! newest file of a group, in the file's index otherwise, which a segment brings along, and which is built by one scan of a
-//! file of the log; it is kept for a while), read it, check it. Scattered entries: `scattered.rs`. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
+//! file of the log; it is kept for a while), read it, check it. Scattered entries: `scattered.rs`. All of the log in one pass: `sweep.rs`. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
 //! begins again.
 //!
 //! Invariants: (1) no byte is handed out whose run header and payload checksums were not checked after this very read;
@@ -13,6 +13,7 @@ mod index;
 mod load;
 mod scan;
 mod scattered;
+mod sweep;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use self::index::FileIndex;
 use self::load::Load;
 use self::scattered::Gather;
 pub use self::scattered::LiveOut;
+pub use self::sweep::{Sweep, SweptRun};
 use crate::error::ReadError;
 use crate::files::{File, log_path};
 use crate::format::page::SnapshotPlace;
