@@ -1,11 +1,14 @@
-//! The data directory that version 1 left behind is still read, and goes on from where it stopped.
+//! The data directories that earlier versions left behind are still read, and go on from where they stopped.
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use coracle::{Config, Effects, Entry, GroupId, Node, NodeId, Outcome, Peer, TypedGroup, TypedMachine};
+use coracle::{
+    Config, Effects, Entry, Group, GroupId, Index, IndexRange, Machine, Node, NodeId, Outcome, Peer,
+    RestoreError, TypedGroup, TypedMachine,
+};
 
 struct Sum(i64);
 
@@ -34,16 +37,108 @@ impl TypedMachine for Sum {
     }
 }
 
-fn kept() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat/v1/node-1")
+/// Adds numbers that come with ballast, every tenth of which lives on in the log; its state is larger than fits the log.
+#[derive(Default)]
+struct Bodies {
+    sum: u64,
+    live: Vec<u64>,
 }
 
-fn start(dir: &Path) -> (Node, TypedGroup<Sum>) {
+const BALLAST: usize = 400;
+const STATE_BYTES: usize = 70_000;
+
+impl Machine for Bodies {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        let number = number_of(entry.command);
+        self.sum += number;
+        if number > 0 && number.is_multiple_of(10) {
+            self.live.push(entry.index.0);
+            effects.release();
+        }
+        effects.reply().extend(self.sum.to_le_bytes());
+    }
+    fn query(&self, _: &[u8], reply: &mut Vec<u8>) {
+        reply.extend(self.sum.to_le_bytes());
+    }
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        self.live.iter().map(|index| IndexRange { first: Index(*index), count: 1 }).collect()
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend(self.sum.to_le_bytes());
+        out.extend((self.live.len() as u64).to_le_bytes());
+        self.live.iter().for_each(|index| out.extend(index.to_le_bytes()));
+        out.resize(start + STATE_BYTES, 7);
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        let mut words = snapshot.chunks_exact(8).map(number_of);
+        let mut next = || words.next().ok_or_else(|| RestoreError("too short".into()));
+        self.sum = next()?;
+        self.live = (0..next()?).map(|_| next()).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+}
+
+fn number_of(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |number| u64::from_le_bytes(*number))
+}
+
+fn kept(version: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat").join(version).join("node-1")
+}
+
+fn start_bodies(dir: &Path) -> (Node, Group) {
+    let node = Node::start(config(dir)).unwrap();
+    let group = node.start_group(GroupId(1), Bodies::default()).unwrap();
+    (node, group)
+}
+
+fn body(number: u64) -> Vec<u8> {
+    let mut command = number.to_le_bytes().to_vec();
+    command.resize(8 + BALLAST, number as u8);
+    command
+}
+
+fn add_body(group: &Group, number: u64) -> u64 {
+    loop {
+        match group.propose(&body(number)).wait() {
+            Outcome::Done(done) => return number_of(&done.reply),
+            Outcome::NotDone(_) => {}
+            Outcome::Unknown(why) => panic!("{why}"),
+        }
+    }
+}
+
+fn has(dir: &Path, suffix: &str) -> bool {
+    fs::read_dir(dir).unwrap().any(|entry| entry.unwrap().file_name().to_string_lossy().ends_with(suffix))
+}
+
+/// A directory with a segment, a snapshot file, and entries that outlive their log.
+fn write_bodies(dir: &Path) {
+    let (node, group) = start_bodies(dir);
+    add_body(&group, 0);
+    for first in (1..=800).step_by(40) {
+        let together: Vec<_> = (first..first + 40).map(|number| group.propose(&body(number))).collect();
+        assert!(together.into_iter().all(|one| matches!(one.wait(), Outcome::Done(_))));
+    }
+    assert_eq!(add_body(&group, 0), 800 * 801 / 2);
+    while !has(&dir.join("shard-0"), ".seg") {
+        add_body(&group, 0);
+        std::thread::park_timeout(std::time::Duration::from_millis(20));
+    }
+    node.stop().unwrap();
+}
+
+fn config(dir: &Path) -> Config {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut config = Config::new(1, vec![Peer { id: NodeId(1), address }], dir);
     config.shards = 1;
     config.wal_max_size_bytes = 64 * 1024;
-    let node = Node::start(config).unwrap();
+    config
+}
+
+fn start(dir: &Path) -> (Node, TypedGroup<Sum>) {
+    let node = Node::start(config(dir)).unwrap();
     let sum = node.start_typed(GroupId(1), Sum(0)).unwrap();
     (node, sum)
 }
@@ -71,20 +166,43 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Whether this version's directory is to be written anew: `COMPAT_WRITE=v2`.
+fn writes(version: &str) -> bool {
+    std::env::var("COMPAT_WRITE").is_ok_and(|wanted| wanted == version)
+}
+
+#[test]
+fn the_directory_of_version_2_is_read_and_goes_on() {
+    if writes("v2") {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        write_bodies(dir.path());
+        let _ = fs::remove_dir_all(kept("v2"));
+        copy(dir.path(), &kept("v2"));
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    copy(&kept("v2"), dir.path());
+    assert!(has(&dir.path().join("shard-0"), ".seg") && has(&dir.path().join("shard-0/snapshots"), ".snap"));
+    for more in 1..=2 {
+        let (node, group) = start_bodies(dir.path());
+        assert_eq!(add_body(&group, 1), 800 * 801 / 2 + more);
+        node.stop().unwrap();
+    }
+}
+
 #[test]
 fn the_directory_of_version_1_is_read_and_goes_on() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    if std::env::var_os("COMPAT_WRITE").is_some() {
+    if writes("v1") {
         let (node, sum) = start(dir.path());
         for number in 1..=100 {
             add(&sum, number);
         }
         node.stop().unwrap();
-        let _ = fs::remove_dir_all(kept());
-        copy(dir.path(), &kept());
+        let _ = fs::remove_dir_all(kept("v1"));
+        copy(dir.path(), &kept("v1"));
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    copy(&kept(), dir.path());
+    copy(&kept("v1"), dir.path());
     let (node, sum) = start(dir.path());
     assert_eq!(add(&sum, 0), 5050);
     assert_eq!(add(&sum, 7), 5057);
