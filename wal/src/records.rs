@@ -141,7 +141,7 @@ impl Wal {
 }
 
 fn held(group: &Group, file_no: u64) -> Vec<(GroupId, IndexRange)> {
-    let range = |extent: &Extent| (group.id, IndexRange { first: extent.first, count: extent.count });
+    let range = |extent: Extent| (group.id, IndexRange { first: extent.first, count: extent.count });
     group.held_in(file_no).map(range).collect()
 }
 

@@ -12,6 +12,7 @@
 
 use coracle_base::{GroupId, Index, RunHeader, Term};
 
+use super::extents::Extents;
 use super::{GroupLog, Refs};
 use crate::format::Position;
 use crate::format::page::{Extent, PART_ITEMS_MAX, Part, SnapshotPlace};
@@ -57,7 +58,7 @@ pub(crate) struct Group {
     /// First index of each span of equal terms.
     pub(crate) terms: Vec<(Index, Term)>,
     /// All extents of the log but `tail`.
-    extents: Vec<Extent>,
+    extents: Extents,
     /// Entries that the snapshot covers and that live on.
     pub(crate) live: Vec<Extent>,
     /// Entries that came before the snapshot that names them.
@@ -103,15 +104,15 @@ impl Group {
     }
 
     /// The extents of the log, in order.
-    pub(crate) fn log_extents(&self) -> impl Iterator<Item = &Extent> {
-        self.extents.iter().chain((self.tail.count > 0).then_some(&self.tail))
+    pub(crate) fn log_extents(&self) -> impl Iterator<Item = Extent> {
+        self.extents.iter().chain((self.tail.count > 0).then_some(self.tail))
     }
 
     /// The extents of the log, all in one list until the next append.
-    pub(super) fn log_extents_mut(&mut self) -> &mut Vec<Extent> {
-        if self.tail.count > 0 {
-            self.extents.push(std::mem::take(&mut self.tail));
-        }
+    pub(super) fn log_extents_mut(&mut self) -> &mut Extents {
+        let tail = std::mem::take(&mut self.tail);
+        let fits = tail.count == 0 || self.extents.push(tail);
+        assert!(fits, "the tail begins where the other extents end");
         &mut self.extents
     }
 
@@ -128,13 +129,15 @@ impl Group {
     }
 
     /// The extent that holds an entry, live ones included.
-    pub(crate) fn extent_of(&self, index: Index) -> Option<&Extent> {
+    pub(crate) fn extent_of(&self, index: Index) -> Option<Extent> {
         if self.tail.count > 0 && index >= self.tail.first {
-            return (index <= self.tail.last()).then_some(&self.tail);
+            return (index <= self.tail.last()).then_some(self.tail);
         }
-        let extents = if index <= self.base { &self.live } else { &self.extents };
-        let after = extents.partition_point(|extent| extent.first <= index);
-        extents[..after].last().filter(|extent| index <= extent.last())
+        if index > self.base {
+            return self.extents.find(index);
+        }
+        let after = self.live.partition_point(|extent| extent.first <= index);
+        self.live[..after].last().copied().filter(|extent| index <= extent.last())
     }
 
     /// Where an entry's run lies, if its file is the newest with entries of this group.
@@ -194,15 +197,16 @@ impl Group {
         while self.terms.last().is_some_and(|(first, _)| *first >= from) {
             self.terms.pop();
         }
-        let extents = self.log_extents_mut();
-        while let Some(extent) = extents.pop() {
-            if let Some(kept) = extent.within(extent.first, from.prev()) {
-                refs.resize_extent(&extent, &kept);
-                extents.push(kept);
-                break;
+        self.log_extents_mut().change(|extents| {
+            while let Some(extent) = extents.pop() {
+                if let Some(kept) = extent.within(extent.first, from.prev()) {
+                    refs.resize_extent(&extent, &kept);
+                    extents.push(kept);
+                    break;
+                }
+                refs.drop_extent(&extent, seq);
             }
-            refs.drop_extent(&extent, seq);
-        }
+        });
         while let Some(run) = self.runs.last_mut() {
             if run.first < from.0 {
                 run.count = run.count.min((from.0 - run.first).min(u64::from(u32::MAX)) as u32);
@@ -221,7 +225,9 @@ impl Group {
             self.last_term = term;
         }
         if self.tail.count == 0 || self.tail.file_no != at.file_no {
-            let before = self.log_extents_mut().pop_if(|extent| extent.file_no == at.file_no);
+            let extents = self.log_extents_mut();
+            let goes_on = extents.last_file() == Some(at.file_no);
+            let before = if goes_on { extents.change(Vec::pop) } else { None };
             self.tail = before.unwrap_or_else(|| {
                 let new = Extent { file_no: at.file_no, first, count: 0, bytes: 0 };
                 refs.hold_extent(&new);
@@ -278,23 +284,25 @@ impl Group {
 
     /// Takes the entries up to `upto`, which is held, off the log; they stay held in their files.
     fn release(&mut self, upto: Index, refs: &mut Refs) -> Vec<Extent> {
-        let extents = self.log_extents_mut();
-        let whole = extents.partition_point(|extent| extent.last() <= upto);
-        let mut released: Vec<Extent> = extents.drain(..whole).collect();
-        if let Some(extent) = extents.first_mut()
-            && let Some(covered) = extent.within(extent.first, upto)
-        {
-            let kept = Extent {
-                first: upto.next(),
-                count: extent.count - covered.count,
-                bytes: extent.bytes - covered.bytes,
-                ..*extent
-            };
-            refs.resize_extent(extent, &kept);
-            refs.hold_extent(&covered);
-            *extent = kept;
-            released.push(covered);
-        }
+        let released = self.log_extents_mut().change(|extents| {
+            let whole = extents.partition_point(|extent| extent.last() <= upto);
+            let mut released: Vec<Extent> = extents.drain(..whole).collect();
+            if let Some(extent) = extents.first_mut()
+                && let Some(covered) = extent.within(extent.first, upto)
+            {
+                let kept = Extent {
+                    first: upto.next(),
+                    count: extent.count - covered.count,
+                    bytes: extent.bytes - covered.bytes,
+                    ..*extent
+                };
+                refs.resize_extent(extent, &kept);
+                refs.hold_extent(&covered);
+                *extent = kept;
+                released.push(covered);
+            }
+            released
+        });
         let over = self.terms.partition_point(|(first, _)| *first <= upto.next());
         self.terms.drain(..over.saturating_sub(1));
         if self.last == upto {
@@ -311,7 +319,7 @@ impl Group {
         if self.deleted {
             return Vec::new();
         }
-        let extents: Vec<Extent> = self.log_extents().copied().collect();
+        let extents: Vec<Extent> = self.log_extents().collect();
         let items = [self.terms.len(), extents.len(), self.live.len(), self.placed.len()];
         let count = items.into_iter().max().unwrap_or(0).div_ceil(PART_ITEMS_MAX).max(1);
         let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
@@ -352,7 +360,9 @@ impl Group {
         };
         for part in parts {
             new.terms.extend_from_slice(&part.terms);
-            new.extents.extend_from_slice(&part.extents);
+            if !part.extents.iter().all(|extent| new.extents.push(*extent)) {
+                return false;
+            }
             new.live.extend_from_slice(&part.live);
             new.placed.extend_from_slice(&part.placed);
         }
@@ -360,7 +370,7 @@ impl Group {
         if !new.is_whole() {
             return false;
         }
-        new.all_extents().for_each(|extent| refs.hold_extent(extent));
+        new.all_extents().for_each(|extent| refs.hold_extent(&extent));
         if let Some(place) = &new.snapshot {
             refs.hold_snapshot(place);
         }
@@ -376,14 +386,14 @@ impl Group {
     }
 
     fn drop_everything(&self, seq: u64, refs: &mut Refs) {
-        self.all_extents().for_each(|extent| refs.drop_extent(extent, seq));
+        self.all_extents().for_each(|extent| refs.drop_extent(&extent, seq));
         if let Some(place) = &self.snapshot {
             refs.drop_snapshot(place, seq);
         }
     }
 
-    fn all_extents(&self) -> impl Iterator<Item = &Extent> {
-        self.log_extents().chain(&self.live).chain(&self.placed)
+    fn all_extents(&self) -> impl Iterator<Item = Extent> {
+        self.log_extents().chain(self.live.iter().chain(&self.placed).copied())
     }
 
     /// The invariants of this file's header.

@@ -48,13 +48,15 @@ impl Group {
 
     /// Entries that lie in file `from` lie in file `to` now.
     pub(crate) fn moved(&mut self, from: u64, to: u64, ranges: &[IndexRange], seq: u64, refs: &mut Refs) {
-        relocate(self.log_extents_mut(), from, to, ranges, seq, refs);
+        if self.log_extents().any(|extent| extent.file_no == from) {
+            self.log_extents_mut().change(|extents| relocate(extents, from, to, ranges, seq, refs));
+        }
         relocate(&mut self.live, from, to, ranges, seq, refs);
     }
 
     /// What of the group lies in a file, in order: live entries, then those of the log.
-    pub(crate) fn held_in(&self, file_no: u64) -> impl Iterator<Item = &Extent> {
-        self.live.iter().chain(self.log_extents()).filter(move |extent| extent.file_no == file_no)
+    pub(crate) fn held_in(&self, file_no: u64) -> impl Iterator<Item = Extent> {
+        self.live.iter().copied().chain(self.log_extents()).filter(move |extent| extent.file_no == file_no)
     }
 }
 

@@ -4,6 +4,7 @@
 //! go through the same functions ([`group`]), so that what recovery makes is what was there; (3) [`Refs`] counts exactly
 //! the extents and snapshots that the groups hold.
 
+mod extents;
 mod group;
 mod live;
 mod refs;

@@ -231,7 +231,7 @@ impl Wal {
                 return None;
             }
         };
-        let extent = *group.extent_of(index)?;
+        let extent = group.extent_of(index)?;
         key.cuts = group.cuts;
         let file_no = extent.file_no;
         let Some(file) = self.files.get(file_no) else {

@@ -88,7 +88,7 @@ pub(crate) fn read_log<'a, D: Disk>(
     let mut report = found.report(directory, dir);
     report.missing = missing;
     report.damaged_heads += damaged_copies(directory, &found.replay.refs) as u32;
-    let of = |group: &Group| group.live.iter().chain(group.log_extents()).copied().collect();
+    let of = |group: &Group| group.live.iter().copied().chain(group.log_extents()).collect();
     let extents = found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
     Ok(LogRead { found, groups, report, extents })
 }
