@@ -127,6 +127,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
         let mut wal_config = coracle_wal::Config::new(log_dir(shard), parts.seed);
         wal_config.file_bytes = config.wal_max_size_bytes;
+        wal_config.file_entries_max = config.wal_max_entries;
         let wal_identity = identity.of_log(shard).expect("run is called once the cluster is formed");
         #[cfg(feature = "breaks")]
         parts.breaks.plant_in_wal();

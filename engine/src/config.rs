@@ -35,7 +35,11 @@ pub struct Config {
     /// mean fewer rolls and more space held by the youngest survivor. A command must fit a file: under 1 MiB not all
     /// of those that nodes with larger files take do.
     pub wal_max_size_bytes: u64,
-    /// Compute and check a checksum of each entry. Default true, and nothing else is possible yet.
+    /// Entries in one WAL file, at most: then the next one is begun. Default 0: only when it is full.
+    pub wal_max_entries: u64,
+    /// False drops the checks of entries that are read from memory, and no other: what is written, sent, received or read
+    /// from a file always has checksums, and they are always checked. Entries in memory are not checked again as yet, so
+    /// both mean the same. Default true.
     pub wal_compute_checksums: bool,
     /// How WAL writes become durable. Where the file system refuses O_DIRECT, `Direct` falls back to `Sync` and
     /// `DirectFsync` to `Buffered`, with a warning.
@@ -72,6 +76,7 @@ impl Config {
             data_dir: data_dir.into(),
             shards: 0,
             wal_max_size_bytes: 128 * 1024 * 1024,
+            wal_max_entries: 0,
             wal_compute_checksums: true,
             wal_write_strategy: Strategy::Direct,
             beat_us: 100_000,
@@ -126,10 +131,6 @@ impl Config {
                 "wal_max_size_bytes",
                 format!("{found} is not a multiple of {block} from {least} to {most}"),
             );
-        }
-        if !self.wal_compute_checksums {
-            let reason = "false is not possible yet: checksums are always computed; leave it true";
-            return bad("wal_compute_checksums", reason.into());
         }
         if self.metrics_key.contains(char::is_control) {
             return bad("metrics_key", format!("{:?}: a label has no control characters", self.metrics_key));

@@ -211,6 +211,21 @@ fn the_short_files_of_many_crashed_boots_are_compacted() {
     assert_eq!(lone.count(&mut sim), 40, "all of them are read back from where they are now");
 }
 
+#[test]
+fn a_file_of_the_log_takes_as_many_entries_as_the_setting_says() {
+    let files_after_40_commands = |entries| {
+        let mut lone = Lone::new();
+        lone.config.wal_max_entries = entries;
+        let mut sim = lone.start();
+        for _ in 0..40 {
+            assert!(matches!(lone.propose(&mut sim, b"one"), Outcome::Done(_)));
+        }
+        lone.disk.list("shard-0".as_ref()).unwrap().iter().filter(|file| file.name.ends_with(".wal")).count()
+    };
+    assert!(files_after_40_commands(0) <= 6);
+    assert!((8..=12).contains(&files_after_40_commands(5)), "8 files of 5 entries, and spare ones");
+}
+
 /// A voter that forgot: its log was there once, and it must not begin a new one.
 #[test]
 fn a_log_that_is_gone_to_the_last_file_is_not_begun_anew() {

@@ -227,14 +227,13 @@ fn bad_configurations_name_the_key() {
     let address = free_address();
     let good = || config(1, &[(1, address)], dir.path());
     type Spoil = fn(&mut Config);
-    let cases: [(&str, Spoil); 10] = [
+    let cases: [(&str, Spoil); 9] = [
         ("id", |c| c.id = NodeId(0)),
         ("peers", |c| c.id = NodeId(5)),
         ("wal_max_size_bytes", |c| c.wal_max_size_bytes = 10),
         ("wal_max_size_bytes", |c| c.wal_max_size_bytes = 4 << 30),
         ("wal_max_size_bytes", |c| c.wal_max_size_bytes = (1 << 20) + 512),
         ("wal_max_size_bytes", |c| c.wal_max_size_bytes = (64 << 10) - 4096),
-        ("wal_compute_checksums", |c| c.wal_compute_checksums = false),
         ("metrics_key", |c| c.metrics_key = "a\r\nb".into()),
         ("election_us", |c| c.election_us = 1),
         ("shards", |c| c.shards = 5000),

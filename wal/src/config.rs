@@ -17,6 +17,9 @@ pub struct Config {
     /// Size of a file, a multiple of 4 KiB. A record must fit into an empty one: 2 MiB hold any, smaller files are for
     /// tests.
     pub file_bytes: u64,
+    /// The next file is begun when this one has so many entries; a run with more of them has a file of its own. 0: only
+    /// when it is full.
+    pub file_entries_max: u64,
     /// Files kept ready beyond the one in use.
     pub spares: usize,
     /// A batch that has to wait is closed when it has gathered this much; a larger record gets a larger one of its own. A
@@ -38,6 +41,7 @@ impl Config {
         Self {
             dir: dir.into(),
             file_bytes: 128 << 20,
+            file_entries_max: 0,
             spares: 2,
             batch_bytes: BATCH_BYTES_TARGET,
             checkpoint_every_bytes: 64 << 20,

@@ -53,6 +53,8 @@ pub(crate) struct Stage {
     closed_bytes: usize,
     next_seq: u64,
     next_at: Position,
+    /// The next batch begins a file.
+    file_ends: bool,
     file_bytes: u64,
     /// Identities of files come from it.
     seed: u64,
@@ -71,6 +73,7 @@ impl Stage {
             closed_bytes: 0,
             next_seq: seq,
             next_at: at,
+            file_ends: false,
             file_bytes,
             seed,
             buffer_bytes,
@@ -111,6 +114,12 @@ impl Stage {
         limit - batch.buf.len()
     }
 
+    /// Closes the open batch; the next one begins a new file.
+    pub(crate) fn end_file(&mut self) {
+        self.close(true);
+        self.file_ends = true;
+    }
+
     /// Closes the open batch and opens the next one, with room for `bytes` of records. Returns where the file before ends
     /// if the new batch begins a new file.
     ///
@@ -122,7 +131,7 @@ impl Stage {
         let largest = (self.file_bytes - HEAD_AREA_BYTES).min(BATCH_BYTES_MAX as u64);
         assert!(need as u64 <= largest, "a record of {bytes} bytes does not fit a batch of {largest}");
         let end = self.next_at;
-        let rolls = end.offset + need as u64 > self.file_bytes;
+        let rolls = std::mem::take(&mut self.file_ends) || end.offset + need as u64 > self.file_bytes;
         if rolls {
             self.next_at = Position { file_no: self.next_at.file_no + 1, offset: HEAD_AREA_BYTES };
         }

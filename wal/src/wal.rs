@@ -135,6 +135,8 @@ pub struct Wal {
     pub(crate) ready_upto: u64,
     /// The file that the stage is at.
     pub(crate) stage_file: u64,
+    /// Entries of that file.
+    pub(crate) file_entries: u64,
     pub(crate) repeats: Repeats,
     pub(crate) flight: VecDeque<Flight>,
     pub(crate) in_flight: usize,
@@ -211,6 +213,7 @@ impl Wal {
             leftovers: start.leftovers,
             ready_upto: file_no,
             stage_file: file_no,
+            file_entries: 0,
             repeats: Repeats { upto: first_seq - 1, ..Repeats::default() },
             flight: VecDeque::with_capacity(WRITES_IN_FLIGHT_MAX),
             in_flight: 0,
@@ -244,6 +247,7 @@ impl Wal {
     pub fn append(&mut self, header: &RunHeader, body: &[&[u8]]) -> BatchSeq {
         let encoded = header.encode(body);
         let bytes = header.encoded_bytes();
+        self.limit_entries(header.count);
         let at = self.begin_record(RecordKind::Run, bytes);
         let batch = self.stage.batch();
         batch.buf.put(&encoded);
@@ -251,11 +255,21 @@ impl Wal {
             batch.buf.put(piece);
         }
         let seq = batch.seq;
+        self.file_entries += u64::from(header.count);
         let slot = self.groups.slot_or_new(header.group);
         let group = self.groups.at_mut(slot);
         let fit = group.append(header, spans(header, body), at, seq, &mut self.refs);
         assert_eq!(fit, Fit::Fits, "{header:?} does not continue the log {:?}", group.log());
         BatchSeq(seq)
+    }
+
+    /// Goes on to the next file if `count` entries more were too many for this one. On a full disk its room is worth more
+    /// than the limit.
+    fn limit_entries(&mut self, count: u32) {
+        let (has, max) = (self.file_entries, self.config.file_entries_max);
+        if max > 0 && has > 0 && has + u64::from(count) > max && !self.prepare.is_full() {
+            self.stage.end_file();
+        }
     }
 
     /// Stages a group's consensus state; stage it before the entries that depend on it. Returns its batch.
@@ -305,6 +319,7 @@ impl Wal {
         if let Some(end) = sealed {
             self.files.seal(end);
             self.stage_file = self.stage.at().file_no;
+            self.file_entries = 0;
             self.checkpoints.roll();
         }
         self.repeat_states();

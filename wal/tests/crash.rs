@@ -17,7 +17,7 @@ use common::model::Model;
 use common::{Rig, config, read_all};
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, CrashLimits, FakeDisk, OpKind};
-use coracle_wal::{BatchSeq, Recovery, Wal};
+use coracle_wal::{BatchSeq, Config, Recovery, Wal};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -36,6 +36,8 @@ struct Story {
     seeds: u64,
     /// Of 100 completions, how many wait for others to gather.
     depth: u32,
+    /// Entries of a file; 0: as many as fit.
+    file_entries: u64,
 }
 
 const PLAIN: Story = Story {
@@ -49,14 +51,16 @@ const PLAIN: Story = Story {
     steps: 40,
     seeds: 4,
     depth: 50,
+    file_entries: 0,
 };
 
-const STORIES: [Story; 7] = [
+const STORIES: [Story; 8] = [
     PLAIN,
     Story { name: "deep", bytes: 3000, depth: 85, seeds: 5, ..PLAIN },
     Story { name: "state", append: 3, state: 5, bytes: 200, ..PLAIN },
     Story { name: "conflict", append: 4, conflict: 4, state: 1, ..PLAIN },
     Story { name: "roll", append: 8, state: 1, bytes: 9000, warm_up: 6, ..PLAIN },
+    Story { name: "roll by entries", append: 8, state: 1, file_entries: 6, warm_up: 6, ..PLAIN },
     Story { name: "snapshot", append: 5, conflict: 1, snapshot: 3, bytes: 4000, warm_up: 20, ..PLAIN },
     Story {
         name: "reuse",
@@ -104,7 +108,9 @@ struct Telling {
 
 impl Telling {
     fn new(story: Story, seed: u64) -> Self {
-        let mut telling = Self { rig: Rig::fresh(seed), rng: SmallRng::seed_from_u64(seed), story, term: 1 };
+        let config = Config { file_entries_max: story.file_entries, ..config(seed) };
+        let (rig, _) = Rig::open(FakeDisk::new(seed), config).unwrap();
+        let mut telling = Self { rig, rng: SmallRng::seed_from_u64(seed), story, term: 1 };
         for _ in 0..story.warm_up {
             telling.record();
             telling.rig.settle();

@@ -226,6 +226,46 @@ fn a_full_disk_is_told_before_the_last_file_and_passes_when_there_is_room_again(
 }
 
 #[test]
+fn a_file_takes_so_many_entries_and_a_longer_run_has_one_of_its_own() {
+    let limited = |seed| coracle_wal::Config { file_entries_max: 10, ..config(seed) };
+    let (mut rig, _) = Rig::open(FakeDisk::new(14), limited(14)).unwrap();
+    let run = |rig: &mut Rig, count: u32| {
+        let last = rig.model().last(1);
+        rig.append(1, last, 1, 1, count, 20);
+    };
+    let ready = config(14).spares as u64;
+    for written in 1..=24 {
+        run(&mut rig, 3);
+        if written % 2 == 0 {
+            rig.settle();
+        }
+    }
+    rig.settle();
+    assert_eq!(rig.wal.stats().files, 8 + ready, "three runs of three entries in each");
+    run(&mut rig, 25);
+    run(&mut rig, 1);
+    rig.settle();
+    assert_eq!(rig.wal.stats().files, 10 + ready);
+    rig.check().unwrap();
+    let model = rig.model().clone();
+    let (mut again, recovery) = Rig::open(rig.disk.clone(), limited(15)).unwrap();
+    assert!(!recovery.report.torn && Model::of(&recovery).same_shape(&model));
+    again.history = vec![(Default::default(), model)];
+    again.check().unwrap();
+    // On a full disk the room counts, not the entries.
+    let image = again.disk.image();
+    let used = image.paths().iter().map(|path| image.read(path).unwrap().len() as u64).sum();
+    again.disk.set_quota(Some(used));
+    for _ in 0..25 {
+        run(&mut again, 3);
+        again.now_us += 2_000_000;
+        again.settle();
+    }
+    assert!(again.wal.room().is_some());
+    again.check().unwrap();
+}
+
+#[test]
 fn snapshots_are_carried_out_of_files_that_hold_nothing_else() {
     let mut rig = Rig::fresh(14);
     rig.append(2, 0, 1, 1, 1, 100);
