@@ -149,6 +149,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             min_snapshot_interval: config.min_snapshot_interval,
             min_checkpoint_interval: config.min_checkpoint_interval,
             max_checkpoints: config.max_checkpoints,
+            min_recovery_checkpoint_interval: config.min_recovery_checkpoint_interval,
             seed: parts.seed,
             #[cfg(feature = "breaks")]
             breaks: parts.breaks,

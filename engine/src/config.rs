@@ -61,6 +61,9 @@ pub struct Config {
     pub min_checkpoint_interval: u64,
     /// Checkpoints kept of one machine, at most: of more, the oldest goes. Default 10.
     pub max_checkpoints: usize,
+    /// A machine that has applied so many entries since its last snapshot or checkpoint leaves a checkpoint when the node is
+    /// stopped, for a fast start. Stopping waits at most some seconds for that. Default 0: never.
+    pub min_recovery_checkpoint_interval: u64,
     /// Pin each shard's thread to a core.
     pub pin_threads: bool,
     /// A label for what tells about this node; [`Node::metrics_key`](crate::Node::metrics_key) returns it. Default none.
@@ -86,6 +89,7 @@ impl Config {
             min_snapshot_interval: 4096,
             min_checkpoint_interval: 16_384,
             max_checkpoints: 10,
+            min_recovery_checkpoint_interval: 0,
             pin_threads: false,
             metrics_key: String::new(),
         }

@@ -19,6 +19,7 @@ pub(crate) mod snapshots;
 mod start;
 pub(crate) mod status;
 mod step;
+mod stop;
 mod sweep;
 mod turn;
 mod waiting;
@@ -77,6 +78,7 @@ pub(crate) struct Settings {
     pub(crate) min_snapshot_interval: u64,
     pub(crate) min_checkpoint_interval: u64,
     pub(crate) max_checkpoints: usize,
+    pub(crate) min_recovery_checkpoint_interval: u64,
     pub(crate) seed: u64,
     #[cfg(feature = "breaks")]
     pub(crate) breaks: crate::breaks::Breaks,

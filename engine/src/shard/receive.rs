@@ -434,18 +434,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// The disk has answered: only now do groups vote, acknowledge, and count themselves.
     fn complete(&mut self) -> Result<(), ShardError> {
-        let mut done = std::mem::take(&mut self.disk_done);
-        self.disk.completions(&mut done);
-        for one in done.drain(..) {
-            if Compactor::owns(one.token) {
-                self.compaction.on_done(&mut self.disk, one);
-            } else if snapshots::owns(one.token) {
-                self.on_snapshot_done(one);
-            } else {
-                self.wal.on_done(&mut self.disk, one)?;
-            }
-        }
-        self.disk_done = done;
+        self.take_completions()?;
         self.step_snapshots();
         let durable = self.wal.durable();
         while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
@@ -467,6 +456,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 None => {}
             }
         }
+        Ok(())
+    }
+
+    /// The disk's completions, each to whoever began the operation.
+    pub(super) fn take_completions(&mut self) -> Result<(), ShardError> {
+        let mut done = std::mem::take(&mut self.disk_done);
+        self.disk.completions(&mut done);
+        for one in done.drain(..) {
+            if Compactor::owns(one.token) {
+                self.compaction.on_done(&mut self.disk, one);
+            } else if snapshots::owns(one.token) {
+                self.on_snapshot_done(one);
+            } else {
+                self.wal.on_done(&mut self.disk, one)?;
+            }
+        }
+        self.disk_done = done;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //!   release → source → up to 64 KiB: a record of the log ─────────────────────────┐
 //!                    → more: a file, a chunk a turn → durable → a mark in the log ─┴→ durable → the log is released, the
 //!                                                                                     older file goes
-//!   checkpoint → source → a file that nothing depends on;  release → the newest one becomes a snapshot
+//!   checkpoint, or the node stops → source → a file that nothing depends on;  release → the newest one becomes a snapshot
 //!   from a leader: up to 64 KiB as above; more: into a file first, and only then Raft hears of it
 //! ```
 //!
@@ -33,7 +33,7 @@ const TOKENS: u64 = 0x54 << 56;
 /// A completion that nobody waits for.
 const NOBODY: u64 = TOKENS;
 /// Files being written at once: each takes a chunk's bytes a turn.
-const WRITERS_MAX: usize = 4;
+pub(super) const WRITERS_MAX: usize = 4;
 /// The largest snapshot that is sent to another member as yet: in one message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 512 * 1024;
 
@@ -47,7 +47,11 @@ enum Purpose {
     /// The machine let its log go.
     Release { live: Vec<IndexRange> },
     /// The machine wants to be fast at its next start.
-    Checkpoint { live: Vec<IndexRange> },
+    Checkpoint {
+        live: Vec<IndexRange>,
+        /// Of the group's checkpoints, this one included.
+        keep: usize,
+    },
     /// A leader sent it: Raft hears of it when it is durable.
     Received { from: NodeId, message: Message },
 }
@@ -146,6 +150,11 @@ impl Snapshots {
         good
     }
 
+    /// Files being written.
+    pub(super) fn writing(&self) -> usize {
+        self.writing.len()
+    }
+
     pub(super) fn token(&mut self) -> u64 {
         self.last_token += 1;
         self.last_token
@@ -204,7 +213,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             && self.snapshots.writing.len() < WRITERS_MAX
             && one.applied.since(one.newest_kept()) >= self.settings.min_checkpoint_interval
         {
-            self.take_checkpoint(slot);
+            self.take_checkpoint(slot, self.settings.max_checkpoints);
         }
     }
 
@@ -270,9 +279,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.again = true;
     }
 
-    fn take_checkpoint(&mut self, slot: u32) {
+    /// Begins a checkpoint. When it is whole, so many of the group are kept.
+    pub(super) fn take_checkpoint(&mut self, slot: u32, keep: usize) {
         if let Some(cut) = self.cut(slot) {
-            let purpose = Purpose::Checkpoint { live: cut.live.clone() };
+            let purpose = Purpose::Checkpoint { live: cut.live.clone(), keep };
             self.begin_file(slot, cut, purpose);
         }
     }
@@ -301,6 +311,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Once a turn: sources are read, wishes looked at again.
     pub(super) fn step_snapshots(&mut self) {
+        self.write_chunks();
+        for slot in std::mem::take(&mut self.snapshots.postponed) {
+            self.take_snapshots(slot);
+        }
+        self.step_restores();
+    }
+
+    /// The next chunk of every file that is being written.
+    pub(super) fn write_chunks(&mut self) {
         for writing in self.snapshots.writing.values_mut() {
             if !writing.writer.is_idle() {
                 continue;
@@ -321,10 +340,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             writing.writer.write(&mut self.disk, writing.source.is_none());
         }
-        for slot in std::mem::take(&mut self.snapshots.postponed) {
-            self.take_snapshots(slot);
-        }
-        self.step_restores();
     }
 
     /// A completion of a snapshot file.
@@ -357,10 +372,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.status.snapshot_files += 1;
         let one = &mut self.slots[slot as usize];
         match purpose {
-            Purpose::Checkpoint { live } => {
+            Purpose::Checkpoint { live, keep } => {
                 let name = SnapshotName::Checkpoint { file_no: file.file_no, group, index, term };
                 one.checkpoints.push(Checkpoint { name, index, term, whole: Some((file, live)) });
-                while one.checkpoints.len() > self.settings.max_checkpoints {
+                while one.checkpoints.len() > keep {
                     self.snapshots.remove(&mut self.disk, one.checkpoints.remove(0).name);
                 }
             }
@@ -442,7 +457,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
 impl Slot {
     /// The index up to which a snapshot or a checkpoint is kept.
-    fn newest_kept(&self) -> Index {
+    pub(super) fn newest_kept(&self) -> Index {
         let snapshot = self.snapshot.as_ref().map_or(Index::ZERO, Held::index);
         self.checkpoints.iter().map(|one| one.index).fold(snapshot, Index::max)
     }

@@ -1,4 +1,4 @@
-//! Opening a shard, taking up groups, and stopping.
+//! Opening a shard and taking up groups.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -10,14 +10,13 @@ use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
 use coracle_wal::{RecoveredGroup, Recovery, Wal};
 
 use super::compact::Compaction;
-use super::groups::{Held, Parked, Slot, Snapshot};
+use super::groups::{Held, Slot, Snapshot};
 use super::inbox::Inbox;
 use super::restore::Try;
 use super::snapshots::Snapshots;
-use super::{Answers, GroupStatus, Settings, Shard, ShardError, ShardStatus};
+use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
 use crate::machine::Machine;
-use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::Transport;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
@@ -253,47 +252,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         self.tell_compaction(&mut status);
         status
-    }
-
-    /// Ends the shard: everybody is answered, what is under way is made durable, the files are left in good order.
-    ///
-    /// # Errors
-    /// The last writes failed; nothing that was acknowledged depends on them.
-    pub(crate) fn stop(mut self) -> Result<(), ShardError> {
-        self.answer_everybody();
-        self.reply();
-        self.transport.flush(&mut self.net, self.now_us);
-        self.net.submit()?;
-        Ok(self.wal.shutdown(&mut self.disk)?)
-    }
-
-    /// No command is left without an answer. Called once, when the shard stops or has failed.
-    pub(crate) fn answer_everybody(&mut self) {
-        self.inbox.close();
-        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        let stopping = Outcome::not_done(Reason::Stopping, None);
-        for slot in &mut self.slots {
-            for waiting in slot.waiting.take_all() {
-                for tag in waiting.open_tags() {
-                    answers.give(&waiting.origin, *tag, &Outcome::Unknown(Unknown::Stopped));
-                }
-            }
-            for parked in slot.parked.drain(..) {
-                match parked {
-                    Parked::Propose { entries, origin, .. } => {
-                        for entry in Entries::new(Index(1), entries.bytes()) {
-                            answers.give(&origin, entry.header.tag, &stopping);
-                        }
-                    }
-                    Parked::Query { tag, origin, .. } => answers.give(&origin, tag, &stopping),
-                }
-            }
-            for read in std::mem::take(&mut slot.reads).into_values() {
-                answers.give(&read.origin, read.tag, &stopping);
-            }
-        }
-        self.forwards.stop(&mut answers);
-        self.reply();
     }
 }
 

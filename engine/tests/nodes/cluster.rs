@@ -51,6 +51,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Option<SimNode<FakeDisk, FakeNet, FakeClock>>>,
     file_bytes: Vec<u64>,
     boots: u64,
+    /// Entries after which a machine leaves a checkpoint when its node stops; for nodes that are opened from now on.
+    pub(crate) recovery_interval: u64,
 }
 
 impl Cluster {
@@ -69,6 +71,7 @@ impl Cluster {
             disks,
             file_bytes: file_bytes.to_vec(),
             boots: 0,
+            recovery_interval: 0,
         };
         (0..file_bytes.len()).for_each(|at| cluster.open(at));
         cluster.turn_until("a cluster", |cluster| cluster.nodes.iter().flatten().all(SimNode::is_running));
@@ -83,10 +86,20 @@ impl Cluster {
         config.shards = 1;
         config.wal_max_size_bytes = self.file_bytes[at];
         config.min_checkpoint_interval = 5;
+        config.min_recovery_checkpoint_interval = self.recovery_interval;
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
         let node = SimNode::open(&config, self.disks[at].clone(), net, self.clock.clone(), self.boots);
         self.nodes[at] = Some(node.unwrap());
+    }
+
+    /// Stops a node in good order.
+    pub(crate) fn stop(&mut self, at: usize) {
+        let mut node = self.nodes[at].take().unwrap();
+        node.stop();
+        let end = (0..1000).find_map(|_| node.turn().err());
+        assert!(matches!(end, Some(coracle::Error::Stopped(None))), "{end:?}");
+        self.network.stop_node(at as u64 + 1, coracle_io::fake::NodeStop::Killed);
     }
 
     pub(crate) fn node(&self, at: usize) -> &SimNode<FakeDisk, FakeNet, FakeClock> {

@@ -6,3 +6,4 @@ mod bounds;
 mod cluster;
 mod panics;
 mod snapshots;
+mod stops;

@@ -10,21 +10,21 @@ use coracle_io::fake::{CrashPolicy, Damage};
 
 use crate::cluster::{Cluster, GROUP};
 
-const DIR: &str = "shard-0/snapshots";
+pub(crate) const DIR: &str = "shard-0/snapshots";
 
 /// Counts commands, and has a state of many bytes. `release` lets the log go, `keep` asks for a checkpoint.
 #[derive(Clone)]
-struct Big {
+pub(crate) struct Big {
     count: u64,
     padding: usize,
     in_chunks: bool,
     incoming: Vec<u8>,
     /// How often it was made to run a command.
-    runs: Arc<AtomicU64>,
+    pub(crate) runs: Arc<AtomicU64>,
 }
 
 impl Big {
-    fn new(padding: usize) -> Self {
+    pub(crate) fn new(padding: usize) -> Self {
         Self { count: 0, padding, in_chunks: false, incoming: Vec::new(), runs: Arc::default() }
     }
 }
@@ -67,7 +67,7 @@ impl Machine for Big {
     }
 }
 
-fn start(cluster: &Cluster, at: usize, machine: &Big) {
+pub(crate) fn start(cluster: &Cluster, at: usize, machine: &Big) {
     cluster.node(at).start_group(GROUP, Box::new(machine.clone()));
 }
 
@@ -83,12 +83,12 @@ fn restart(cluster: &mut Cluster, at: usize, machine: &Big, meanwhile: impl FnOn
     cluster.turn_until("a group", |cluster| cluster.node(at).group_status(GROUP).is_some());
 }
 
-fn files(cluster: &Cluster, at: usize) -> Vec<PathBuf> {
+pub(crate) fn files(cluster: &Cluster, at: usize) -> Vec<PathBuf> {
     let listed = cluster.disks[at].clone().list(Path::new(DIR)).unwrap();
     listed.into_iter().map(|entry| Path::new(DIR).join(entry.name)).collect()
 }
 
-fn damage(cluster: &Cluster, at: usize) -> PathBuf {
+pub(crate) fn damage(cluster: &Cluster, at: usize) -> PathBuf {
     let path = files(cluster, at).pop().unwrap();
     assert!(cluster.disks[at].corrupt(&path, 5000, Damage::FlipBit { bit: 3 }));
     path
