@@ -1,8 +1,8 @@
 //! One compaction after the other, an operation at a time.
 //!
 //! ```text
-//!   Idle → Opening → Reading ⇄ Writing → Syncing → Closing → Naming → Moving → Draining → Idle
-//!            └─────────┴─────────┴──────────┴─────────┴────────┴──→ GivingUp (close, unlink) → Idle, later
+//!   Idle → Choosing → Listing → Opening → Reading ⇄ Writing → Syncing → Closing → Naming → Moving → Draining → Idle
+//!                               └─────────┴─────────┴──────────┴─────────┴────────┴──→ GivingUp (close, unlink) → Idle, later
 //! ```
 //!
 //! A crash up to the first durable move leaves a segment that nothing names: the next start removes it. A crash between
@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use coracle_base::{GroupId, Index};
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
-use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, ReadError, SegmentWriter, Wal};
+use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, ReadError, SegmentWriter, Space, Wal};
 
 use crate::victims::{Bounds, choose, sums};
 
@@ -25,6 +25,9 @@ const KEYS_MAX: usize = 1024;
 /// Ranges in one record of moves, and in one step.
 const RANGES_MAX: usize = 512;
 const STEP_RANGES_MAX: usize = 2048;
+/// Files looked at in one step when files are chosen, and groups when it is listed what lives in them.
+const STEP_FILES: usize = 256;
+const STEP_GROUPS: usize = 256;
 /// How often it is looked whether there is something to do.
 const CHECK_US: u64 = 100_000;
 /// After repeated failures, wait no longer than this many times the first wait.
@@ -54,6 +57,14 @@ pub struct CompactStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Idle,
+    /// All files before this one were looked at.
+    Choosing {
+        from: u64,
+    },
+    /// All groups before this one were asked.
+    Listing {
+        from: usize,
+    },
     Opening,
     Reading,
     Writing,
@@ -94,6 +105,11 @@ struct Run {
 pub struct Compactor {
     bounds: Bounds,
     state: State,
+    /// What was found of the log's files.
+    space: Space,
+    victims: Vec<u64>,
+    /// What lives in them.
+    found: Vec<(GroupId, IndexRange, u64)>,
     run: Option<Run>,
     /// The operation in flight has ended.
     done: Option<Result<DiskOk, DiskError>>,
@@ -113,6 +129,9 @@ impl Compactor {
         Self {
             bounds,
             state: State::Idle,
+            space: Space::default(),
+            victims: Vec::new(),
+            found: Vec::new(),
             run: None,
             done: None,
             forced: false,
@@ -143,7 +162,12 @@ impl Compactor {
 
     /// [`step`](Self::step) has something to do at once, though no completion comes.
     pub fn is_ready(&self) -> bool {
-        self.done.is_some() || self.state == State::Moving || (self.state == State::Idle && self.forced)
+        let goes_on = match self.state {
+            State::Idle => self.forced,
+            State::Choosing { .. } | State::Listing { .. } | State::Moving => true,
+            _ => false,
+        };
+        goes_on || self.done.is_some()
     }
 
     /// When a compaction that was given up is to be tried again.
@@ -168,6 +192,8 @@ impl Compactor {
     pub fn step<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, now_us: u64) {
         match self.state {
             State::Idle => self.look(wal, disk, now_us),
+            State::Choosing { from } => self.choose(wal, disk, from),
+            State::Listing { from } => self.list(wal, disk, from),
             State::Reading => {
                 if let Some(out) = wal.poll_moving() {
                     self.take(out);
@@ -198,26 +224,48 @@ impl Compactor {
         }
         self.next_check_us = now_us + CHECK_US;
         self.retry_at_us = None;
-        let space = wal.space();
+        self.space = Space::default();
+        self.choose(wal, disk, 0);
+    }
+
+    /// Looks at some more files; after the last one it is known which to compact, if any.
+    fn choose<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, from: u64) {
+        if let Some(from) = wal.space_of(from, STEP_FILES, &mut self.space) {
+            self.state = State::Choosing { from };
+            return;
+        }
+        let space = std::mem::take(&mut self.space);
         (self.stats.held_bytes, self.stats.live_bytes) = sums(&space.held);
         if space.dead_files > self.bounds.dead_files_max as u64 {
             wal.remove_dead(disk, self.bounds.dead_files_max);
         }
-        let victims = choose(&space, &self.bounds, &self.damaged, self.forced);
-        if victims.is_empty() {
+        self.victims = choose(&space, &self.bounds, &self.damaged, self.forced);
+        if self.victims.is_empty() {
             self.forced = false;
+            self.state = State::Idle;
             return;
         }
-        let mut left: Vec<Span> = Vec::new();
-        for from in &victims {
-            let held = wal.held_in(*from).into_iter();
-            left.extend(held.map(|(group, range)| Span { group, range, from: *from }));
+        self.list(wal, disk, 0);
+    }
+
+    /// Asks some more groups what they have in the files; after the last one it can be copied. What they drop meanwhile is
+    /// found out when it is read, and nothing is added to these files any more.
+    fn list<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, from: usize) {
+        if let Some(from) = wal.held_in(&self.victims, from, STEP_GROUPS, &mut self.found) {
+            self.state = State::Listing { from };
+            return;
         }
+        let span = |(group, range, from)| Span { group, range, from };
+        let mut left: Vec<Span> = self.found.drain(..).map(span).collect();
         left.sort_unstable();
+        if left.is_empty() {
+            self.state = State::Idle;
+            return;
+        }
         let segment = wal.begin_segment();
         let path = segment.path().to_owned();
         self.run = Some(Run {
-            victims,
+            victims: std::mem::take(&mut self.victims),
             left: left.into(),
             asked: Vec::new(),
             segment,
@@ -260,7 +308,12 @@ impl Compactor {
                 self.stage_moves(wal);
             }
             State::GivingUp => self.give_up(disk),
-            State::Idle | State::Reading | State::Moving | State::Draining(_) => {}
+            State::Idle
+            | State::Choosing { .. }
+            | State::Listing { .. }
+            | State::Reading
+            | State::Moving
+            | State::Draining(_) => {}
         }
     }
 

@@ -95,7 +95,8 @@ fn one_entry_in_a_hundred_lives_through_a_hundred_snapshots() {
     let segments: u64 = stats.iter().map(|stats| stats.segments).sum();
     assert!(segments > 5, "{stats:?}");
     // 200 entries of about 250 bytes live; the rest is garbage.
-    let space = sparse.yard.rig.wal.space();
+    let mut space = coracle_wal::Space::default();
+    assert_eq!(sparse.yard.rig.wal.space_of(0, 1000, &mut space), None);
     let held: u64 = space.held.iter().map(|file| file.bytes).sum();
     let live: u64 = space.held.iter().map(|file| file.live_bytes).sum();
     assert!(held <= 2 * live + FILE_BYTES, "{space:?}");
@@ -160,6 +161,52 @@ fn where_there_is_no_garbage_there_is_no_work() {
     assert_eq!(before.0, after.0);
     assert_eq!(before.1.segment_bytes, after.1.segment_bytes);
     assert_eq!(before.1.files_removed, after.1.files_removed);
+}
+
+/// However many groups and files there are, a step looks at few of them, and nothing but what it takes in turn.
+#[test]
+fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
+    const GROUPS: u64 = 1400;
+    let config = coracle_wal::Config { file_entries_max: 4, ..common::config(9) };
+    let (rig, _) = common::log::Rig::open(FakeDisk::new(9), config).unwrap();
+    let mut yard = Yard { rig, compactor: Compactor::new(Bounds { slack_bytes: 0, ..bounds() }) };
+    let files = |yard: &Yard| yard.rig.wal.stats().files;
+    for group in 1..=GROUPS {
+        yard.rig.append(group, 0, 1, 1, 1, 40);
+        // The model is not asked here.
+        yard.rig.history.drain(..yard.rig.history.len() - 1);
+        if group % 4 == 0 {
+            yard.rig.settle();
+        }
+    }
+    // A file in eight has one entry left.
+    for group in (1..=GROUPS).filter(|group| group % 32 != 0) {
+        yard.rig.delete(group);
+        yard.rig.history.drain(..yard.rig.history.len() - 1);
+    }
+    // Until no recovery would read those files.
+    let before = yard.rig.wal.stats().checkpoints;
+    while yard.rig.wal.stats().checkpoints < before + 3 {
+        yard.rig.append(32, yard.rig.model().last(32), 1, 1, 1, 2000);
+        yard.rig.settle();
+    }
+    assert!(files(&yard) > 300, "{}", files(&yard));
+    let mut steps = 0;
+    let opens = |yard: &Yard| yard.rig.disk.flights().iter().any(|one| one.path.ends_with("00000001.seg"));
+    loop {
+        yard.compactor.step(&mut yard.rig.wal, &mut yard.rig.disk, yard.rig.now_us);
+        yard.rig.disk.submit().unwrap();
+        if opens(&yard) {
+            break;
+        }
+        assert!(yard.compactor.is_ready(), "it goes on by itself");
+        steps += 1;
+    }
+    assert!(steps >= 300 / 256 + GROUPS / 256, "{steps} steps for {GROUPS} groups in {} files", files(&yard));
+    // What it found step by step is all there was.
+    yard.settle();
+    assert!(files(&yard) < 20, "{}", files(&yard));
+    yard.rig.check().unwrap();
 }
 
 #[test]

@@ -138,6 +138,11 @@ impl Files {
         self.map.iter().map(|(file_no, file)| (*file_no, file))
     }
 
+    /// So many files from a number on.
+    pub(crate) fn some(&self, from: u64, count: usize) -> impl Iterator<Item = (u64, &File)> {
+        self.map.range(from..).take(count).map(|(file_no, file)| (*file_no, file))
+    }
+
     /// A file that may be reused: all its records precede `begin_no`'s file, in which the older of the two checkpoints
     /// begins; the log, as far as it is `durable`, has nothing in it; nobody reads it.
     pub(crate) fn dead(&self, begin_no: u64, durable: u64, refs: &Refs) -> Option<u64> {

@@ -7,12 +7,11 @@ use coracle_base::{GroupId, Index, RunHeader, Term};
 
 use crate::format::Position;
 use crate::format::head::HEAD_AREA_BYTES;
-use crate::format::page::{Extent, SnapshotFile, SnapshotPlace};
+use crate::format::page::{SnapshotFile, SnapshotPlace};
 use crate::format::record::{
     self, DELETED_BYTES, IndexRange, MARK_PREFIX_BYTES, MOVED_PREFIX_BYTES, Mark, Moved, RANGE_BYTES,
     RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, SnapshotRef,
 };
-use crate::groups::Group;
 use crate::recover::placed;
 use crate::wal::{BatchSeq, Wal};
 
@@ -114,13 +113,6 @@ impl Wal {
         BatchSeq(seq)
     }
 
-    /// What lies in a file of the log or a segment and is still needed, by group and index.
-    pub fn held_in(&self, file_no: u64) -> Vec<(GroupId, IndexRange)> {
-        let mut all: Vec<_> = self.groups.iter().flat_map(|group| held(group, file_no)).collect();
-        all.sort_unstable();
-        all
-    }
-
     /// Stages the end of a group: nothing of it is needed any more. Its uid must not be used again. Returns its batch.
     pub fn delete(&mut self, group: GroupId) -> BatchSeq {
         self.begin_record(RecordKind::Deleted, DELETED_BYTES);
@@ -138,11 +130,6 @@ impl Wal {
         let room = (self.config.file_bytes - HEAD_AREA_BYTES) as usize / 4 / RANGE_BYTES;
         coarsened(live, RANGES_MAX.min(room))
     }
-}
-
-fn held(group: &Group, file_no: u64) -> Vec<(GroupId, IndexRange)> {
-    let range = |extent: Extent| (group.id, IndexRange { first: extent.first, count: extent.count });
-    group.held_in(file_no).map(range).collect()
 }
 
 fn coarsened(live: &[IndexRange], max: usize) -> Vec<IndexRange> {

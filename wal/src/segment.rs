@@ -5,7 +5,6 @@
 //!   file and directory synced → adopt_segment → put_moved .. → release_segment
 //! ```
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use coracle_base::checksum::crc32c_from;
@@ -16,6 +15,7 @@ use coracle_base::{GroupId, Index, RunHeader, Term};
 
 use crate::files::{File, log_path};
 use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::record::IndexRange;
 use crate::format::segment::{INDEX_ENTRY_BYTES, SegmentHead, SegmentRun, Trailer, put_index};
 use crate::format::{SEGMENT, Uuid};
 use crate::wal::Wal;
@@ -212,14 +212,13 @@ impl Wal {
         }
     }
 
-    /// What the log takes on the disk, and what of it is needed.
-    pub fn space(&self) -> Space {
-        let mut space = Space::default();
+    /// What the log takes on the disk, and what of it is needed: adds what so many files from `from` on say. Returns where
+    /// to go on; `None` if these were the last.
+    pub fn space_of(&self, from: u64, files: usize, space: &mut Space) -> Option<u64> {
         let needed_from = self.checkpoints.needed_from();
-        // Entries of a snapshot that is on its way: their files wait for it.
-        let placed: BTreeSet<u64> =
-            self.groups.iter().flat_map(|group| &group.placed).map(|extent| extent.file_no).collect();
-        for (file_no, file) in self.files.iter() {
+        let mut last = None;
+        for (file_no, file) in self.files.some(from, files) {
+            last = Some(file_no);
             let held = self.refs.held(file_no);
             let is_segment = file_no & SEGMENT != 0;
             if !is_segment && file_no >= needed_from {
@@ -228,13 +227,32 @@ impl Wal {
                 let live_bytes =
                     if is_segment { live_in_segment(file, held.live_bytes) } else { held.live_bytes };
                 let file_use = FileUse { file_no, bytes: file.bytes, live_bytes };
-                space.held.extend(Some(file_use).filter(|file| !placed.contains(&file.file_no)));
+                // Entries of a snapshot that is on its way: their files wait for it.
+                space.held.extend(Some(file_use).filter(|_| held.placed == 0));
             } else if !is_segment && held.snapshots == 0 {
                 space.dead_files += 1;
                 space.dead_bytes += file.bytes;
             }
         }
-        space
+        last.map(|last| last + 1).filter(|next| self.files.some(*next, 1).next().is_some())
+    }
+
+    /// What lies in these files and is still needed, of so many groups from `from` on: group, entries, file. Returns where
+    /// to go on; `None` if these were the last.
+    pub fn held_in(
+        &self,
+        files: &[u64],
+        from: usize,
+        groups: usize,
+        out: &mut Vec<(GroupId, IndexRange, u64)>,
+    ) -> Option<usize> {
+        for group in self.groups.some(from, groups) {
+            let held = group.held_extents().filter(|extent| files.contains(&extent.file_no));
+            out.extend(held.map(|extent| {
+                (group.id, IndexRange { first: extent.first, count: extent.count }, extent.file_no)
+            }));
+        }
+        Some(from + groups).filter(|next| *next < self.groups.len())
     }
 }
 

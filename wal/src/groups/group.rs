@@ -371,6 +371,7 @@ impl Group {
             return false;
         }
         new.all_extents().for_each(|extent| refs.hold_extent(&extent));
+        new.placed.iter().for_each(|extent| refs.place_extent(extent));
         if let Some(place) = &new.snapshot {
             refs.hold_snapshot(place);
         }
@@ -387,6 +388,7 @@ impl Group {
 
     fn drop_everything(&self, seq: u64, refs: &mut Refs) {
         self.all_extents().for_each(|extent| refs.drop_extent(&extent, seq));
+        self.placed.iter().for_each(|extent| refs.unplace_extent(extent));
         if let Some(place) = &self.snapshot {
             refs.drop_snapshot(place, seq);
         }

@@ -36,6 +36,7 @@ impl Group {
         kept.sort_by_key(|extent| extent.first);
         kept.iter().for_each(|extent| refs.hold_extent(extent));
         own.iter().chain(&placed).for_each(|extent| refs.drop_extent(extent, seq));
+        placed.iter().for_each(|extent| refs.unplace_extent(extent));
         self.live = kept;
     }
 
@@ -43,6 +44,7 @@ impl Group {
     pub(crate) fn place(&mut self, range: IndexRange, bytes: u64, at: Position, refs: &mut Refs) {
         let extent = Extent { file_no: at.file_no, first: range.first, count: range.count, bytes };
         refs.hold_extent(&extent);
+        refs.place_extent(&extent);
         self.placed.push(extent);
     }
 
@@ -54,9 +56,14 @@ impl Group {
         relocate(&mut self.live, from, to, ranges, seq, refs);
     }
 
-    /// What of the group lies in a file, in order: live entries, then those of the log.
+    /// What the group holds, in order: live entries, then those of the log.
+    pub(crate) fn held_extents(&self) -> impl Iterator<Item = Extent> {
+        self.live.iter().copied().chain(self.log_extents())
+    }
+
+    /// What of that lies in a file.
     pub(crate) fn held_in(&self, file_no: u64) -> impl Iterator<Item = Extent> {
-        self.live.iter().copied().chain(self.log_extents()).filter(move |extent| extent.file_no == file_no)
+        self.held_extents().filter(move |extent| extent.file_no == file_no)
     }
 }
 

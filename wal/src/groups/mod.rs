@@ -102,6 +102,11 @@ impl Groups {
         &mut self.slots[slot]
     }
 
+    /// So many groups from a slot on.
+    pub(crate) fn some(&self, from: usize, count: usize) -> impl Iterator<Item = &Group> {
+        self.slots.iter().skip(from).take(count)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Group> {
         self.slots.iter()
     }

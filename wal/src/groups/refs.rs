@@ -15,6 +15,8 @@ pub(crate) struct Refs {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) extents: u64,
+    /// Of the extents, those that wait for the snapshot that names them.
+    pub(crate) placed: u64,
     /// Of the entries in the extents, about.
     pub(crate) live_bytes: u64,
     pub(crate) snapshots: u64,
@@ -58,6 +60,16 @@ impl Refs {
         held.extents -= 1;
         held.live_bytes -= extent.bytes;
         held.dropped_seq = held.dropped_seq.max(seq);
+    }
+
+    /// An extent, held already, waits for a snapshot.
+    pub(crate) fn place_extent(&mut self, extent: &Extent) {
+        self.entry(extent.file_no).placed += 1;
+    }
+
+    /// An extent waits no more, whether it is dropped or not.
+    pub(crate) fn unplace_extent(&mut self, extent: &Extent) {
+        self.entry(extent.file_no).placed -= 1;
     }
 
     /// An extent that goes on is held otherwise than before.
