@@ -30,6 +30,9 @@ use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Reply};
 use crate::shard::replies::Slot;
 use crate::shard::status::{GroupStatus, ShardStatus};
 
+/// Groups in one command: so many are taken up, or told about, in one turn of a shard.
+const GROUPS_PER_COMMAND: usize = 256;
+
 /// The ways into a node's shards.
 #[derive(Clone)]
 pub(crate) struct Handles {
@@ -43,21 +46,75 @@ impl Handles {
         Self { id, inboxes: inboxes.into() }
     }
 
+    fn shard(&self, group: GroupId) -> usize {
+        usize::from(group.shard(self.inboxes.len() as u16).0)
+    }
+
     fn inbox(&self, group: GroupId) -> &Arc<Inbox<Socket>> {
-        &self.inboxes[usize::from(group.shard(self.inboxes.len() as u16).0)]
+        &self.inboxes[self.shard(group)]
     }
 
     fn group(&self, id: GroupId) -> Group {
         Group { id, inbox: self.inbox(id).clone() }
     }
 
-    fn start_group(&self, id: GroupId, machine: Box<dyn Machine>) -> Result<Group, Error> {
-        if id == GroupId(0) {
-            return Err(Error::GroupZero);
+    fn start_groups(&self, groups: Vec<(GroupId, Box<dyn Machine>)>) -> Vec<Result<Group, Error>> {
+        let command = |groups, started| Command::StartGroups { groups, started };
+        let ids: Vec<GroupId> = groups.iter().map(|(id, _)| *id).collect();
+        let is_zero = |id: &GroupId| *id == GroupId(0);
+        let groups = groups.into_iter().filter(|(id, _)| !is_zero(id)).map(|one| (one.0, one)).collect();
+        let mut started = self.ask_about(groups, command).into_iter();
+        ids.into_iter()
+            .map(|id| {
+                if is_zero(&id) {
+                    return Err(Error::GroupZero);
+                }
+                started.next().unwrap_or(Err(Error::Stopped(None)))??;
+                Ok(self.group(id))
+            })
+            .collect()
+    }
+
+    /// Asks the shards about groups, many with each command and all shards at once. Answers come in the groups' order.
+    fn ask_about<T, R>(
+        &self,
+        groups: Vec<(GroupId, T)>,
+        command: impl Fn(Vec<T>, Reply<Vec<R>>) -> Command<Socket>,
+    ) -> Vec<Result<R, Error>> {
+        let mut answers: Vec<Result<R, Error>> = groups.iter().map(|_| Err(Error::Stopped(None))).collect();
+        let mut of_shards: Vec<(Vec<usize>, Vec<T>)> =
+            self.inboxes.iter().map(|_| (Vec::new(), Vec::new())).collect();
+        let mut asked = Vec::new();
+        let mut ask = |shard: usize, (places, items): (Vec<usize>, Vec<T>)| {
+            let (reply, answer) = mpsc::sync_channel(1);
+            asked.push((places, put(&self.inboxes[shard], command(items, reply)).map(|()| answer)));
+        };
+        for (place, (id, item)) in groups.into_iter().enumerate() {
+            let shard = self.shard(id);
+            let part = &mut of_shards[shard];
+            part.0.push(place);
+            part.1.push(item);
+            if part.0.len() == GROUPS_PER_COMMAND {
+                ask(shard, std::mem::take(part));
+            }
         }
-        let group = self.group(id);
-        group.ask(|started| Command::StartGroup { group: id, machine, started })??;
-        Ok(group)
+        let rest = of_shards.into_iter().enumerate().filter(|(_, (places, _))| !places.is_empty());
+        rest.for_each(|(shard, part)| ask(shard, part));
+        for (places, answer) in asked {
+            let results = answer.and_then(|answer| answer.recv().map_err(|_stopped| Error::Stopped(None)));
+            match results {
+                Ok(results) => {
+                    places.into_iter().zip(results).for_each(|(place, result)| answers[place] = Ok(result))
+                }
+                Err(error) => places.into_iter().for_each(|place| answers[place] = Err(error.clone())),
+            }
+        }
+        answers
+    }
+
+    fn group_status(&self, groups: impl Iterator<Item = GroupId>) -> Result<Vec<Option<GroupStatus>>, Error> {
+        let groups = groups.map(|id| (id, id)).collect();
+        self.ask_about(groups, |groups, reply| Command::GroupStatus { groups, reply }).into_iter().collect()
     }
 
     fn status(&self) -> Result<Vec<ShardStatus>, Error> {
@@ -77,7 +134,17 @@ impl Node {
     /// # Errors
     /// [`Error::GroupRuns`] if it runs already, and whatever its recovery meets.
     pub fn start_group(&self, id: GroupId, machine: impl Machine) -> Result<Group, Error> {
-        self.handles().start_group(id, Box::new(machine))
+        self.start_groups([(id, machine)]).pop().unwrap_or(Err(Error::Stopped(None)))
+    }
+
+    /// As [`start_group`](Self::start_group) for each of them, in a fraction of the time when they are many. Results come
+    /// in the groups' order; one that fails has nothing to do with the others.
+    pub fn start_groups<M: Machine>(
+        &self,
+        groups: impl IntoIterator<Item = (GroupId, M)>,
+    ) -> Vec<Result<Group, Error>> {
+        let boxed = |(id, machine)| (id, Box::new(machine) as Box<dyn Machine>);
+        self.handles().start_groups(groups.into_iter().map(boxed).collect())
     }
 
     /// As [`start_group`](Self::start_group), for a machine over the user's own types.
@@ -96,6 +163,18 @@ impl Node {
     /// A new completion ring, for many commands at once: up to 65,536 in flight.
     pub fn client(&self) -> Client {
         Client::with_limit(client::IN_FLIGHT_MAX)
+    }
+
+    /// Groups as this node sees them, in this order; `None` for one that does not run here. Not at one moment: many are
+    /// asked about in several turns.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::Busy`].
+    pub fn group_status(
+        &self,
+        groups: impl IntoIterator<Item = GroupId>,
+    ) -> Result<Vec<Option<GroupStatus>>, Error> {
+        self.handles().group_status(groups.into_iter())
     }
 
     /// The counters of each shard.
@@ -153,7 +232,9 @@ impl Group {
     /// # Errors
     /// [`Error::Stopped`], [`Error::Busy`].
     pub fn status(&self) -> Result<Option<GroupStatus>, Error> {
-        self.ask(|reply| Command::GroupStatus { group: self.id, reply })
+        let groups = vec![self.id];
+        let answer = ask(&self.inbox, |reply| Command::GroupStatus { groups, reply })?;
+        Ok(answer.into_iter().next().flatten())
     }
 
     fn send(&self, command: impl FnOnce(Origin) -> Command<Socket>) -> Proposal {
@@ -162,10 +243,6 @@ impl Group {
             Ok(()) => Proposal::waiting(slot),
             Err(reason) => Proposal::refused(reason),
         }
-    }
-
-    fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command<Socket>) -> Result<T, Error> {
-        ask(&self.inbox, command)
     }
 }
 
@@ -183,11 +260,15 @@ fn push(inbox: &Inbox<Socket>, command: Command<Socket>) -> Result<(), Reason> {
 /// Asks a shard something about itself and waits for the answer. A shard that stops drops the question.
 fn ask<T>(inbox: &Inbox<Socket>, command: impl FnOnce(Reply<T>) -> Command<Socket>) -> Result<T, Error> {
     let (reply, answer) = mpsc::sync_channel(1);
-    push(inbox, command(reply)).map_err(|reason| match reason {
+    put(inbox, command(reply))?;
+    answer.recv().map_err(|_stopped| Error::Stopped(None))
+}
+
+fn put(inbox: &Inbox<Socket>, command: Command<Socket>) -> Result<(), Error> {
+    push(inbox, command).map_err(|reason| match reason {
         Reason::Busy => Error::Busy,
         _ => Error::Stopped(None),
-    })?;
-    answer.recv().map_err(|_stopped| Error::Stopped(None))
+    })
 }
 
 /// A refusal that this process itself decides.

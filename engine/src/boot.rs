@@ -318,9 +318,9 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
     fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), Error> {
         match command {
             Command::Stop => return Err(Error::Stopped(None)),
-            command @ Command::StartGroup { .. } => self.waiting_starts.push(command),
-            Command::GroupStatus { reply, .. } => {
-                let _ = reply.send(None);
+            command @ Command::StartGroups { .. } => self.waiting_starts.push(command),
+            Command::GroupStatus { groups, reply } => {
+                let _ = reply.send(vec![None; groups.len()]);
             }
             Command::Status { reply } => {
                 let _ = reply.send(Default::default());

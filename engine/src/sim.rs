@@ -101,7 +101,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     /// Takes up a group; it runs after the next turns.
     pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
         let (started, _) = std::sync::mpsc::sync_channel(1);
-        let _ = self.inbox.push(Command::StartGroup { group, machine, started });
+        let _ = self.inbox.push(Command::StartGroups { groups: vec![(group, machine)], started });
     }
 
     /// Proposes one command.

@@ -11,7 +11,7 @@ use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, NodeId};
 
 use super::{Client, Group, Handles, TypedGroup};
-use crate::machine::{Effects, Entry, Typed, TypedMachine};
+use crate::machine::{Effects, Entry, Machine, Typed, TypedMachine};
 use crate::node::Socket;
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::shard::inbox::{Command, Inbox, Origin};
@@ -116,7 +116,8 @@ fn whoever_asks_a_shard_that_stops_hears_of_it() {
     let start = {
         let (handles, heard) = (handles.clone(), heard.clone());
         thread::spawn(move || {
-            heard.send(handles.start_group(GroupId(7), Box::new(Typed(Mismatched))).map(|_| ()))
+            let groups = vec![(GroupId(7), Box::new(Typed(Mismatched)) as Box<dyn Machine>)];
+            heard.send(handles.start_groups(groups).remove(0).map(|_| ()))
         })
     };
     let status = {
@@ -133,6 +134,58 @@ fn whoever_asks_a_shard_that_stops_hears_of_it() {
     }
     start.join().unwrap().unwrap();
     status.join().unwrap().unwrap();
+}
+
+/// Three shards that answer each command when it has come: how many groups each was about. Group 5 runs already.
+fn starting(inboxes: &[Arc<Inbox<Socket>>], groups: usize) -> Vec<Vec<usize>> {
+    let mut commands = vec![Vec::new(); inboxes.len()];
+    while commands.iter().flatten().sum::<usize>() < groups {
+        for (inbox, commands) in inboxes.iter().zip(&mut commands) {
+            let Some(Command::StartGroups { groups, started }) = inbox.pop() else { continue };
+            let result = |id| if id == GroupId(5) { Err(crate::Error::GroupRuns(id)) } else { Ok(()) };
+            started.send(groups.iter().map(|(id, _)| result(*id)).collect()).unwrap();
+            commands.push(groups.len());
+        }
+        thread::yield_now();
+    }
+    commands
+}
+
+#[test]
+fn many_groups_are_started_with_few_commands_and_each_has_its_result() {
+    let inboxes: Vec<_> = (0..3).map(|_| group().inbox).collect();
+    let handles = Handles::new(NodeId(1), inboxes.clone());
+    let shards = thread::spawn(move || starting(&inboxes, 2000));
+    let machine = || Box::new(Typed(Mismatched)) as Box<dyn Machine>;
+    let started = handles.start_groups((0..=2000).map(|id| (GroupId(id), machine())).collect());
+    assert_eq!(started.len(), 2001);
+    for (id, result) in (0..).zip(started) {
+        match (id, result) {
+            (0, result) => assert!(matches!(result, Err(crate::Error::GroupZero))),
+            (5, result) => assert!(matches!(result, Err(crate::Error::GroupRuns(GroupId(5))))),
+            (id, result) => assert_eq!(result.unwrap().id(), GroupId(id)),
+        }
+    }
+    let commands = shards.join().unwrap();
+    assert!(commands.iter().all(|of_shard| of_shard.len() == 3), "{commands:?}");
+    assert!(commands.iter().flatten().all(|count| *count <= 256), "{commands:?}");
+}
+
+#[test]
+fn a_shard_that_stops_fails_its_own_groups_only() {
+    let inboxes: Vec<_> = (0..2).map(|_| group().inbox).collect();
+    let handles = Handles::new(NodeId(1), inboxes.clone());
+    inboxes[1].close();
+    let shard = thread::spawn({
+        let inboxes = inboxes.clone();
+        move || starting(&inboxes[..1], 3)
+    });
+    let machine = || Box::new(Typed(Mismatched)) as Box<dyn Machine>;
+    let started = handles.start_groups((1..=6).map(|id| (GroupId(id), machine())).collect());
+    let ends: Vec<bool> = started.iter().map(Result::is_ok).collect();
+    assert_eq!(ends, [false, true, false, true, false, true], "{started:?}");
+    shard.join().unwrap();
+    assert!(matches!(handles.group_status([GroupId(1)].into_iter()), Err(crate::Error::Stopped(None))));
 }
 
 #[test]

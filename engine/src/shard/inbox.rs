@@ -46,10 +46,10 @@ pub(crate) enum Command<S> {
     Propose { group: GroupId, entries: EntryBatch, origin: Origin },
     /// A question to a group's machine; a client's completion ring gets the answer under `tag`.
     Query { group: GroupId, consistency: Consistency, tag: u64, query: Vec<u8>, origin: Origin },
-    /// Take up a group: recover it, or begin it empty.
-    StartGroup { group: GroupId, machine: Box<dyn Machine>, started: Reply<Result<(), crate::Error>> },
-    /// Tell about a group.
-    GroupStatus { group: GroupId, reply: Reply<Option<GroupStatus>> },
+    /// Take up groups: recover each, or begin it empty. Each has a result, in this order.
+    StartGroups { groups: Vec<(GroupId, Box<dyn Machine>)>, started: Reply<Vec<Result<(), crate::Error>>> },
+    /// Tell about groups, in this order.
+    GroupStatus { groups: Vec<GroupId>, reply: Reply<Vec<Option<GroupStatus>>> },
     /// Tell about the shard.
     Status { reply: Reply<ShardStatus> },
     /// A connection whose handshake named this shard.
@@ -171,6 +171,15 @@ impl<S> Command<S> {
             Command::Query { tag, origin, .. } => origin.answer(tag, &Outcome::not_done(reason, None)),
             // The callers of these see that their channel is gone.
             _ => {}
+        }
+    }
+
+    /// Groups that are to be taken up or told about.
+    pub(crate) fn groups(&self) -> usize {
+        match self {
+            Command::StartGroups { groups, .. } => groups.len(),
+            Command::GroupStatus { groups, .. } => groups.len(),
+            _ => 0,
         }
     }
 

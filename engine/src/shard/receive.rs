@@ -19,6 +19,8 @@ use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
 
 /// Commands taken from the inbox in one turn, so that a flood does not starve the peers.
 const COMMANDS_PER_TURN: usize = 1024;
+/// Groups that are taken up or told about in one turn, but for the rest of the last command.
+const GROUPS_PER_TURN: usize = 256;
 /// What may wait for a leader, per group.
 const PARKED_MAX: usize = 4096;
 /// Questions of a group that may wait for a quorum, or to be applied.
@@ -27,9 +29,14 @@ const READS_MAX: usize = 4096;
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn receive(&mut self) -> Result<(), ShardError> {
         self.receive_frames();
+        let mut groups = 0;
         for _ in 0..COMMANDS_PER_TURN {
             let Some(command) = self.inbox.pop() else { break };
+            groups += command.groups();
             self.on_command(command)?;
+            if groups >= GROUPS_PER_TURN {
+                break;
+            }
         }
         self.complete()?;
         self.tick();
@@ -200,12 +207,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::Query { group, consistency, query, tag, origin } => {
                 self.on_query(group, consistency, query, tag, origin);
             }
-            Command::StartGroup { group, machine, started } => {
-                let result = self.start_group(group, machine);
-                let _ = started.send(result);
+            Command::StartGroups { groups, started } => {
+                let results = groups.into_iter().map(|(group, machine)| self.start_group(group, machine));
+                let _ = started.send(results.collect());
             }
-            Command::GroupStatus { group, reply } => {
-                let _ = reply.send(self.group_status(group));
+            Command::GroupStatus { groups, reply } => {
+                let _ = reply.send(groups.into_iter().map(|group| self.group_status(group)).collect());
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status());

@@ -80,10 +80,9 @@ impl Servant {
         let node = Node::start(config)?;
         let started_us = RealClock.now_us();
         let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
-        let start = |(uid, seen): (u64, &Arc<AtomicU64>)| {
-            node.start_group(GroupId(uid), Count::new(seen.clone(), options.keep_log))
-        };
-        let groups = (1..).zip(&counts).map(start).collect::<Result<_, _>>();
+        let machine =
+            |(uid, seen): (u64, &Arc<AtomicU64>)| (GroupId(uid), Count::new(seen.clone(), options.keep_log));
+        let groups = node.start_groups((1..).zip(&counts).map(machine)).into_iter().collect::<Result<_, _>>();
         // If the node failed meanwhile, its end says why.
         let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
         let strategy = options.strategy;
@@ -149,16 +148,15 @@ impl Servant {
         places.sort_unstable();
         places.dedup();
         let client = self.node.client();
-        let mut last = Vec::new();
+        let asked: Vec<Group> = places.iter().map(|at| self.groups[*at].clone()).collect();
+        // What each had before its command: the command is committed when more than that is.
+        let before = self.statuses(&asked)?;
         for at in &places {
-            let status = self.groups[*at].status()?.ok_or("ready: a group is gone")?;
-            last.push(status.last);
             while !self.ask(&client, *at as u64) {
                 thread::park_timeout(Duration::from_millis(1));
             }
         }
-        let asked: Vec<Group> = places.iter().map(|at| self.groups[*at].clone()).collect();
-        self.wait_for(&asked, |at, status| status.commit > last[at])?;
+        self.wait_for(&asked, |at, status| status.commit > before[at].last)?;
         self.probes = Some(client);
         Ok(json!({ "leaders_ms": leaders_us / 1000 }))
     }
@@ -188,19 +186,34 @@ impl Servant {
 
     /// Waits until this holds for every one of these groups, once each.
     fn wait_for(&self, groups: &[Group], holds: impl Fn(usize, &GroupStatus) -> bool) -> Result<(), Failure> {
-        for (at, group) in groups.iter().enumerate() {
-            loop {
-                let status = group.status()?.ok_or_else(|| format!("group {} is gone", group.id()))?;
-                if let Some(why) = &status.poisoned {
-                    return Err(format!("group {}: {why}", group.id()).into());
-                }
-                if holds(at, &status) {
-                    break;
-                }
-                thread::park_timeout(Duration::from_millis(1));
+        let mut open: Vec<usize> = (0..groups.len()).collect();
+        loop {
+            let asked: Vec<Group> = open.iter().map(|at| groups[*at].clone()).collect();
+            let statuses = self.statuses(&asked)?;
+            open = open
+                .into_iter()
+                .zip(statuses)
+                .filter(|(at, one)| !holds(*at, one))
+                .map(|(at, _)| at)
+                .collect();
+            if open.is_empty() {
+                return Ok(());
             }
+            thread::park_timeout(Duration::from_millis(1));
         }
-        Ok(())
+    }
+
+    /// These groups as this node has them, each of them sound.
+    fn statuses(&self, groups: &[Group]) -> Result<Vec<GroupStatus>, Failure> {
+        let told = self.node.group_status(groups.iter().map(Group::id))?;
+        let check = |(group, status): (&Group, Option<GroupStatus>)| {
+            let status = status.ok_or_else(|| format!("group {} is gone", group.id()))?;
+            match &status.poisoned {
+                Some(why) => Err(format!("group {}: {why}", group.id()).into()),
+                None => Ok(status),
+            }
+        };
+        groups.iter().zip(told).map(check).collect()
     }
 
     /// Proposes an empty command to the group of this tag; `false` if there is no room now.
@@ -259,20 +272,11 @@ impl Servant {
 
     /// Each group as this node has it: last, applied, digest and count.
     fn state(&self) -> Result<Value, Failure> {
-        let mut groups = Vec::with_capacity(self.groups.len());
-        for (group, count) in self.groups.iter().zip(&self.counts) {
-            let status = group.status()?.ok_or_else(|| format!("group {} is gone", group.id()))?;
-            if let Some(why) = status.poisoned {
-                return Err(format!("group {}: {why}", group.id()).into());
-            }
-            groups.push(json!([
-                status.last.0,
-                status.applied.0,
-                status.digest,
-                count.load(Ordering::Relaxed)
-            ]));
-        }
-        Ok(groups.into())
+        let statuses = self.statuses(&self.groups)?;
+        let state = |(status, count): (GroupStatus, &Arc<AtomicU64>)| {
+            json!([status.last.0, status.applied.0, status.digest, count.load(Ordering::Relaxed)])
+        };
+        Ok(statuses.into_iter().zip(&self.counts).map(state).collect())
     }
 
     /// Measures the floor once more, with the nodes that serve; tells what all measurements together say.
