@@ -145,12 +145,12 @@ impl RunHeader {
     /// If the pieces do not hold exactly `count` well-formed entries in `body_bytes` bytes: the caller's mistake.
     pub fn encode(&self, body: &[&[u8]]) -> [u8; RUN_HEADER_BYTES] {
         let fields = self.fields();
-        let mut crc = crc32c(&fields);
+        let mut sum = HeaderSum::new(&fields);
         let (mut count, mut bytes) = (0, 0);
         for piece in body {
             let mut rest = *piece;
             while let Some((header, after)) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>() {
-                crc = crc32c_from(crc, header);
+                sum.add(header);
                 rest = &after[payload_bytes(header)..];
                 count += 1;
             }
@@ -164,7 +164,7 @@ impl RunHeader {
         );
         let mut out = [0; RUN_HEADER_BYTES];
         out[..44].copy_from_slice(&fields);
-        out[44..].copy_from_slice(&crc.to_le_bytes());
+        out[44..].copy_from_slice(&sum.finish().to_le_bytes());
         out
     }
 
@@ -177,6 +177,37 @@ impl RunHeader {
         for piece in body {
             out.put(piece);
         }
+    }
+}
+
+/// The checksum of a run's header: its fields, then each entry's header. They are gathered first: a call for each of so few
+/// bytes would cost as much as the checksum.
+struct HeaderSum {
+    crc: u32,
+    gathered: [u8; HeaderSum::ROOM],
+    len: usize,
+}
+
+impl HeaderSum {
+    const ROOM: usize = 16 * ENTRY_HEADER_BYTES;
+
+    fn new(fields: &[u8; 44]) -> Self {
+        let mut gathered = [0; Self::ROOM];
+        gathered[..44].copy_from_slice(fields);
+        Self { crc: 0, gathered, len: 44 }
+    }
+
+    fn add(&mut self, entry: &[u8; ENTRY_HEADER_BYTES]) {
+        if self.len + ENTRY_HEADER_BYTES > Self::ROOM {
+            self.crc = crc32c_from(self.crc, &self.gathered[..self.len]);
+            self.len = 0;
+        }
+        self.gathered[self.len..self.len + ENTRY_HEADER_BYTES].copy_from_slice(entry);
+        self.len += ENTRY_HEADER_BYTES;
+    }
+
+    fn finish(self) -> u32 {
+        crc32c_from(self.crc, &self.gathered[..self.len])
     }
 }
 
@@ -257,7 +288,7 @@ impl<'a> RunRef<'a> {
     /// [`RunError`]: the bytes are not a whole, sound run. Nothing is allocated.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, RunError> {
         let mut reader = Reader::new(bytes);
-        let fields = reader.bytes(44)?;
+        let fields: &[u8; 44] = reader.bytes(44)?.try_into().expect("44 bytes were asked for");
         let found = reader.u32()?;
         let mut field = Reader::new(fields);
         let header = RunHeader {
@@ -274,18 +305,19 @@ impl<'a> RunRef<'a> {
             return Err(RunError::TooLarge { count, body_bytes });
         }
         let body = reader.bytes(body_bytes as usize)?;
-        let mut crc = crc32c(fields);
+        let mut sum = HeaderSum::new(fields);
         let mut rest = body;
         for _ in 0..count {
             let (entry, after) = rest
                 .split_first_chunk::<ENTRY_HEADER_BYTES>()
                 .ok_or_else(|| Truncated { missing: ENTRY_HEADER_BYTES - rest.len() })?;
-            crc = crc32c_from(crc, entry);
+            sum.add(entry);
             let bytes = payload_bytes(entry);
             rest = after.get(bytes..).ok_or_else(|| Truncated { missing: bytes - after.len() })?;
         }
-        if crc != found {
-            return Err(RunError::Header { found, expected: crc });
+        let expected = sum.finish();
+        if expected != found {
+            return Err(RunError::Header { found, expected });
         }
         if !rest.is_empty() {
             return Err(RunError::Field { field: "body length" });

@@ -294,6 +294,7 @@ impl Wal {
         };
         self.refs.forget(file_no);
         self.reads.forget(file_no);
+        self.groups.forget(file_no);
         self.stats.files_reused += 1;
         let file = self.files.remove(file_no);
         let (handle, bytes) = file.map_or((None, 0), |file| (file.handle, file.bytes));

@@ -94,7 +94,8 @@ impl Wal {
         let seq = batch.seq;
         let slot = self.groups.slot_or_new(header.group);
         let (range, bytes) = placed(header);
-        self.groups.at_mut(slot).place(range, bytes, at, &mut self.refs);
+        let (group, runs) = self.groups.with_runs(slot);
+        group.place(range, bytes, at, &mut self.refs, runs);
         BatchSeq(seq)
     }
 

@@ -89,6 +89,7 @@ impl Wal {
     fn remove_file<D: Disk>(&mut self, disk: &mut D, file_no: u64) {
         self.refs.forget(file_no);
         self.reads.forget(file_no);
+        self.groups.forget(file_no);
         let handle = self.files.remove(file_no).and_then(|file| file.handle);
         self.remover.begin(disk, log_path(&self.config.dir, file_no), handle);
     }

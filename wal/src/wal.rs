@@ -257,8 +257,8 @@ impl Wal {
         let seq = batch.seq;
         self.file_entries += u64::from(header.count);
         let slot = self.groups.slot_or_new(header.group);
-        let group = self.groups.at_mut(slot);
-        let fit = group.append(header, spans(header, body), at, seq, &mut self.refs);
+        let (group, runs) = self.groups.with_runs(slot);
+        let fit = group.append(header, spans(header, body), at, seq, &mut self.refs, runs);
         assert_eq!(fit, Fit::Fits, "{header:?} does not continue the log {:?}", group.log());
         BatchSeq(seq)
     }

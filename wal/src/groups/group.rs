@@ -13,6 +13,7 @@
 use coracle_base::{GroupId, Index, RunHeader, Term};
 
 use super::extents::Extents;
+use super::runs::{Marks, NONE, RunAt, Runs};
 use super::{GroupLog, Refs};
 use crate::format::Position;
 use crate::format::page::{Extent, PART_ITEMS_MAX, Part, SnapshotPlace};
@@ -28,16 +29,18 @@ pub(crate) enum Fit {
     Mismatch,
 }
 
-/// Where a run of the newest file lies: its entries `[first, first + count)` are in the record body at `offset`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RunAt {
-    pub(crate) first: u64,
-    pub(crate) count: u32,
-    pub(crate) offset: u32,
+/// The newest extent, as far as it is not told by the group's last index: it ends there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tail {
+    /// The newest file with an entry of this group; `newest` and `marks` are about it.
+    file_no: u64,
+    /// None if it is 0.
+    count: u32,
+    bytes: u32,
 }
 
-/// A group. What an append touches comes first, in two cache lines: with thousands of groups they are seldom in the cache.
-#[derive(Debug, Default)]
+/// A group. What an append touches comes first, in one cache line: with thousands of groups they are seldom in the cache.
+#[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Group {
     pub(crate) id: GroupId,
@@ -46,12 +49,14 @@ pub(crate) struct Group {
     last_term: Term,
     /// The entry before the first: the snapshot's last, or 0.
     pub(crate) base: Index,
-    /// The newest extent, which may grow; none if its count is 0.
-    tail: Extent,
     pub(crate) accepted_term: Term,
-    /// The file that `runs` is about: the newest one with an entry of this group.
-    runs_file: u64,
-    runs: Vec<RunAt>,
+    tail: Tail,
+    /// Its own place in the table of groups.
+    pub(super) slot: u32,
+    /// The number of its newest run in the tail's file.
+    newest: u32,
+    // ---- the end of the first cache line
+    marks: Marks,
     pub(crate) base_term: Term,
     pub(crate) state: Vec<u8>,
     pub(crate) snapshot: Option<SnapshotPlace>,
@@ -76,8 +81,30 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(id: GroupId) -> Self {
-        Self { id, ..Self::default() }
+    pub(crate) fn new(id: GroupId, slot: u32) -> Self {
+        Self {
+            id,
+            last: Index::ZERO,
+            last_term: Term::ZERO,
+            base: Index::ZERO,
+            accepted_term: Term::ZERO,
+            tail: Tail::default(),
+            slot,
+            newest: NONE,
+            marks: Marks::default(),
+            base_term: Term::ZERO,
+            state: Vec::new(),
+            snapshot: None,
+            terms: Vec::new(),
+            extents: Extents::default(),
+            live: Vec::new(),
+            placed: Vec::new(),
+            deleted: false,
+            suspect: false,
+            state_lost: false,
+            repeat: false,
+            cuts: 0,
+        }
     }
 
     pub(crate) fn log(&self) -> GroupLog {
@@ -98,21 +125,28 @@ impl Group {
         self.last_term = self.terms.last().map_or(self.base_term, |(_, term)| *term);
     }
 
-    /// Reads something of each cache line that an append touches.
+    /// Reads something of the cache line that an append touches.
     pub(super) fn touch(&self) -> u64 {
-        self.last.0 ^ self.accepted_term.0 ^ self.runs.last().map_or(0, |run| run.first)
+        self.last.0
+    }
+
+    /// The newest extent, which may grow.
+    fn tail(&self) -> Option<Extent> {
+        let Tail { file_no, count, bytes } = self.tail;
+        let first = Index(self.last.0 + 1 - u64::from(count).min(self.last.0));
+        (count > 0).then(|| Extent { file_no, first, count: count.into(), bytes: bytes.into() })
     }
 
     /// The extents of the log, in order.
     pub(crate) fn log_extents(&self) -> impl Iterator<Item = Extent> {
-        self.extents.iter().chain((self.tail.count > 0).then_some(self.tail))
+        self.extents.iter().chain(self.tail())
     }
 
-    /// The extents of the log, all in one list until the next append.
+    /// The extents of the log, all in one list until the next append. To be called before `last` changes.
     pub(super) fn log_extents_mut(&mut self) -> &mut Extents {
-        let tail = std::mem::take(&mut self.tail);
-        let fits = tail.count == 0 || self.extents.push(tail);
+        let fits = self.tail().is_none_or(|tail| self.extents.push(tail));
         assert!(fits, "the tail begins where the other extents end");
+        (self.tail.count, self.tail.bytes) = (0, 0);
         &mut self.extents
     }
 
@@ -130,8 +164,8 @@ impl Group {
 
     /// The extent that holds an entry, live ones included.
     pub(crate) fn extent_of(&self, index: Index) -> Option<Extent> {
-        if self.tail.count > 0 && index >= self.tail.first {
-            return (index <= self.tail.last()).then_some(self.tail);
+        if let Some(tail) = self.tail().filter(|tail| index >= tail.first) {
+            return (index <= self.last).then_some(tail);
         }
         if index > self.base {
             return self.extents.find(index);
@@ -141,12 +175,9 @@ impl Group {
     }
 
     /// Where an entry's run lies, if its file is the newest with entries of this group.
-    pub(crate) fn run_of(&self, file_no: u64, index: Index) -> Option<RunAt> {
-        if file_no != self.runs_file {
-            return None;
-        }
-        let after = self.runs.partition_point(|run| run.first <= index.0);
-        self.runs[..after].last().copied().filter(|run| index.0 < run.first + u64::from(run.count))
+    pub(crate) fn run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
+        let is_newest = file_no == self.tail.file_no;
+        is_newest.then(|| runs.find(file_no, self.newest, &self.marks, index)).flatten()
     }
 
     /// A run was written: `spans` are its (term, entries), `at` is where its body lies, in batch `seq`.
@@ -157,16 +188,22 @@ impl Group {
         at: Position,
         seq: u64,
         refs: &mut Refs,
+        runs: &mut Runs,
     ) -> Fit {
         self.accepted_term = self.accepted_term.max(run.accepted_term);
-        if run.prev_index > self.last {
-            return Fit::Gap;
-        }
-        if run.prev_index >= self.base && self.term_at(run.prev_index) != Some(run.prev_term) {
-            return Fit::Mismatch;
+        let unfit = if run.prev_index > self.last {
+            Some(Fit::Gap)
+        } else {
+            let known = (run.prev_index >= self.base).then(|| self.term_at(run.prev_index));
+            known.filter(|term| *term != Some(run.prev_term)).map(|_| Fit::Mismatch)
+        };
+        if let Some(unfit) = unfit {
+            // A checkpoint's page further on may say that it holds these entries all the same.
+            runs.push(at.file_no, RunAt::new(self.slot, run.first(), run.count, at.offset), None);
+            return unfit;
         }
         let mut index = run.first();
-        let entry_bytes = run.encoded_bytes() as u64 / u64::from(run.count.max(1));
+        let entry_bytes = run.encoded_bytes() as u32 / run.count.max(1);
         for (term, count) in spans {
             let end = index.plus(u64::from(count));
             while index < end && index <= self.last && self.holds(index, term) {
@@ -174,7 +211,7 @@ impl Group {
             }
             if index < end {
                 self.cut(index, seq, refs);
-                self.extend(end.since(index) as u32, term, entry_bytes, at, refs);
+                self.extend(end.since(index) as u32, term, entry_bytes, at, refs, runs);
                 index = end;
             }
         }
@@ -193,7 +230,6 @@ impl Group {
             return;
         }
         self.cuts += 1;
-        self.last = from.prev();
         while self.terms.last().is_some_and(|(first, _)| *first >= from) {
             self.terms.pop();
         }
@@ -207,47 +243,55 @@ impl Group {
                 refs.drop_extent(&extent, seq);
             }
         });
-        while let Some(run) = self.runs.last_mut() {
-            if run.first < from.0 {
-                run.count = run.count.min((from.0 - run.first).min(u64::from(u32::MAX)) as u32);
-                break;
-            }
-            self.runs.pop();
-        }
+        self.last = from.prev();
+        self.marks.cut(from);
         self.reckon_last_term();
     }
 
     /// Adds `count` entries of one term after the last.
-    fn extend(&mut self, count: u32, term: Term, entry_bytes: u64, at: Position, refs: &mut Refs) {
+    fn extend(
+        &mut self,
+        count: u32,
+        term: Term,
+        entry_bytes: u32,
+        at: Position,
+        refs: &mut Refs,
+        runs: &mut Runs,
+    ) {
         let first = self.last.next();
         if self.last_term != term || self.last == self.base {
             self.terms.push((first, term));
             self.last_term = term;
         }
         if self.tail.count == 0 || self.tail.file_no != at.file_no {
-            let extents = self.log_extents_mut();
-            let goes_on = extents.last_file() == Some(at.file_no);
-            let before = if goes_on { extents.change(Vec::pop) } else { None };
-            self.tail = before.unwrap_or_else(|| {
-                let new = Extent { file_no: at.file_no, first, count: 0, bytes: 0 };
-                refs.hold_extent(&new);
-                new
-            });
+            self.begin_tail(at.file_no, refs);
         }
-        let bytes = entry_bytes * u64::from(count);
-        self.tail.count += u64::from(count);
-        self.tail.bytes += bytes;
+        let bytes = u64::from(entry_bytes) * u64::from(count);
+        self.tail.count += count;
+        self.tail.bytes = self.tail.bytes.saturating_add(bytes.min(u64::from(u32::MAX)) as u32);
         refs.grow_extent(at.file_no, bytes);
-        if self.runs_file != at.file_no {
-            self.runs_file = at.file_no;
-            self.runs.clear();
-        }
-        let offset = at.offset as u32;
-        match self.runs.last_mut() {
-            Some(run) if run.offset == offset => run.count += count,
-            _ => self.runs.push(RunAt { first: first.0, count, offset }),
+        if !runs.grow(at.file_no, self.newest, at.offset, count) {
+            let run = RunAt::new(self.slot, first, count, at.offset);
+            runs.push(at.file_no, run, Some((&mut self.newest, &mut self.marks)));
         }
         self.last = self.last.plus(u64::from(count));
+    }
+
+    /// The next entries go to this file.
+    fn begin_tail(&mut self, file_no: u64, refs: &mut Refs) {
+        if self.tail.file_no != file_no {
+            self.log_extents_mut();
+            self.newest = NONE;
+            self.marks.clear();
+        }
+        let goes_on = |extent: &mut Extent| u32::try_from(extent.count).is_ok();
+        let is_last = self.extents.last_file() == Some(file_no);
+        let before = if is_last { self.extents.change(|extents| extents.pop_if(goes_on)) } else { None };
+        if before.is_none() {
+            refs.hold_extent(&Extent { file_no, first: self.last.next(), count: 0, bytes: 0 });
+        }
+        let (count, bytes) = before.map_or((0, 0), |extent| (extent.count, extent.bytes));
+        self.tail = Tail { file_no, count: count as u32, bytes: bytes.min(u64::from(u32::MAX)) as u32 };
     }
 
     /// A snapshot was written, of which the entries in `live` live on. False if it changes nothing, being older than the
@@ -347,7 +391,6 @@ impl Group {
     pub(crate) fn become_parts(&mut self, parts: &[Part], seq: u64, refs: &mut Refs) -> bool {
         let Some(first) = parts.first() else { return false };
         let mut new = Self {
-            id: self.id,
             state: first.state.clone(),
             accepted_term: first.accepted_term,
             base: first.base_index,
@@ -356,7 +399,7 @@ impl Group {
             last: first.last,
             suspect: first.suspect,
             state_lost: first.state_lost,
-            ..Self::default()
+            ..Self::new(self.id, self.slot)
         };
         for part in parts {
             new.terms.extend_from_slice(&part.terms);
@@ -383,7 +426,7 @@ impl Group {
     /// Nothing of the group is left, and nothing of it is needed in any file.
     pub(crate) fn delete(&mut self, seq: u64, refs: &mut Refs) {
         self.drop_everything(seq, refs);
-        *self = Self { id: self.id, deleted: true, cuts: self.cuts + 1, ..Self::default() };
+        *self = Self { deleted: true, cuts: self.cuts + 1, ..Self::new(self.id, self.slot) };
     }
 
     fn drop_everything(&self, seq: u64, refs: &mut Refs) {
@@ -421,6 +464,8 @@ impl Group {
         next == self.last.next() && ordered && covered && live
     }
 }
+
+const _: () = assert!(std::mem::offset_of!(Group, marks) == 64);
 
 #[cfg(test)]
 #[path = "group_tests.rs"]

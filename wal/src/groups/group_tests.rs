@@ -64,7 +64,11 @@ impl Plain {
     }
 }
 
-fn check(group: &Group, plain: &Plain, refs: &Refs) {
+fn fresh() -> (Group, Refs, Runs) {
+    (Group::new(GroupId(1), 0), Refs::default(), Runs::default())
+}
+
+fn check(group: &Group, plain: &Plain, refs: &Refs, runs: &Runs) {
     assert!(group.is_whole(), "{group:?}");
     assert_eq!((group.base.0, group.last.0), (plain.base.0, plain.last()));
     for index in plain.base.0..=plain.last() {
@@ -75,7 +79,7 @@ fn check(group: &Group, plain: &Plain, refs: &Refs) {
     for (index, _, at) in &plain.entries {
         assert_eq!(group.extent_of(Index(*index)).unwrap().file_no, at.file_no);
         files.insert(at.file_no);
-        if let Some(run) = group.run_of(at.file_no, Index(*index)) {
+        if let Some(run) = group.run_of(at.file_no, Index(*index), runs) {
             assert_eq!(u64::from(run.offset), at.offset, "entry {index}");
         }
     }
@@ -84,7 +88,7 @@ fn check(group: &Group, plain: &Plain, refs: &Refs) {
         Vec::from_iter(files)
     );
     if let Some((index, _, at)) = plain.entries.last() {
-        assert!(group.run_of(at.file_no, Index(*index)).is_some(), "the newest file's runs are known");
+        assert!(group.run_of(at.file_no, Index(*index), runs).is_some(), "the newest file's runs are known");
     }
 }
 
@@ -102,7 +106,8 @@ fn run_header(group: &Group, prev: u64, terms: &[u64]) -> RunHeader {
 proptest! {
     #[test]
     fn the_log_is_what_the_rules_say(changes in changes()) {
-        let (mut group, mut refs, mut plain) = (Group::new(GroupId(1)), Refs::default(), Plain::default());
+        let (mut group, mut refs, mut runs) = fresh();
+        let mut plain = Plain::default();
         for (i, change) in changes.into_iter().enumerate() {
             // A new file after every fourth record.
             let at = Position { file_no: 1 + i as u64 / 4, offset: 8192 + i as u64 * 100 };
@@ -111,7 +116,7 @@ proptest! {
                     let prev = plain.last().saturating_sub(back).max(plain.base.0);
                     let header = run_header(&group, prev, &terms);
                     let spans = terms.iter().map(|term| (Term(*term), 1));
-                    let fit = group.append(&header, spans, at, i as u64, &mut refs);
+                    let fit = group.append(&header, spans, at, i as u64, &mut refs, &mut runs);
                     prop_assert_eq!(fit, Fit::Fits);
                     plain.run(prev, &terms, at);
                 }
@@ -125,8 +130,8 @@ proptest! {
                     }
                 }
             }
-            check(&group, &plain, &refs);
-            let mut again = Group::new(GroupId(1));
+            check(&group, &plain, &refs, &runs);
+            let mut again = Group::new(GroupId(1), 0);
             let mut counted = Refs::default();
             prop_assert!(again.become_parts(&group.parts(), 0, &mut counted));
             prop_assert_eq!(again.parts(), group.parts());
@@ -136,34 +141,37 @@ proptest! {
 
 #[test]
 fn a_run_that_does_not_continue_the_log_says_so() {
-    let (mut group, mut refs) = (Group::new(GroupId(1)), Refs::default());
+    let (mut group, mut refs, mut runs) = fresh();
     let at = Position { file_no: 1, offset: 8192 };
     let header = run_header(&group, 0, &[2, 2]);
-    assert_eq!(group.append(&header, [(Term(2), 2)].into_iter(), at, 1, &mut refs), Fit::Fits);
+    assert_eq!(group.append(&header, [(Term(2), 2)].into_iter(), at, 1, &mut refs, &mut runs), Fit::Fits);
     let gap = RunHeader { prev_index: Index(3), ..header };
-    assert_eq!(group.append(&gap, [(Term(2), 2)].into_iter(), at, 1, &mut refs), Fit::Gap);
+    assert_eq!(group.append(&gap, [(Term(2), 2)].into_iter(), at, 1, &mut refs, &mut runs), Fit::Gap);
     let other = RunHeader { prev_index: Index(2), prev_term: Term(1), ..header };
-    assert_eq!(group.append(&other, [(Term(2), 2)].into_iter(), at, 1, &mut refs), Fit::Mismatch);
+    assert_eq!(group.append(&other, [(Term(2), 2)].into_iter(), at, 1, &mut refs, &mut runs), Fit::Mismatch);
     assert_eq!(group.last, Index(2));
 }
 
 #[test]
 fn a_very_long_history_of_terms_takes_several_parts() {
-    let (mut group, mut refs) = (Group::new(GroupId(1)), Refs::default());
+    let (mut group, mut refs, mut runs) = fresh();
     for term in 1..=2000u64 {
         let prev = group.last.0;
         let header = RunHeader { accepted_term: Term(term), ..run_header(&group, prev, &[term]) };
         let at = Position { file_no: term, offset: 8192 };
-        assert_eq!(group.append(&header, [(Term(term), 1)].into_iter(), at, 1, &mut refs), Fit::Fits);
+        assert_eq!(
+            group.append(&header, [(Term(term), 1)].into_iter(), at, 1, &mut refs, &mut runs),
+            Fit::Fits
+        );
     }
     let parts = group.parts();
     assert_eq!(parts.len(), 4);
     assert!(parts.iter().all(|part| part.encoded_bytes() < 32 * 1024));
-    let mut again = Group::new(GroupId(1));
+    let mut again = Group::new(GroupId(1), 0);
     assert!(again.become_parts(&parts, 0, &mut Refs::default()));
     assert_eq!(again.parts(), parts);
     assert!(
-        !Group::new(GroupId(1)).become_parts(&parts[1..], 0, &mut Refs::default()),
+        !Group::new(GroupId(1), 0).become_parts(&parts[1..], 0, &mut Refs::default()),
         "the first is missing"
     );
 }

@@ -12,6 +12,7 @@
 
 use super::Refs;
 use super::group::Group;
+use super::runs::{RunAt, Runs};
 use crate::format::Position;
 use crate::format::page::Extent;
 use crate::format::record::IndexRange;
@@ -41,7 +42,15 @@ impl Group {
     }
 
     /// A run of entries of a snapshot that is still to come.
-    pub(crate) fn place(&mut self, range: IndexRange, bytes: u64, at: Position, refs: &mut Refs) {
+    pub(crate) fn place(
+        &mut self,
+        range: IndexRange,
+        bytes: u64,
+        at: Position,
+        refs: &mut Refs,
+        runs: &mut Runs,
+    ) {
+        runs.push(at.file_no, RunAt::new(self.slot, range.first, range.count as u32, at.offset), None);
         let extent = Extent { file_no: at.file_no, first: range.first, count: range.count, bytes };
         refs.hold_extent(&extent);
         refs.place_extent(&extent);

@@ -84,7 +84,7 @@ fn append(group: &mut Group, plain: &mut Plain, count: u32, file_no: u64, refs: 
         body_bytes: 100 * count,
     };
     let at = Position { file_no, offset: 8192 };
-    group.append(&header, [(Term(1), count)].into_iter(), at, 1, refs);
+    group.append(&header, [(Term(1), count)].into_iter(), at, 1, refs, &mut Runs::default());
     plain.files.extend((plain.last + 1..=plain.last + u64::from(count)).map(|index| (index, file_no)));
     plain.last += u64::from(count);
 }
@@ -100,7 +100,7 @@ fn snapshot(group: &mut Group, plain: &mut Plain, index: u64, live: &BTreeSet<u6
 proptest! {
     #[test]
     fn live_entries_stay_where_they_are_until_they_move(changes in changes()) {
-        let (mut group, mut refs, mut plain) = (Group::new(GroupId(1)), Refs::default(), Plain::default());
+        let (mut group, mut refs, mut plain) = (Group::new(GroupId(1), 0), Refs::default(), Plain::default());
         for (i, change) in changes.into_iter().enumerate() {
             let file_no = 1 + i as u64 / 3;
             match change {
@@ -122,7 +122,7 @@ proptest! {
                     let live: BTreeSet<u64> = (1..=index).filter(|at| lucky(salt, *at, 50)).collect();
                     for at in &live {
                         let range = IndexRange { first: Index(*at), count: 1 };
-                        group.place(range, 100, Position { file_no, offset: 8192 }, &mut refs);
+                        group.place(range, 100, Position { file_no, offset: 8192 }, &mut refs, &mut Runs::default());
                         plain.files.entry(*at).or_insert(file_no);
                     }
                     snapshot(&mut group, &mut plain, index, &live, &mut refs);
@@ -137,7 +137,7 @@ proptest! {
                 }
             }
             check(&group, &plain, &refs);
-            let (mut again, mut counted) = (Group::new(GroupId(1)), Refs::default());
+            let (mut again, mut counted) = (Group::new(GroupId(1), 0), Refs::default());
             prop_assert!(again.become_parts(&group.parts(), 0, &mut counted));
             check(&again, &plain, &counted);
         }

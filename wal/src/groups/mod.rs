@@ -8,6 +8,7 @@ mod extents;
 mod group;
 mod live;
 mod refs;
+mod runs;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,10 @@ use coracle_base::{GroupId, Index, Term};
 
 pub(crate) use group::{Fit, Group};
 pub(crate) use refs::Refs;
+use runs::RunAt;
+pub(crate) use runs::Runs;
+
+use crate::read::IndexRun;
 
 /// Groups with a quotient (uid by shards) below this are found by index; any other in a map.
 const DENSE_MAX: u64 = 1 << 20;
@@ -40,6 +45,7 @@ pub(crate) struct Groups {
     dense: Vec<u32>,
     sparse: BTreeMap<GroupId, u32>,
     slots: Vec<Group>,
+    runs: Runs,
 }
 
 impl Groups {
@@ -68,7 +74,7 @@ impl Groups {
             return slot;
         }
         let slot = self.slots.len();
-        self.slots.push(Group::new(id));
+        self.slots.push(Group::new(id, slot as u32));
         let quotient = id.0 / self.shards;
         if quotient < DENSE_MAX {
             let at = quotient as usize;
@@ -105,6 +111,30 @@ impl Groups {
     /// So many groups from a slot on.
     pub(crate) fn some(&self, from: usize, count: usize) -> impl Iterator<Item = &Group> {
         self.slots.iter().skip(from).take(count)
+    }
+
+    /// A group, and where the runs lie.
+    pub(crate) fn with_runs(&mut self, slot: usize) -> (&mut Group, &mut Runs) {
+        (&mut self.slots[slot], &mut self.runs)
+    }
+
+    /// Where the runs of the newest files lie.
+    pub(crate) fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
+    /// The runs of a file in their order, if they are known from its beginning.
+    pub(crate) fn runs_in(&self, file_no: u64) -> Option<impl Iterator<Item = IndexRun>> {
+        let index_run = |run: &RunAt| {
+            let group = self.slots[run.slot as usize].id;
+            IndexRun { group, first: run.first, count: run.count, offset: run.offset }
+        };
+        Some(self.runs.of_file(file_no)?.map(index_run))
+    }
+
+    /// The file is about to be reused.
+    pub(crate) fn forget(&mut self, file_no: u64) {
+        self.runs.forget(file_no);
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Group> {

@@ -24,6 +24,7 @@ use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
 use self::index::FileIndex;
+pub(crate) use self::index::IndexRun;
 use self::load::Load;
 use self::scattered::Gather;
 pub use self::scattered::LiveOut;
@@ -32,6 +33,7 @@ use crate::error::ReadError;
 use crate::files::{File, log_path};
 use crate::format::page::SnapshotPlace;
 use crate::format::{Position, SEGMENT};
+use crate::groups::Groups;
 use crate::token;
 use crate::wal::Wal;
 
@@ -145,10 +147,19 @@ impl Reads {
         self.carry_due = true;
     }
 
-    fn index(&mut self, file_no: u64) -> Option<&FileIndex> {
-        let at = self.indexes.iter().position(|(of, _)| *of == file_no)?;
-        let found = self.indexes.remove(at);
-        self.indexes.push(found);
+    /// The index of a file, if it is in memory, or can be made from what is: not of the newest file, which goes on.
+    fn index(&mut self, file_no: u64, groups: &Groups, newest: u64) -> Option<&FileIndex> {
+        match self.indexes.iter().position(|(of, _)| *of == file_no) {
+            Some(at) => {
+                let found = self.indexes.remove(at);
+                self.indexes.push(found);
+            }
+            None if file_no == newest => return None,
+            None => {
+                let index = FileIndex::new(groups.runs_in(file_no)?.collect());
+                self.keep_index(file_no, index);
+            }
+        }
         self.indexes.last().map(|(_, index)| index)
     }
 
@@ -290,11 +301,11 @@ impl Wal {
         let Some(file) = self.files.get(file_no) else {
             return Next::Fail(self.corrupt(file_no, index, "the file is missing"));
         };
-        let run = group.run_of(file_no, index).map(|run| run.offset);
+        let run = group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
         let is_whole = self.is_whole_on_disk(file_no, file);
         let run = match run {
             Some(offset) => Some(offset),
-            None => match self.reads.index(file_no) {
+            None => match self.reads.index(file_no, &self.groups, self.stage_file) {
                 Some(found) => found.find(job.group, index).map(|run| run.offset),
                 // An index that is made before every batch of the file is there would miss the last ones for ever.
                 None if !is_whole => {
@@ -502,10 +513,10 @@ impl Wal {
         if of_group.extent_of(index)?.file_no != file_no {
             return None;
         }
-        let run = of_group.run_of(file_no, index).map(|run| run.offset);
+        let run = of_group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
         let offset = match run {
             Some(offset) => offset,
-            None => self.reads.index(file_no)?.find(group, index)?.offset,
+            None => self.reads.index(file_no, &self.groups, self.stage_file)?.find(group, index)?.offset,
         };
         Some(u64::from(offset))
     }

@@ -239,9 +239,9 @@ impl Wal {
             return None;
         };
         let is_whole = self.is_whole_on_disk(file_no, file);
-        let run = match group.run_of(file_no, index) {
+        let run = match group.run_of(file_no, index, self.groups.runs()) {
             Some(run) => Some((run.offset, run.count)),
-            None => match self.reads.index(file_no) {
+            None => match self.reads.index(file_no, &self.groups, self.stage_file) {
                 Some(found) => found.find(key.group, index).map(|run| (run.offset, run.count)),
                 None if !is_whole => {
                     key.found = Some(Err(ReadError::NotDurable { index }));

@@ -131,7 +131,8 @@ impl<'a> Replay<'a> {
                 if crate::breaks::is_on(crate::breaks::Break::PlaceTruncates) {
                     self.groups.at_mut(slot).cut(range.first, seq, &mut self.refs);
                 }
-                self.groups.at_mut(slot).place(range, bytes, body, &mut self.refs);
+                let (group, runs) = self.groups.with_runs(slot);
+                group.place(range, bytes, body, &mut self.refs, runs);
             }
             Record::Moved(moved) => {
                 self.segments_upto = self.segments_upto.max(moved.from).max(moved.to);
@@ -152,14 +153,14 @@ impl<'a> Replay<'a> {
 
     fn apply_run(&mut self, run: RunRef<'_>, at: Position, seq: u64) {
         let slot = self.slot(run.header.group);
-        let group = self.groups.at_mut(slot);
+        let (group, runs) = self.groups.with_runs(slot);
         #[cfg(feature = "breaks")]
         if crate::breaks::is_on(crate::breaks::Break::HigherTermWinsReplay)
             && run.term_spans().next().map(|(term, _)| term) < group.term_at(run.header.first())
         {
             return;
         }
-        match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs) {
+        match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs, runs) {
             Fit::Fits => {}
             Fit::Gap => group.suspect = true,
             Fit::Mismatch => {

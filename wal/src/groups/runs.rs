@@ -1,0 +1,220 @@
+//! Where the runs of the newest files lie, in the order in which they were written: one list a file for all groups, so
+//! that an append writes to one place whatever group it is of.
+//!
+//! ```text
+//!   group: newest ─→ run ─before─→ run ─before─→ run      of one group, in one file
+//!          marks  ────────────────────↗                   of one run in MARK_EVERY, about: no walk is long
+//! ```
+//!
+//! Invariants: (1) of the runs of a group in one file that cover an index, the newest is the one that counts; later files
+//! are the extents' business; (2) the newest two files are always kept, older ones within [`BYTES_MAX`].
+
+use std::collections::VecDeque;
+
+use coracle_base::Index;
+
+/// Memory of older files' runs, over that of the newest two.
+const BYTES_MAX: usize = 8 << 20;
+/// Runs in one allocation: lists grow without copying.
+const CHUNK: usize = 4096;
+/// A group notes one of so many runs, by its number.
+const MARK_EVERY: u32 = 64;
+/// No run.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Where a run lies: its entries `[first, first + count)` are in the record body at `offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunAt {
+    pub(crate) first: u64,
+    pub(crate) count: u32,
+    pub(crate) offset: u32,
+    /// The group.
+    pub(crate) slot: u32,
+    /// The number of the group's run before it in this file.
+    before: u32,
+}
+
+impl RunAt {
+    pub(super) fn new(slot: u32, first: Index, count: u32, offset: u64) -> Self {
+        Self { first: first.0, count, offset: offset as u32, slot, before: NONE }
+    }
+
+    fn covers(&self, index: Index) -> bool {
+        self.first <= index.0 && index.0 - self.first < u64::from(self.count)
+    }
+}
+
+/// A group's place in the list of the file that it wrote to last.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Marks(Vec<(u64, u32)>);
+
+impl Marks {
+    /// The group goes on in another file.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Entries from `from` on are dropped.
+    pub(super) fn cut(&mut self, from: Index) {
+        while self.0.pop_if(|(first, _)| *first >= from.0).is_some() {}
+    }
+
+    /// The runs, by number, among which the newest one lies that covers `index`: to be looked at from the second back to
+    /// the first.
+    fn around(&self, index: Index, newest: u32) -> (u32, u32) {
+        let after = self.0.partition_point(|(first, _)| *first <= index.0);
+        let run = |at: usize| self.0.get(at).map(|(_, run)| *run);
+        (after.checked_sub(1).and_then(run).unwrap_or(0), run(after).unwrap_or(newest))
+    }
+}
+
+#[derive(Debug)]
+struct FileRuns {
+    file_no: u64,
+    chunks: Vec<Vec<RunAt>>,
+    /// From the file's beginning: a replay may begin in the middle of one.
+    is_whole: bool,
+}
+
+impl FileRuns {
+    fn len(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    fn get(&self, number: u32) -> Option<&RunAt> {
+        self.chunks.get(number as usize / CHUNK)?.get(number as usize % CHUNK)
+    }
+
+    fn bytes(&self) -> usize {
+        self.chunks.len() * CHUNK * size_of::<RunAt>()
+    }
+}
+
+/// The runs of the newest files.
+#[derive(Debug, Default)]
+pub(crate) struct Runs {
+    files: VecDeque<FileRuns>,
+}
+
+impl Runs {
+    /// Adds a run that lies behind all others. If it is one of the log, `newest` and `marks` are its group's.
+    pub(super) fn push(&mut self, file_no: u64, mut run: RunAt, chain: Option<(&mut u32, &mut Marks)>) {
+        let file = self.file(file_no);
+        let number = file.len() as u32;
+        if let Some((newest, marks)) = chain {
+            run.before = std::mem::replace(newest, number);
+            if number.is_multiple_of(MARK_EVERY) {
+                marks.0.push((run.first, number));
+            }
+        }
+        match file.chunks.last_mut() {
+            Some(last) if last.len() < CHUNK => last.push(run),
+            _ => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(run);
+                file.chunks.push(chunk);
+            }
+        }
+    }
+
+    /// Run `number` goes on if it lies at `offset`: it has entries of several terms. Only the newest run of all can, and no
+    /// other is looked at: it is seldom in the cache.
+    pub(super) fn grow(&mut self, file_no: u64, number: u32, offset: u64, count: u32) -> bool {
+        let newest = self.files.back_mut().filter(|file| file.file_no == file_no);
+        let Some(file) = newest.filter(|file| file.len() as u64 == u64::from(number) + 1) else {
+            return false;
+        };
+        let run = file.chunks.last_mut().and_then(|chunk| chunk.last_mut());
+        let grown = run.filter(|run| run.offset == offset as u32).map(|run| run.count += count);
+        grown.is_some()
+    }
+
+    /// The list of this file, which is the newest or begins now.
+    fn file(&mut self, file_no: u64) -> &mut FileRuns {
+        if self.files.back().is_none_or(|newest| newest.file_no != file_no) {
+            let is_whole = !self.files.is_empty();
+            self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole });
+            let older =
+                |files: &VecDeque<FileRuns>| files.iter().rev().skip(2).map(FileRuns::bytes).sum::<usize>();
+            while older(&self.files) > BYTES_MAX {
+                self.files.pop_front();
+            }
+        }
+        self.files.back_mut().expect("a file was just put there, or was there before")
+    }
+
+    /// The newest run that covers an entry of the group whose `newest` and `marks` these are.
+    pub(super) fn find(&self, file_no: u64, newest: u32, marks: &Marks, index: Index) -> Option<RunAt> {
+        let file = self.files.iter().rev().find(|file| file.file_no == file_no)?;
+        let (oldest, mut number) = marks.around(index, newest);
+        while number != NONE && number >= oldest {
+            let run = file.get(number)?;
+            if run.covers(index) {
+                return Some(*run);
+            }
+            number = run.before;
+        }
+        None
+    }
+
+    /// All runs of a file in their order, if they are known from its beginning.
+    pub(crate) fn of_file(&self, file_no: u64) -> Option<impl Iterator<Item = &RunAt>> {
+        let file = self.files.iter().find(|file| file.file_no == file_no && file.is_whole)?;
+        Some(file.chunks.iter().flatten())
+    }
+
+    /// The file is about to be reused.
+    pub(crate) fn forget(&mut self, file_no: u64) {
+        self.files.retain(|file| file.file_no != file_no);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Of one group among others: runs that overwrite what lies at and behind them.
+        #[test]
+        fn the_newest_covering_run_is_found(steps in proptest::collection::vec((0u64..40, 1u32..6, 0usize..30), 1..200)) {
+            let (mut runs, mut newest, mut marks) = (Runs::default(), NONE, Marks::default());
+            let mut next = 1;
+            let mut plain: Vec<(u64, u32)> = Vec::new();
+            for (nth, (back, count, others)) in (0u32..).zip(&steps) {
+                for _ in 0..*others {
+                    runs.push(7, RunAt::new(1, Index(1), 1, 0), None);
+                }
+                let first = if nth % 4 == 0 { next - (back % next) } else { next };
+                let first = first.max(1);
+                marks.cut(Index(first));
+                plain.truncate(first as usize - 1);
+                plain.extend((0..*count).map(|_| (u64::from(nth), nth * 100)));
+                runs.push(7, RunAt::new(0, Index(first), *count, u64::from(nth) * 100), Some((&mut newest, &mut marks)));
+                next = first + u64::from(*count);
+                for (index, (_, offset)) in (1..).zip(&plain) {
+                    let found = runs.find(7, newest, &marks, Index(index));
+                    prop_assert_eq!(found.map(|run| run.offset), Some(*offset), "entry {}", index);
+                }
+            }
+            prop_assert!(runs.find(8, newest, &marks, Index(1)).is_none());
+        }
+    }
+
+    #[test]
+    fn the_newest_two_files_are_kept_and_older_ones_within_their_bytes() {
+        let mut runs = Runs::default();
+        let per_file = 2 * BYTES_MAX / size_of::<RunAt>() / 3;
+        for file_no in 1..=5 {
+            for _ in 0..per_file {
+                runs.push(file_no, RunAt::new(0, Index(1), 1, 0), None);
+            }
+        }
+        let kept: Vec<u64> = runs.files.iter().map(|file| file.file_no).collect();
+        assert_eq!(kept, [3, 4, 5]);
+        assert!(runs.of_file(2).is_none());
+        assert_eq!(runs.of_file(4).map(|runs| runs.count()), Some(per_file));
+        runs.forget(4);
+        assert!(runs.of_file(4).is_none());
+    }
+}
