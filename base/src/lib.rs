@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod codec;
+mod header_sum;
 pub mod ids;
 pub mod limits;
 pub mod run;

@@ -26,8 +26,9 @@
 //! Invariants: (1) every byte of a run is under the header's checksum or a payload's; (2) a [`RunRef`] exists only for
 //! bytes whose header checksum held and whose entries fill the body exactly.
 
-use crate::checksum::{crc32c, crc32c_from};
+use crate::checksum::crc32c;
 use crate::codec::{Reader, Sink, Truncated};
+use crate::header_sum::HeaderSum;
 use crate::limits::{ENTRY_BYTES_MAX, RUN_BYTES_MAX, RUN_ENTRIES_MAX};
 use crate::{GroupId, Index, Term};
 
@@ -177,37 +178,6 @@ impl RunHeader {
         for piece in body {
             out.put(piece);
         }
-    }
-}
-
-/// The checksum of a run's header: its fields, then each entry's header. They are gathered first: a call for each of so few
-/// bytes would cost as much as the checksum.
-struct HeaderSum {
-    crc: u32,
-    gathered: [u8; HeaderSum::ROOM],
-    len: usize,
-}
-
-impl HeaderSum {
-    const ROOM: usize = 16 * ENTRY_HEADER_BYTES;
-
-    fn new(fields: &[u8; 44]) -> Self {
-        let mut gathered = [0; Self::ROOM];
-        gathered[..44].copy_from_slice(fields);
-        Self { crc: 0, gathered, len: 44 }
-    }
-
-    fn add(&mut self, entry: &[u8; ENTRY_HEADER_BYTES]) {
-        if self.len + ENTRY_HEADER_BYTES > Self::ROOM {
-            self.crc = crc32c_from(self.crc, &self.gathered[..self.len]);
-            self.len = 0;
-        }
-        self.gathered[self.len..self.len + ENTRY_HEADER_BYTES].copy_from_slice(entry);
-        self.len += ENTRY_HEADER_BYTES;
-    }
-
-    fn finish(self) -> u32 {
-        crc32c_from(self.crc, &self.gathered[..self.len])
     }
 }
 

@@ -1,0 +1,35 @@
+//! The checksum of a run's header: CRC32C of its fields, then of each entry's header. They are gathered first: a call for
+//! each of so few bytes would cost as much as the checksum.
+
+use crate::checksum::crc32c_from;
+use crate::run::ENTRY_HEADER_BYTES;
+
+/// Goes on with each piece that is added.
+pub(crate) struct HeaderSum {
+    crc: u32,
+    gathered: [u8; HeaderSum::ROOM],
+    len: usize,
+}
+
+impl HeaderSum {
+    const ROOM: usize = 16 * ENTRY_HEADER_BYTES;
+
+    pub(crate) fn new(fields: &[u8; 44]) -> Self {
+        let mut gathered = [0; Self::ROOM];
+        gathered[..44].copy_from_slice(fields);
+        Self { crc: 0, gathered, len: 44 }
+    }
+
+    pub(crate) fn add(&mut self, entry: &[u8; ENTRY_HEADER_BYTES]) {
+        if self.len + ENTRY_HEADER_BYTES > Self::ROOM {
+            self.crc = crc32c_from(self.crc, &self.gathered[..self.len]);
+            self.len = 0;
+        }
+        self.gathered[self.len..self.len + ENTRY_HEADER_BYTES].copy_from_slice(entry);
+        self.len += ENTRY_HEADER_BYTES;
+    }
+
+    pub(crate) fn finish(self) -> u32 {
+        crc32c_from(self.crc, &self.gathered[..self.len])
+    }
+}
