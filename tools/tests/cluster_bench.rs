@@ -131,6 +131,40 @@ fn a_restart_brings_back_what_was_acknowledged() {
 }
 
 #[test]
+fn a_soak_tells_what_levels_off_and_what_one_group_costs_the_others() {
+    let beside: [&[&str]; 3] =
+        [&[], &["--snapshot-bytes", "4MiB"], &["--backlog-bytes", "1MiB", "--nodes", "3"]];
+    for more in beside {
+        let (dir, drawing) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = drawing.path().join("soak.svg");
+        let args = ["soak", "--groups", "5", "--seconds", "3", "--snapshot-every", "200", "--json"];
+        let mut command = bench(dir.path(), &args);
+        let report = report(&command.args(more).arg("--plot").arg(&file).output().unwrap());
+        assert!(std::fs::read_to_string(&file).unwrap().contains("MiB on the disk"));
+        let nodes = if more.contains(&"--nodes") { 3 } else { 1 };
+        assert_eq!((&report["nodes"], &report["logs_equal"]), (&nodes.into(), &true.into()), "{report}");
+        let moments = report["at_seconds"].as_array().unwrap().len();
+        assert!(moments >= 4 && report["levels_off"].is_boolean(), "{report}");
+        for key in ["rss_mib", "files", "disk_mib"] {
+            assert_eq!(report[key]["samples"].as_array().unwrap().len(), moments, "{report}");
+            assert!(report[key]["second_half_max"].as_f64().unwrap() > 0.0, "{report}");
+        }
+        for key in ["write_amplification", "ops_per_s"] {
+            assert!(report[key].as_f64().unwrap() > 0.9, "{key} in {report}");
+        }
+        assert!(report["compaction_share"].as_f64().unwrap() < 0.5, "{report}");
+        match more {
+            [] => assert!(report["others"].is_null()),
+            _ => assert!(report["others"]["ratio"].as_f64().unwrap() > 0.05, "{report}"),
+        }
+        assert!(is_empty(dir.path()), "data is left behind");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let refused = bench(dir.path(), &["soak", "--backlog-bytes", "1MiB"]).output().unwrap();
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("--nodes 3"));
+}
+
+#[test]
 fn a_node_that_dies_fails_the_bench() {
     let dir = tempfile::tempdir().unwrap();
     for victim in 0..3 {

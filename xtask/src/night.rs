@@ -37,6 +37,9 @@ fn steps(minutes: u64) -> Vec<Step> {
         bench("cluster-bench", "throughput --preset ra --seconds 20 --json"),
         bench("cluster-bench", "latency --seconds 10 --json"),
         bench("cluster-bench", "restart --groups 1000 --log-bytes 256MiB --json"),
+        bench("cluster-bench", "soak --seconds 120 --snapshot-bytes 1GiB --json"),
+        bench("cluster-bench", "soak --seconds 60 --live-percent 0 --json"),
+        bench("cluster-bench", "soak --seconds 30 --nodes 3 --backlog-bytes 1GiB --json"),
         Step::fuzz(),
     ]
 }

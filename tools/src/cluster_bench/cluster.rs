@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
-use super::options::ClusterOptions;
+use super::options::{ClusterOptions, Machines};
 
 /// How long a node may take for an answer, beside the time that it was told to work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -53,7 +53,9 @@ fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterErro
 /// The processes of one bench.
 pub(crate) struct Cluster {
     options: ClusterOptions,
-    keep_log: bool,
+    machines: Machines,
+    /// The node that was killed and not started again.
+    down: Option<usize>,
     /// All nodes' addresses, as a node is told them.
     peers: String,
     path: PathBuf,
@@ -97,8 +99,8 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Starts the nodes' processes and waits until their groups run. `keep_log`: whatever is proposed stays in the log.
-    pub(crate) fn start(options: &ClusterOptions, keep_log: bool) -> Result<Self, ClusterError> {
+    /// Starts the nodes' processes and waits until their groups run.
+    pub(crate) fn start(options: &ClusterOptions, machines: Machines) -> Result<Self, ClusterError> {
         let parent = options.dir.clone().unwrap_or_else(default_dir);
         fs::create_dir_all(&parent).map_err(system(parent.display().to_string()))?;
         let dir = tempfile::Builder::new().prefix("cluster-bench-").tempdir_in(&parent);
@@ -110,7 +112,7 @@ impl Cluster {
         let peers = free_addresses(options.nodes())?;
         let peers = peers.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
         let options = options.clone();
-        let mut cluster = Self { options, keep_log, peers, path, nodes: Vec::new(), remains };
+        let mut cluster = Self { options, machines, down: None, peers, path, nodes: Vec::new(), remains };
         for id in 1..=cluster.options.nodes() {
             let dir = cluster.dir(id);
             fs::create_dir(&dir).map_err(system(dir.display().to_string()))?;
@@ -126,6 +128,29 @@ impl Cluster {
         self.remains.children.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.nodes.clear();
         self.begin()
+    }
+
+    /// Kills one node (SIGKILL).
+    pub(crate) fn kill(&mut self, at: usize) {
+        let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
+        // It may have ended by itself; then there is nothing to kill.
+        let _ = children[at].kill();
+        let _ = children[at].wait();
+        self.down = Some(at);
+    }
+
+    /// Starts the node that was killed again.
+    pub(crate) fn revive(&mut self) -> Result<(), ClusterError> {
+        let Some(at) = self.down.take() else { return Ok(()) };
+        self.spawn(at as u64 + 1)?;
+        // It has been waited for when it was killed; the new one, which is the last, takes its place.
+        let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = children.len() - 1;
+        children.swap(at, last);
+        children.truncate(last);
+        drop(children);
+        self.nodes.swap_remove(at);
+        self.answer(at, "start", START_WITHIN).map(drop)
     }
 
     fn begin(&mut self) -> Result<Vec<Value>, ClusterError> {
@@ -144,9 +169,9 @@ impl Cluster {
         let errors = File::create(&stderr).map_err(system(stderr.display().to_string()))?;
         let mut child = Command::new(program)
             .args(["node", "--id", &id.to_string(), "--peers", &self.peers])
-            .args(["--groups", &options.groups.to_string(), "--shards", &options.shards.to_string()])
+            .args(["--groups", &options.groups().to_string(), "--shards", &options.shards.to_string()])
             .args(["--strategy", &options.strategy.to_string()])
-            .args(self.keep_log.then_some("--keep-log"))
+            .args(["--machines", &self.machines.to_string()])
             .arg("--dir")
             .arg(&dir)
             .stdin(Stdio::piped())
@@ -217,7 +242,9 @@ impl Cluster {
     /// A node whose process has ended.
     fn find_ended(&self) -> Option<usize> {
         let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);
-        children.iter_mut().position(|child| !matches!(child.try_wait(), Ok(None)))
+        let ended =
+            |(at, child): (usize, &mut Child)| Some(at) != self.down && !matches!(child.try_wait(), Ok(None));
+        children.iter_mut().enumerate().map(ended).position(|ended| ended)
     }
 
     fn ended(&self, at: usize, asked: String) -> ClusterError {

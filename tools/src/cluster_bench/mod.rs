@@ -2,16 +2,20 @@
 //!
 //! The nodes are separate processes, which this program starts from itself; the clients are threads in the process of
 //! one of them, the leader's if there is one group. See `cluster` for the processes, `node` for what they do, `load` for
-//! the clients, `floor` for what disk and loopback alone would take, `restart` for how soon killed nodes are back.
+//! the clients, `floor` for what disk and loopback alone would take, `restart` for how soon killed nodes are back, `soak` for the long
+//! run.
 
 mod cluster;
+mod disk;
 mod floor;
 mod load;
 mod machine;
 mod node;
 mod options;
+mod queue;
 mod report;
 mod restart;
+mod soak;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -25,7 +29,7 @@ use coracle_io::ring::RealClock;
 use serde_json::{Value, json};
 
 use self::cluster::{Cluster, ClusterError};
-use self::options::{ClusterOptions, Command, LoadOptions, Options, Until};
+use self::options::{ClusterOptions, Command, LoadOptions, Machines, Options, Until};
 use self::report::Sample;
 use crate::usage::Usage;
 
@@ -53,6 +57,7 @@ pub fn main(allocations: fn() -> u64) -> ExitCode {
             bench(&options.cluster, &shape, &options.load, options.plot.as_deref())
         }
         Command::Restart(options) => restart::run(options),
+        Command::Soak(options) => soak::run(options),
         Command::Latency(options) => {
             let shape = Shape { clients: 1, pipe: 1, floor: true };
             bench(&options.cluster, &shape, &options.load, None)
@@ -95,8 +100,8 @@ fn bench(
 
 /// The report, and the course of the measurement.
 fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<(Value, Value), ClusterError> {
-    let mut cluster = Cluster::start(options, false)?;
-    let led = cluster.ask(0, &json!({ "do": "lead" }), Duration::from_secs(options.groups / 1000))?;
+    let mut cluster = Cluster::start(options, Machines::Count)?;
+    let led = cluster.ask(0, &json!({ "do": "lead" }), Duration::from_secs(options.groups() / 1000))?;
     let host = report::most_leading(&led["leaders"]).saturating_sub(1).min(cluster.nodes() - 1);
     eprintln!("cluster-bench: {} nodes run; clients go to node {}", cluster.nodes(), host + 1);
 

@@ -17,10 +17,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use super::disk;
 use super::floor;
 use super::load::{Ends, Load};
 use super::machine::Count;
-use super::options::{NodeOptions, Until};
+use super::options::{Machines, NodeOptions, Until};
+use super::queue::{Big, Queue, SNAPSHOT};
 use crate::latency::Latencies;
 use crate::usage::{self, Usage};
 
@@ -32,11 +34,14 @@ struct Servant {
     node: Node,
     groups: Vec<Group>,
     counts: Vec<Arc<AtomicU64>>,
+    /// The group beside the others, if there is one.
+    big: Option<Group>,
     load: Option<Load>,
     /// Whose commands are to be answered.
     probes: Option<Client>,
     floor: Latencies,
     floor_dir: PathBuf,
+    data_dir: PathBuf,
     strategy: Strategy,
     /// Heap allocations of this process so far.
     allocations: fn() -> u64,
@@ -73,22 +78,50 @@ impl Servant {
     fn start(options: NodeOptions, allocations: fn() -> u64) -> Result<(Self, u64), Failure> {
         let peers = (1..).zip(&options.peers).map(|(id, address)| Peer { id: NodeId(id), address: *address });
         let floor_dir = options.dir.join("floor");
-        let mut config = Config::new(options.id, peers.collect(), options.dir.join("node"));
+        let data_dir = options.dir.join("node");
+        let mut config = Config::new(options.id, peers.collect(), &data_dir);
+        if let Machines::Soak(_) = options.machines {
+            // One large snapshot after the other, if it is told to.
+            config.min_snapshot_interval = 1;
+        }
         config.shards = options.shards;
         config.wal_write_strategy = options.strategy;
         refuse_fallback(&options)?;
         let node = Node::start(config)?;
         let started_us = RealClock.now_us();
         let counts: Vec<Arc<AtomicU64>> = (0..options.groups).map(|_| Arc::default()).collect();
-        let machine =
-            |(uid, seen): (u64, &Arc<AtomicU64>)| (GroupId(uid), Count::new(seen.clone(), options.keep_log));
-        let groups = node.start_groups((1..).zip(&counts).map(machine)).into_iter().collect::<Result<_, _>>();
+        let seen = (1..).map(GroupId).zip(counts.iter().cloned());
+        let groups = match options.machines {
+            Machines::Soak(soaked) => {
+                node.start_groups(seen.map(|(group, seen)| (group, Queue::new(soaked, seen))))
+            }
+            other => node
+                .start_groups(seen.map(|(group, seen)| (group, Count::new(seen, other == Machines::Keep)))),
+        };
+        let groups = groups.into_iter().collect::<Result<_, _>>();
         // If the node failed meanwhile, its end says why.
         let groups = groups.map_err(|error| node.stop().err().unwrap_or(error))?;
+        let big = match options.machines {
+            Machines::Soak(soaked) => soaked.big,
+            _ => None,
+        };
+        let big =
+            big.map(|bytes| node.start_group(GroupId(options.groups + 1), Big { bytes })).transpose()?;
         let strategy = options.strategy;
-        let (load, floor) = (None, Latencies::default());
-        let servant =
-            Self { node, groups, counts, load, probes: None, floor, floor_dir, strategy, allocations };
+        let (load, probes, floor) = (None, None, Latencies::default());
+        let servant = Self {
+            node,
+            groups,
+            counts,
+            big,
+            load,
+            probes,
+            floor,
+            floor_dir,
+            data_dir,
+            strategy,
+            allocations,
+        };
         Ok((servant, started_us))
     }
 
@@ -102,6 +135,8 @@ impl Servant {
             Some("ready") => self.ready(request),
             Some("answered") => self.answered(),
             Some("applied") => self.applied(),
+            Some("big") => self.big(),
+            Some("big_snapshot") => self.big_snapshot(),
             Some("floor_serve") => {
                 let address = floor::serve(self.floor_dir.clone(), self.strategy)?;
                 Ok(json!({ "address": address.to_string() }))
@@ -225,7 +260,12 @@ impl Servant {
     fn load(&mut self, request: &Value) -> Result<Value, Failure> {
         let number = |key: &str| request[key].as_u64().ok_or_else(|| format!("load: {key} is missing"));
         let (clients, pipe, entry_bytes) = (number("clients")?, number("pipe")?, number("entry_bytes")?);
-        let load = Load::start(&self.node, &self.groups, clients, pipe, entry_bytes as usize);
+        let groups = match (&self.big, request["big"] == true) {
+            (Some(big), true) => std::slice::from_ref(big),
+            (None, true) => return Err("load: there is no big group".into()),
+            (_, false) => &self.groups,
+        };
+        let load = Load::start(&self.node, groups, clients, pipe, entry_bytes as usize);
         self.load = Some(load);
         thread::park_timeout(Duration::from_millis(number("warm_up_ms")?));
         Ok(json!({}))
@@ -267,7 +307,33 @@ impl Servant {
             "batch_bytes": sum(|shard| shard.batch_bytes),
             "frames": sum(|shard| shard.frames),
             "elections_won": sum(|shard| shard.elections_won),
+            "arena_bytes": sum(|shard| shard.arena_bytes),
+            "segment_bytes": sum(|shard| shard.segment_bytes),
+            "compacted_files": sum(|shard| shard.compacted_files),
+            "compaction_us": sum(|shard| shard.compaction_us),
+            "sealed_bytes": sum(|shard| shard.sealed_bytes),
+            "sealed_live_bytes": sum(|shard| shard.sealed_live_bytes),
+            "disk": disk::used(&self.data_dir)?,
         }))
+    }
+
+    /// The group beside the others as this node has it.
+    fn big(&self) -> Result<Value, Failure> {
+        let status = self.big.as_ref().ok_or("there is no big group")?.status()?.ok_or("it is gone")?;
+        if let Some(why) = status.poisoned {
+            return Err(why.into());
+        }
+        Ok(json!({ "first": status.first.0, "last": status.last.0, "applied": status.applied.0 }))
+    }
+
+    /// That group is to write a snapshot: how it is before.
+    fn big_snapshot(&self) -> Result<Value, Failure> {
+        let before = self.big()?;
+        let (client, group) = (self.node.client(), self.big.as_ref().ok_or("there is no big group")?);
+        while client.propose(group, [(0, SNAPSHOT)]).is_err() {
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        Ok(before)
     }
 
     /// Each group as this node has it: last, applied, digest and count.

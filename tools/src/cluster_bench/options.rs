@@ -1,6 +1,8 @@
 //! cluster-bench's flags, and which of them make no sense.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -15,7 +17,8 @@ use crate::size;
     name = "cluster-bench",
     version,
     after_help = "Example:\n  cluster-bench throughput --preset ra --seconds 20\n  cluster-bench latency --json\n  \
-                  cluster-bench restart --groups 1000 --log-bytes 1GiB"
+                  cluster-bench restart --groups 1000 --log-bytes 1GiB\n  \
+                  cluster-bench soak --seconds 600 --snapshot-bytes 1GiB --plot soak.svg"
 )]
 pub(crate) struct Options {
     #[command(subcommand)]
@@ -31,6 +34,9 @@ pub(crate) enum Command {
     Latency(Latency),
     /// How soon a node that was killed is back: fills its logs, SIGKILL, starts it again.
     Restart(Restart),
+    /// Whether memory, files and disk level off under a long load with snapshots and compaction, and what one group with
+    /// a large snapshot or backlog costs the others.
+    Soak(Soak),
     /// One node; started by the bench itself.
     #[command(hide = true)]
     Node(NodeOptions),
@@ -76,6 +82,110 @@ pub(crate) struct Restart {
     pub(crate) entry_bytes: usize,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Soak {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
+    /// How long the load lasts, without the phases that --snapshot-bytes and --backlog-bytes add.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+    /// Seconds between two samples; 0: a hundredth of the time, a second at least.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub(crate) sample_seconds: u64,
+    /// Client threads, all in one node's process.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) clients: u64,
+    /// Commands that each client keeps in flight.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) pipe: u64,
+    /// Bytes of a command.
+    #[arg(long, default_value = "256", value_parser = entry_bytes)]
+    pub(crate) entry_bytes: usize,
+    /// Of a hundred entries, so many live on below snapshots; 0: all die with the next one.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub(crate) live_percent: u64,
+    /// They do so until their group has applied so many more.
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) live_for: u64,
+    /// Entries of a group between two of its snapshots.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) snapshot_every: u64,
+    /// One more group, with a state of so many bytes: how fast are the others while it writes its snapshot?
+    #[arg(long, default_value = "0", value_parser = size::parse)]
+    pub(crate) snapshot_bytes: u64,
+    /// One more group, of which a member is so many bytes behind: how fast are the others while it catches up? At least 3
+    /// nodes.
+    #[arg(long, default_value = "0", value_parser = size::parse, conflicts_with = "snapshot_bytes")]
+    pub(crate) backlog_bytes: u64,
+    /// Draw the samples into this file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+impl Soak {
+    /// What the machines do.
+    pub(crate) fn machines(&self) -> Machines {
+        let Self { live_percent, live_for, snapshot_every, snapshot_bytes, backlog_bytes, .. } = *self;
+        let big = (snapshot_bytes > 0 || backlog_bytes > 0).then_some(snapshot_bytes);
+        Machines::Soak(Soaked { live_percent, live_for, snapshot_every, big })
+    }
+}
+
+/// What the machines of a node do with their logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machines {
+    /// They release it now and then.
+    Count,
+    /// They keep all of it.
+    Keep,
+    /// Snapshots at an interval, of which some entries live on.
+    Soak(Soaked),
+}
+
+/// Machines of a soak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Soaked {
+    pub(crate) live_percent: u64,
+    pub(crate) live_for: u64,
+    pub(crate) snapshot_every: u64,
+    /// There is one more group, with a state of so many bytes.
+    pub(crate) big: Option<u64>,
+}
+
+impl fmt::Display for Machines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count => f.write_str("count"),
+            Self::Keep => f.write_str("keep"),
+            Self::Soak(Soaked { live_percent, live_for, snapshot_every, big }) => {
+                write!(f, "soak:{live_percent}:{live_for}:{snapshot_every}")?;
+                big.map_or(Ok(()), |bytes| write!(f, ":{bytes}"))
+            }
+        }
+    }
+}
+
+impl FromStr for Machines {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("{text:?} are no machines");
+        let mut words = text.split(':');
+        match words.next() {
+            Some("count") => Ok(Self::Count),
+            Some("keep") => Ok(Self::Keep),
+            Some("soak") => {
+                let numbers: Vec<u64> =
+                    words.map(str::parse).collect::<Result<_, _>>().map_err(|_| unknown())?;
+                let (&[live_percent, live_for, snapshot_every], big) =
+                    numbers.split_first_chunk().ok_or_else(unknown)?;
+                Ok(Self::Soak(Soaked { live_percent, live_for, snapshot_every, big: big.first().copied() }))
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
 /// A shape known from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
@@ -85,12 +195,12 @@ pub(crate) enum Preset {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterOptions {
-    /// Nodes, each a process of its own. 3 if nothing is said; 1 for `restart`.
+    /// Nodes, each a process of its own. 3 if nothing is said; 1 for `restart` and `soak`.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MEMBERS_MAX as u64))]
     nodes: Option<u64>,
-    /// Groups; each command goes to a random one.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub(crate) groups: u64,
+    /// Groups; each command goes to a random one. 1 if nothing is said; 1000 for `soak`.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    groups: Option<u64>,
     /// Shards of each node; 0: one a core, one in all on two cores or fewer.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub(crate) shards: u16,
@@ -110,6 +220,16 @@ impl ClusterOptions {
     /// How many nodes there are to be.
     pub(crate) fn nodes(&self) -> u64 {
         self.nodes.unwrap_or(3)
+    }
+
+    /// How many groups there are to be.
+    pub(crate) fn groups(&self) -> u64 {
+        self.groups.unwrap_or(1)
+    }
+
+    /// The same, of so many groups if nothing was said.
+    pub(crate) fn of_groups(self, groups: u64) -> Self {
+        Self { groups: self.groups.or(Some(groups)), ..self }
     }
 
     /// The same, of one node if nothing was said.
@@ -164,9 +284,8 @@ pub(crate) struct NodeOptions {
     pub(crate) shards: u16,
     #[arg(long)]
     pub(crate) strategy: Strategy,
-    /// The machines never release their logs.
     #[arg(long)]
-    pub(crate) keep_log: bool,
+    pub(crate) machines: Machines,
 }
 
 fn entry_bytes(text: &str) -> Result<usize, String> {
@@ -189,7 +308,7 @@ mod tests {
     fn defaults_are_the_contract_and_ras_own() {
         for words in ["throughput", "throughput --preset ra"] {
             let Command::Throughput(options) = parse(words).unwrap().command else { panic!() };
-            assert_eq!((options.cluster.nodes(), options.cluster.groups), (3, 1));
+            assert_eq!((options.cluster.nodes(), options.cluster.groups()), (3, 1));
             assert_eq!((options.clients, options.pipe, options.load.entry_bytes), (5, 500, 256));
             assert_eq!(options.cluster.strategy, Strategy::Direct);
             assert_eq!(options.load.until(), Until::Time(Duration::from_secs(10)));
@@ -210,6 +329,8 @@ mod tests {
             "throughput --entry-bytes 1MiB",
             "latency --plot x.svg",
             "latency --pipe 2",
+            "soak --live-percent 101",
+            "soak --snapshot-bytes 1MiB --backlog-bytes 1MiB",
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
         }
@@ -224,6 +345,27 @@ mod tests {
         };
         assert_eq!(nodes("restart --groups 10 --log-bytes 1GiB"), (1, 1 << 30));
         assert_eq!(nodes("restart --nodes 3").0, 3);
+    }
+
+    #[test]
+    fn machines_are_told_a_node_as_they_are() {
+        let Command::Soak(options) = parse("soak --snapshot-bytes 1GiB --live-percent 3").unwrap().command
+        else {
+            panic!()
+        };
+        let soaked = Soaked { live_percent: 3, live_for: 4000, snapshot_every: 1000, big: Some(1 << 30) };
+        assert_eq!((options.seconds, options.machines()), (600, Machines::Soak(soaked)));
+        for machines in [
+            Machines::Count,
+            Machines::Keep,
+            options.machines(),
+            Machines::Soak(Soaked { big: None, ..soaked }),
+        ] {
+            assert_eq!(machines.to_string().parse(), Ok(machines));
+        }
+        for bad in ["", "soak", "soak:1:2", "soak:1:2:x", "other"] {
+            assert!(bad.parse::<Machines>().is_err(), "{bad}");
+        }
     }
 
     #[test]

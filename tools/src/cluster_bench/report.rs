@@ -43,7 +43,7 @@ pub(crate) fn shape(
 ) -> Value {
     json!({
         "nodes": options.nodes(),
-        "groups": options.groups,
+        "groups": options.groups(),
         "clients": shape.clients,
         "pipe": shape.pipe,
         "entry_bytes": load.entry_bytes,
@@ -166,7 +166,7 @@ fn rates(course: &Value) -> Vec<(f64, f64)> {
     pairs.map(|(a, b)| (b.0, (b.1 - a.1) / (b.0 - a.0))).collect()
 }
 
-fn hundredths(value: f64) -> Value {
+pub(crate) fn hundredths(value: f64) -> Value {
     json!((value * 100.0).round() / 100.0)
 }
 

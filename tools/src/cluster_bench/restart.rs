@@ -13,7 +13,7 @@ use coracle_io::ring::RealClock;
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, ClusterError};
-use super::options::Restart;
+use super::options::{Machines, Restart};
 use super::{Sample, agree, report, sample};
 use crate::latency::tenths;
 use crate::size::mib;
@@ -38,7 +38,7 @@ pub(super) fn run(options: Restart) -> Result<(), String> {
 }
 
 fn measure(options: &Restart) -> Result<Value, ClusterError> {
-    let mut cluster = Cluster::start(&options.cluster, true)?;
+    let mut cluster = Cluster::start(&options.cluster, Machines::Keep)?;
     let patience = TIME_PER_10_MIB * (options.log_bytes / (10 << 20)) as u32;
     let led = cluster.ask(0, &json!({ "do": "lead" }), patience)?;
     let host = report::most_leading(&led["leaders"]).saturating_sub(1).min(cluster.nodes() - 1);
@@ -70,7 +70,7 @@ fn measure(options: &Restart) -> Result<Value, ClusterError> {
     let bytes: u64 = before.nodes.iter().filter_map(|node| node["batch_bytes"].as_u64()).sum();
     let mut value = json!({
         "nodes": options.cluster.nodes(),
-        "groups": options.cluster.groups,
+        "groups": options.cluster.groups(),
         "strategy": options.cluster.strategy.to_string(),
         "shards": after.nodes[host]["shards"],
         "entry_bytes": options.entry_bytes,
