@@ -230,6 +230,19 @@ pub trait Disk {
     fn make_dir(&mut self, dir: &Path) -> Result<(), DiskError>;
 }
 
+/// Files read by a thread that waits for them, by handles of its own, beside whoever owns the directory's [`Disk`].
+pub trait BlockingRead {
+    /// Fills `buf` (its whole length) from `offset` of a file; both are multiples of `limits::BLOCK_BYTES`. Returns how many
+    /// bytes there were: fewer only at the file's end. Blocks.
+    ///
+    /// A file that was opened stays the one that is read under its path until another path is read, whatever becomes of
+    /// its name.
+    ///
+    /// # Errors
+    /// As an [`DiskOp::Open`] or a [`DiskOp::Read`].
+    fn read(&mut self, path: &Path, offset: u64, buf: &mut Buffer) -> Result<usize, DiskError>;
+}
+
 /// Runs one operation to its end, for start-up code that goes step by step. Returns the buffer, if it had one.
 ///
 /// # Errors

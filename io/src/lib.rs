@@ -19,7 +19,7 @@ pub mod strategy;
 pub mod uring_net;
 
 pub use clock::Clock;
-pub use disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+pub use disk::{BlockingRead, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 pub use net::{ConnId, Net, NetError, NetEvent};
 pub use park::{Park, Waker};
 pub use ring::Buffer;

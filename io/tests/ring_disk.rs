@@ -12,8 +12,10 @@ use std::thread;
 
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_io::disk::run;
-use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions, RingPark, SharedRing};
-use coracle_io::{Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileMode, Park, Strategy};
+use coracle_io::ring::{
+    DiskOptions, PlainFiles, RealClock, Ring, RingDisk, RingOptions, RingPark, SharedRing,
+};
+use coracle_io::{BlockingRead, Buffer, Clock, Disk, DiskError, DiskOk, DiskOp, FileMode, Park, Strategy};
 use tempfile::TempDir;
 
 mod ring_suite;
@@ -407,4 +409,34 @@ fn closing_gives_the_descriptor_back() {
     assert_eq!(descriptors(), 1);
     close(&mut disk, file);
     assert_eq!(descriptors(), 0);
+}
+
+/// What a ring has written durably is what plain reads of another thread see, also after it was written over.
+#[test]
+fn plain_reads_see_what_the_ring_wrote() {
+    let dir = temp_dir();
+    let ring = ring();
+    let mut disk = disk(&ring, dir.path());
+    let (file, _) = open(&mut disk, "a", FileMode::Durable);
+    let mut files = PlainFiles::new(dir.path());
+    for round in 0..3 {
+        let blocks = pattern(&mut disk, 3, round);
+        let written = blocks.to_vec();
+        write(&mut disk, file, 0, blocks);
+        let reader = thread::spawn(move || {
+            let mut read = |path: &str, block: usize, blocks: usize| {
+                let mut buf = Buffer::with_capacity(blocks * BLOCK_BYTES);
+                buf.resize(blocks * BLOCK_BYTES);
+                let there = files.read(Path::new(path), (block * BLOCK_BYTES) as u64, &mut buf)?;
+                Ok(buf[..there].to_vec())
+            };
+            assert!(read("a", 0, 1).unwrap() == written[..BLOCK_BYTES]);
+            assert!(read("a", 1, 3).unwrap() == written[BLOCK_BYTES..], "as far as the file goes");
+            assert!(read("a", 8, 1).unwrap().is_empty(), "beyond the end");
+            assert!(matches!(read("b", 0, 1), Err(DiskError::NotFound { .. })));
+            files
+        });
+        files = reader.join().unwrap();
+    }
+    close(&mut disk, file);
 }

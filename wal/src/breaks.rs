@@ -17,7 +17,7 @@ pub enum Break {
     HigherTermWinsReplay,
     /// Durable batches that cannot be read are taken for a torn tail.
     CorruptTailDropped,
-    /// A file is reused, or removed, while somebody reads it.
+    /// A file is reused, or removed, while somebody reads it, or a plan pins it.
     ReadPlanRacesReuse,
     /// A checkpoint counts though pages of it are missing.
     TornCheckpointAccepted,

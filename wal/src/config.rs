@@ -29,6 +29,10 @@ pub struct Config {
     pub checkpoint_every_bytes: u64,
     /// After so much quiet a marker batch makes the last batch provable, too.
     pub idle_mark_us: u64,
+    /// A reader beside the log may keep files for so long.
+    pub pin_us: u64,
+    /// And no more bytes of files that nothing else keeps.
+    pub pin_bytes: u64,
     /// File identities come from it. To be drawn fresh at every start: a number that was never used with this directory.
     pub seed: u64,
     /// There has been a log here: if nothing is left of it, that is an error, not a new log.
@@ -46,6 +50,8 @@ impl Config {
             batch_bytes: BATCH_BYTES_TARGET,
             checkpoint_every_bytes: 64 << 20,
             idle_mark_us: 75_000,
+            pin_us: 30_000_000,
+            pin_bytes: 512 << 20,
             seed,
             begun: false,
         }

@@ -70,6 +70,8 @@ pub(crate) struct File {
     pub(crate) handle: Option<FileId>,
     /// Operations in flight on it.
     pub(crate) busy: u32,
+    /// Pins that hold it.
+    pub(crate) pins: u32,
     /// Opened by this start, to be written to.
     pub(crate) writable: bool,
 }
@@ -77,7 +79,7 @@ pub(crate) struct File {
 impl File {
     /// A file of the log that is not open.
     pub(crate) fn closed(uuid: Uuid, end: u64, bytes: u64) -> Self {
-        Self { uuid, end, bytes, handle: None, busy: 0, writable: false }
+        Self { uuid, end, bytes, handle: None, busy: 0, pins: 0, writable: false }
     }
 }
 
@@ -109,6 +111,7 @@ impl Files {
             bytes: ready.bytes,
             handle: Some(ready.file),
             busy: 0,
+            pins: 0,
             writable: true,
         };
         self.map.insert(file_no, file);
@@ -188,7 +191,7 @@ impl Files {
 /// The log, as far as it is durable, has nothing in the file, and nobody reads it.
 fn is_dead(file_no: u64, file: &File, durable: u64, refs: &Refs) -> bool {
     let held = refs.held(file_no);
-    let (is_dropped, is_read) = (held.dropped_seq <= durable, file.busy > 0);
+    let (is_dropped, is_read) = (held.dropped_seq <= durable, file.busy > 0 || file.pins > 0);
     #[cfg(feature = "breaks")]
     let is_dropped = is_dropped || crate::breaks::is_on(crate::breaks::Break::RecycleBeforeMoved);
     #[cfg(feature = "breaks")]

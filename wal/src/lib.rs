@@ -9,7 +9,7 @@
 //! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
 //! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
 //! `checkpoint.rs` (the one authority on what lives), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
-//! (entries back from files), `walk.rs` (every run in the files), `inspect.rs` (what
+//! (entries back from files), `pin.rs` (files that readers on other threads keep), `walk.rs` (every run in the files), `inspect.rs` (what
 //! lies there and what is damaged, for people), `format/` (every byte).
 //!
 //! Invariants: (1) a batch counts as durable only when it and every earlier one is; (2) no byte that was written is
@@ -29,6 +29,7 @@ mod format;
 pub mod fuzz;
 mod groups;
 mod inspect;
+mod pin;
 mod prepare;
 mod read;
 mod records;
@@ -49,7 +50,7 @@ pub use format::page::SnapshotFile;
 pub use format::record::{IndexRange, Moved};
 pub use groups::GroupLog;
 pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
-pub use read::{LiveOut, ReadOut, Sweep, SweptRun};
+pub use read::{LiveOut, ReadOut, ReadPlan, Sweep, SweptRun};
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
 pub use segment::{FileUse, SegmentWriter, Space};
 pub use wal::{BatchSeq, Durable, Stats, Wal};

@@ -29,6 +29,7 @@ use crate::format::record::{
     self, RECORD_HEADER_BYTES, RecordKind, SNAPSHOT_PREFIX_BYTES, STATE_PREFIX_BYTES,
 };
 use crate::groups::{Fit, GroupLog, Groups, Refs};
+use crate::pin::Pins;
 use crate::prepare::{Preparer, Source};
 use crate::read::{Reads, Sweep};
 use crate::recover::{self, Recovery};
@@ -121,6 +122,7 @@ pub struct Wal {
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
+    pub(crate) pins: Pins,
     /// The pass over the files that is under way.
     pub(crate) sweep: Option<Box<Sweep>>,
     pub(crate) prepare: Preparer,
@@ -203,6 +205,7 @@ impl Wal {
             segments_upto: start.segments_upto,
             moving_to: None,
             reads: Reads::default(),
+            pins: Pins::default(),
             sweep: None,
             identity: start.identity,
             boot_epoch: start.boot_epoch,

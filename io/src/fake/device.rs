@@ -310,19 +310,22 @@ impl Device {
 
     fn read(&mut self, file: FileId, offset: u64, buf: &mut Buffer) -> Result<DiskOk, DiskError> {
         let handle = self.handle(file, OpKind::Read)?;
-        let block = BLOCK_BYTES as u64;
-        if !offset.is_multiple_of(block) || !buf.len().is_multiple_of(BLOCK_BYTES) {
+        if !offset.is_multiple_of(BLOCK_BYTES as u64) || !buf.len().is_multiple_of(BLOCK_BYTES) {
             return Err(failed(&handle.path, OpKind::Read, EINVAL));
         }
-        let pages = (offset / block) as usize..((offset + buf.len() as u64) / block) as usize;
         let inode = handle.inode;
-        if self.unreadable.range((inode, pages.start)..(inode, pages.end)).next().is_some() {
+        if self.is_unreadable(inode, offset, buf.len()) {
             let error = failed(&handle.path, OpKind::Read, EIO);
             self.faults.count("unreadable");
             return Err(error);
         }
         let bytes = self.written.content(inode).read(offset, buf);
         Ok(DiskOk::Read { bytes })
+    }
+
+    pub(super) fn is_unreadable(&self, inode: Inode, offset: u64, bytes: usize) -> bool {
+        let first = (offset / BLOCK_BYTES as u64) as usize;
+        self.unreadable.range((inode, first)..(inode, first + bytes / BLOCK_BYTES)).next().is_some()
     }
 
     fn write(&mut self, op: &DiskOp) -> Result<DiskOk, DiskError> {
@@ -570,11 +573,11 @@ fn buffer_of(op: DiskOp) -> Option<Buffer> {
     }
 }
 
-fn not_found(path: &Path) -> DiskError {
+pub(super) fn not_found(path: &Path) -> DiskError {
     DiskError::NotFound { path: path.to_owned() }
 }
 
-fn failed(path: &Path, kind: OpKind, code: i32) -> DiskError {
+pub(super) fn failed(path: &Path, kind: OpKind, code: i32) -> DiskError {
     let reason = match code {
         EIO => "simulated I/O error",
         EBADF => "the file is not open (for this)",

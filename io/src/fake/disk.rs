@@ -13,11 +13,11 @@ use std::rc::Rc;
 use rand::RngCore;
 
 use super::crash::{CrashImages, CrashLimits, CrashPolicy, Origin};
-use super::device::{Device, Flight, Ring};
-use super::faults::{Damage, DiskRates, OpKind};
-use super::image::{Content, DiskImage, SECTOR_BYTES};
+use super::device::{Device, Flight, Ring, failed, not_found};
+use super::faults::{Damage, DiskRates, EIO, OpKind};
+use super::image::{Content, DiskImage, Inode, SECTOR_BYTES};
 use crate::disk::DirEntry;
-use crate::{Buffer, Disk, DiskDone, DiskError, DiskOp};
+use crate::{BlockingRead, Buffer, Disk, DiskDone, DiskError, DiskOp};
 
 /// When operations that were submitted complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,12 @@ impl FakeDisk {
         let ring = Ring(device.rings);
         device.rings += 1;
         Self { device: self.device.clone(), ring }
+    }
+
+    /// Files of the same disk for a thread that waits for what it reads. Nothing of it takes part in crashes.
+    #[must_use]
+    pub fn files(&self) -> FakeFiles {
+        FakeFiles { device: self.device.clone(), open: None }
     }
 
     // ---- completing ---------------------------------------------------------------------------------------------
@@ -311,6 +317,26 @@ impl FakeDisk {
     /// Cuts a file off (or extends it with zeros), durable. False if there is none.
     pub fn truncate_file(&self, path: impl AsRef<Path>, bytes: u64) -> bool {
         self.device.borrow_mut().damage(path.as_ref(), |content| content.truncate(bytes)).is_some()
+    }
+}
+
+/// Reads of a [`FakeDisk`] by a thread that is no shard's: what is written now, also by whoever has overwritten it.
+#[derive(Debug)]
+pub struct FakeFiles {
+    device: Rc<RefCell<Device>>,
+    open: Option<(PathBuf, Inode)>,
+}
+
+impl BlockingRead for FakeFiles {
+    fn read(&mut self, path: &Path, offset: u64, buf: &mut Buffer) -> Result<usize, DiskError> {
+        let device = self.device.borrow();
+        let open = self.open.take().filter(|(of, _)| of == path).map(|(_, inode)| inode);
+        let inode = open.or_else(|| device.written.inode(path)).ok_or_else(|| not_found(path))?;
+        self.open = Some((path.to_owned(), inode));
+        if device.is_unreadable(inode, offset, buf.len()) {
+            return Err(failed(path, OpKind::Read, EIO));
+        }
+        Ok(device.written.shared_content(inode).read(offset, buf))
     }
 }
 

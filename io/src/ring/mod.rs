@@ -14,6 +14,7 @@ mod lock;
 mod net;
 mod ops;
 mod park;
+mod plain;
 mod pool;
 mod probe;
 mod socket;
@@ -30,6 +31,7 @@ pub use clock::RealClock;
 pub use disk::{DiskOptions, RingDisk};
 pub use net::RingNet;
 pub use park::RingPark;
+pub use plain::PlainFiles;
 pub(crate) use socket::{duplicate, listener, ring_error, socket_error, watch};
 pub use threads::{allowed_cores, pin_to_core};
 

@@ -11,8 +11,10 @@
 mod carry;
 mod index;
 mod load;
+mod plan;
 mod scan;
 mod scattered;
+mod spans;
 mod sweep;
 
 use std::collections::VecDeque;
@@ -26,6 +28,7 @@ use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, File
 use self::index::FileIndex;
 pub(crate) use self::index::IndexRun;
 use self::load::Load;
+pub use self::plan::ReadPlan;
 use self::scattered::Gather;
 pub use self::scattered::LiveOut;
 pub use self::sweep::{Sweep, SweptRun};
@@ -68,6 +71,8 @@ enum Want {
     Live { id: u64 },
     /// Scattered entries, for compaction.
     Moving,
+    /// Where scattered entries lie, for the caller who gave this id: no more than so many bytes of them.
+    Plan { id: u64, max_bytes: usize },
     /// A snapshot, to be written again because its file holds nothing else.
     Carry { slot: usize, at: Position, bytes: u32 },
 }
@@ -129,6 +134,7 @@ pub(crate) struct Reads {
     finished: VecDeque<(u64, Result<ReadOut, ReadError>)>,
     live: VecDeque<(u64, LiveOut)>,
     moving: VecDeque<LiveOut>,
+    plans: VecDeque<(u64, Option<ReadPlan>)>,
     /// The most recently used last.
     indexes: Vec<(u64, FileIndex)>,
     /// Groups whose snapshots are to be carried to a newer file.
@@ -194,9 +200,9 @@ impl Wal {
         self.reads.finished.pop_front()
     }
 
-    /// Whether [`poll_read`](Self::poll_read) or [`poll_live`](Self::poll_live) has a result.
+    /// Whether [`poll_read`](Self::poll_read), [`poll_live`](Self::poll_live) or [`poll_plan`](Self::poll_plan) has a result.
     pub fn has_finished_read(&self) -> bool {
-        !self.reads.finished.is_empty() || !self.reads.live.is_empty()
+        !self.reads.finished.is_empty() || !self.reads.live.is_empty() || !self.reads.plans.is_empty()
     }
 
     /// Whether [`poll_moving`](Self::poll_moving) has a result.
@@ -284,6 +290,12 @@ impl Wal {
                     None => Next::Finish,
                 };
             }
+            Want::Plan { .. } => {
+                return match &mut job.gather {
+                    Some(gather) => self.next_for_plan(gather),
+                    None => Next::Finish,
+                };
+            }
         };
         let index = job.out.first.plus(u64::from(job.out.count));
         let Some(group) = self.groups.find(job.group) else {
@@ -347,6 +359,9 @@ impl Wal {
                 return self.reads.live.extend(out.map(|out| (id, out)));
             }
             Want::Moving => return self.reads.moving.extend(job.gather.map(|gather| gather.into_out())),
+            Want::Plan { id, max_bytes } => {
+                return job.gather.into_iter().for_each(|gather| self.finish_plan(id, max_bytes, *gather));
+            }
         };
         let cut = self.groups.find(job.group).is_some_and(|group| group.cuts != job.cuts);
         if cut && job.out.count > 0 {

@@ -9,11 +9,12 @@
 //! out; (2) between two operations nothing is held: what was released meanwhile is `Released`, what was moved is looked
 //! for where it is now.
 
-use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
-use coracle_base::run::{ENTRY_HEADER_BYTES, Entries, RUN_HEADER_BYTES};
-use coracle_base::{GroupId, Index, RunError, RunRef};
+use coracle_base::run::{ENTRY_HEADER_BYTES, RUN_HEADER_BYTES};
+use coracle_base::{GroupId, Index};
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk};
 
+use super::load::Load;
+use super::spans::{Found, Place, RunEntries, SPAN_BYTES_MAX, Span, run_at, spans};
 use super::{Doing, Job, Next, Want};
 use crate::error::ReadError;
 use crate::format::{Position, SEGMENT};
@@ -21,16 +22,12 @@ use crate::groups::Group;
 use crate::wal::Wal;
 
 /// Entries in one read at most; the result says how many of those asked for it has.
-const KEYS_MAX: usize = 1024;
+pub(super) const KEYS_MAX: usize = 1024;
 /// Reads of one job in flight.
 const FLIGHTS_MAX: usize = 8;
-/// Entries that lie no further apart are read together.
-const GAP_BYTES_MAX: u64 = 64 * 1024;
-/// Unless together they are more than this.
-const SPAN_BYTES_MAX: u64 = 512 * 1024;
 
 /// An entry with its header, or why it could not be read.
-pub(crate) type Fetched = Result<Vec<u8>, ReadError>;
+pub(super) type Fetched = Result<Vec<u8>, ReadError>;
 
 /// Scattered entries read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,37 +37,21 @@ pub struct LiveOut {
     pub entries: Vec<(GroupId, Index, Result<Vec<u8>, ReadError>)>,
 }
 
-/// Where an entry's run lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    file_no: u64,
-    offset: u64,
-    /// As many as the run has, about.
-    bytes: u64,
-}
-
 #[derive(Debug)]
-struct Key {
-    group: GroupId,
-    index: Index,
+pub(super) struct Key {
+    pub(super) group: GroupId,
+    pub(super) index: Index,
     /// The group's cuts when it was read.
     cuts: u64,
-    place: Option<Place>,
-    found: Option<Fetched>,
-}
-
-/// Bytes to be read at once, and whose they are.
-#[derive(Debug)]
-struct Span {
-    from: Position,
-    bytes: u64,
-    keys: Vec<usize>,
+    pub(super) place: Option<Place>,
+    pub(super) found: Option<Fetched>,
 }
 
 /// One job's entries.
 #[derive(Debug, Default)]
 pub(super) struct Gather {
-    keys: Vec<Key>,
+    pub(super) keys: Vec<Key>,
+    max_bytes: usize,
     /// By the number of the operation, as long as it is in flight.
     flying: Vec<Option<Span>>,
     waiting: Vec<Span>,
@@ -89,35 +70,22 @@ impl Gather {
         LiveOut { entries: self.keys.into_iter().map(entry).collect() }
     }
 
-    /// Neighbours together.
+    /// What is to be read for the entries that are not found yet, of the files that are open.
     fn plan(&mut self, is_open: impl Fn(u64) -> bool) {
-        let wanted = |key: &Key| key.found.is_none() && key.place.is_some_and(|place| is_open(place.file_no));
-        let mut order: Vec<(Place, usize)> = Vec::new();
-        for (at, key) in self.keys.iter().enumerate().filter(|(_, key)| wanted(key)) {
-            order.extend(key.place.map(|place| (place, at)));
-        }
-        order.sort_unstable();
-        let mut spans: Vec<Span> = Vec::new();
-        for (place, key) in order {
-            let end = place.offset + place.bytes;
-            match spans.last_mut() {
-                Some(span)
-                    if span.from.file_no == place.file_no
-                        && place.offset <= span.from.offset + span.bytes + GAP_BYTES_MAX
-                        && end <= span.from.offset + SPAN_BYTES_MAX.max(span.bytes) =>
-                {
-                    span.bytes = span.bytes.max(end - span.from.offset);
-                    span.keys.push(key);
-                }
-                _ => {
-                    let start = place.offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-                    let from = Position { file_no: place.file_no, offset: start };
-                    spans.push(Span { from, bytes: end - start, keys: vec![key] });
-                }
-            }
-        }
-        spans.reverse();
-        self.waiting = spans;
+        let open = self.keys.iter().enumerate().filter(|(_, key)| key.found.is_none());
+        let wanted = open.filter_map(|(at, key)| Some((key.place?, key.index, at)));
+        self.waiting = spans(wanted.filter(|(place, ..)| is_open(place.file_no)).collect());
+        self.waiting.reverse();
+    }
+}
+
+/// Of entries of which more was read than is allowed, the last ones are left out: those that are larger than they were
+/// thought to be. One stays.
+pub(super) fn shed<K>(keys: &mut Vec<K>, max_bytes: usize, found: impl Fn(&K) -> &Option<Fetched>) {
+    let bytes = |key: &K| found(key).as_ref().and_then(|found| found.as_ref().ok()).map_or(0, Vec::len);
+    let mut sum: usize = keys.iter().map(bytes).sum();
+    while sum > max_bytes && keys.len() > 1 {
+        sum -= keys.pop().map_or(0, |key| bytes(&key));
     }
 }
 
@@ -132,14 +100,14 @@ impl Wal {
         indexes: &[Index],
         max_bytes: usize,
     ) {
-        let keys: Vec<_> = indexes.iter().take(KEYS_MAX).map(|index| (group, *index)).collect();
-        self.begin_gather(disk, Want::Live { id }, &keys, max_bytes);
+        let keys = indexes.iter().map(|index| (group, *index));
+        self.begin_gather(disk, Want::Live { id }, group, keys, max_bytes);
     }
 
     /// As [`read_live`](Self::read_live), of any groups, for compaction. [`poll_moving`](Self::poll_moving) has the
     /// result.
     pub fn read_moving<D: Disk>(&mut self, disk: &mut D, keys: &[(GroupId, Index)], max_bytes: usize) {
-        self.begin_gather(disk, Want::Moving, keys, max_bytes);
+        self.begin_gather(disk, Want::Moving, GroupId(0), keys.iter().copied(), max_bytes);
     }
 
     /// The result of a [`read_live`](Self::read_live) that is finished.
@@ -152,23 +120,24 @@ impl Wal {
         self.reads.moving.pop_front()
     }
 
-    fn begin_gather<D: Disk>(
+    pub(super) fn begin_gather<D: Disk>(
         &mut self,
         disk: &mut D,
         want: Want,
-        keys: &[(GroupId, Index)],
+        of: GroupId,
+        keys: impl Iterator<Item = (GroupId, Index)>,
         max_bytes: usize,
     ) {
-        let mut gather = Gather::default();
+        let mut gather = Gather { max_bytes, ..Gather::default() };
         let mut bytes = 0;
-        for (group, index) in keys.iter().take(KEYS_MAX) {
-            bytes += self.entry_bytes(*group, *index);
+        for (group, index) in keys.take(KEYS_MAX) {
+            bytes += self.entry_bytes(group, index);
             if bytes > max_bytes as u64 && !gather.keys.is_empty() {
                 break;
             }
-            gather.keys.push(Key { group: *group, index: *index, cuts: 0, place: None, found: None });
+            gather.keys.push(Key { group, index, cuts: 0, place: None, found: None });
         }
-        self.queue_job(want, GroupId(0), Index::ZERO, Some(Box::new(gather)));
+        self.queue_job(want, of, Index::ZERO, Some(Box::new(gather)));
         self.step_reads(disk);
     }
 
@@ -180,16 +149,25 @@ impl Wal {
 
     // ---- what to do next -----------------------------------------------------------------------------------------
 
-    pub(super) fn next_for_gather(&mut self, gather: &mut Gather) -> Next {
+    /// Finds out where all keys' runs lie that are not found yet. `Some`: something is to be done before.
+    pub(super) fn locate_all(&mut self, gather: &mut Gather) -> Option<Next> {
         for key in gather.keys.iter_mut().filter(|key| key.found.is_none()) {
-            let extent = self.groups.find(key.group).and_then(|group| group.extent_of(key.index));
+            let log = self.groups.find(key.group).filter(|log| log.cuts == key.cuts);
+            let extent = log.and_then(|log| log.extent_of(key.index));
             key.place =
                 key.place.filter(|place| extent.is_some_and(|extent| extent.file_no == place.file_no));
             if key.place.is_none()
                 && let Some(next) = self.locate(key)
             {
-                return next;
+                return Some(next);
             }
+        }
+        None
+    }
+
+    pub(super) fn next_for_gather(&mut self, gather: &mut Gather) -> Next {
+        if let Some(next) = self.locate_all(gather) {
+            return next;
         }
         gather.plan(|file_no| self.files.get(file_no).is_some_and(|file| file.handle.is_some()));
         if !gather.waiting.is_empty() {
@@ -248,7 +226,7 @@ impl Wal {
                     return None;
                 }
                 None if file.handle.is_none() => return Some(Next::Open { file_no }),
-                None => return Some(Next::Load(Box::new(super::load::Load::new(file_no, file)))),
+                None => return Some(Next::Load(Box::new(Load::new(file_no, file)))),
             },
         };
         let Some((offset, count)) = run else {
@@ -274,7 +252,7 @@ impl Wal {
                 && let Some(mut span) = gather.waiting.pop()
             {
                 span.keys.retain(|at| {
-                    let key = &mut gather.keys[*at];
+                    let Some(key) = gather.keys.get_mut(*at) else { return false };
                     let is_there = self.groups.find(key.group).is_some_and(|group| {
                         group.cuts == key.cuts
                             && group
@@ -310,66 +288,59 @@ impl Wal {
         let Some(gather) = &mut job.gather else { return };
         let Some(span) = gather.flying.get_mut(number as usize).and_then(Option::take) else { return };
         self.let_go(span.from.file_no);
-        for at in &span.keys {
-            let key = &mut gather.keys[*at];
-            let bytes = match (&done.result, &done.buf) {
-                (Ok(DiskOk::Read { bytes }), Some(buf)) => &buf[..(*bytes).min(buf.len())],
-                (Err(error), _) => {
-                    key.found = Some(Err(error.clone().into()));
-                    continue;
-                }
-                _ => &[],
-            };
-            self.take_entry(key, &span, bytes);
+        let keys: Vec<usize> = span.keys.iter().copied().filter(|at| *at < gather.keys.len()).collect();
+        match (&done.result, &done.buf) {
+            (Err(error), _) => {
+                keys.iter().for_each(|at| gather.keys[*at].found = Some(Err(error.clone().into())));
+            }
+            (Ok(DiskOk::Read { bytes }), Some(buf)) => {
+                let bytes = &buf[..(*bytes).min(buf.len())];
+                let runs: Vec<&[usize]> =
+                    keys.chunk_by(|one, next| gather.keys[*one].place == gather.keys[*next].place).collect();
+                runs.iter().for_each(|of_run| self.take_run_of(gather, &span, bytes, of_run));
+            }
+            // No answer to a read.
+            _ => {}
         }
+        shed(&mut gather.keys, gather.max_bytes, |key| &key.found);
         self.start_spans(disk, gather);
         job.doing = if gather.is_flying() { Doing::Gathering } else { Doing::Nothing };
     }
 
-    /// Takes a key's entry from the bytes of its span; if its run goes on beyond them, the whole run is read next time.
-    fn take_entry(&self, key: &mut Key, span: &Span, bytes: &[u8]) {
-        let Some(place) = key.place else { return };
-        let (file_no, index) = (place.file_no, key.index);
-        let at = (place.offset - span.from.offset) as usize;
-        let found = match RunRef::parse(bytes.get(at..).unwrap_or_default()) {
-            Ok(run) => self.entry_of(key.group, run, index, file_no),
-            Err(RunError::Truncated(short)) => {
-                let have = bytes.len().saturating_sub(at);
-                let wanted = (have + short.missing) as u64;
-                let is_short = bytes.len() < span.bytes as usize;
-                if is_short || wanted <= place.bytes || wanted > (BATCH_BYTES_MAX + BLOCK_BYTES) as u64 {
-                    Err(self.corrupt(file_no, index, "its run ends beyond the file"))
-                } else {
-                    key.place = Some(Place { bytes: wanted, ..place });
-                    return;
-                }
-            }
-            Err(error) => Err(self.corrupt(file_no, index, &error.to_string())),
+    /// Takes the entries of one run from the bytes of its span; if it goes on beyond them, all of it is read next time.
+    fn take_run_of(&self, gather: &mut Gather, span: &Span, bytes: &[u8], of_run: &[usize]) {
+        let Some(place) = of_run.first().and_then(|at| gather.keys[*at].place) else { return };
+        let found = run_at(span, place, bytes);
+        let mut entries = match &found {
+            Found::Run(run) => Some(RunEntries::new(*run)),
+            Found::Longer(_) | Found::Damaged(_) => None,
         };
-        key.found = Some(found);
+        for at in of_run {
+            let key = &mut gather.keys[*at];
+            match (&found, &mut entries) {
+                (Found::Longer(bytes), _) => key.place = Some(Place { bytes: *bytes, ..place }),
+                (Found::Damaged(why), _) => {
+                    key.found = Some(Err(self.corrupt(place.file_no, key.index, why)));
+                }
+                (Found::Run(_), Some(entries)) => {
+                    key.found = Some(self.take_entry(entries, key.group, key.index, place.file_no));
+                }
+                (Found::Run(_), None) => {}
+            }
+        }
     }
 
-    fn entry_of(&self, group: GroupId, run: RunRef<'_>, index: Index, file_no: u64) -> Fetched {
-        let mut entries = Entries::new(run.header.first(), run.body);
-        let (encoded, entry) = loop {
-            let encoded = entries.rest();
-            match entries.next() {
-                Some(entry) if run.header.group == group && entry.index == index => {
-                    break (&encoded[..encoded.len() - entries.rest().len()], entry);
-                }
-                Some(_) => {}
-                None => return Err(self.corrupt(file_no, index, "another run lies there")),
-            }
-        };
+    fn take_entry(
+        &self,
+        entries: &mut RunEntries<'_>,
+        group: GroupId,
+        index: Index,
+        file_no: u64,
+    ) -> Fetched {
         let log = self.held(group, index)?;
         // Of live entries below the log the term is not kept: their place says which they are.
-        let is_other = index > log.base && log.term_at(index) != Some(entry.header.term);
-        if is_other && log.extent_of(index).is_some_and(|extent| extent.file_no == file_no) {
-            return Err(self.corrupt(file_no, index, "it is of another term"));
-        }
-        if coracle_base::checksum::crc32c(entry.payload) != entry.header.payload_crc {
-            return Err(self.corrupt(file_no, index, "its payload checksum does not hold"));
-        }
-        Ok(encoded.to_vec())
+        let lies_here = log.extent_of(index).is_some_and(|extent| extent.file_no == file_no);
+        let term = if index > log.base && lies_here { log.term_at(index) } else { None };
+        entries.take(group, index, term).map_err(|why| self.corrupt(file_no, index, why))
     }
 }
