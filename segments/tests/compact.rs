@@ -378,6 +378,28 @@ fn a_missing_segment_is_told_and_a_strange_one_is_put_aside() {
     assert!(matches!(read[0].1, Err(ReadError::Corrupt { .. })), "{read:?}");
 }
 
+/// A read that fails once fails once: a segment whose index could not be read is not one without an index.
+#[test]
+fn a_segment_that_cannot_be_read_now_is_asked_again() {
+    let mut sparse = Sparse::new(9);
+    for _ in 0..12 {
+        sparse.round();
+    }
+    sparse.yard.compactor.run_now();
+    sparse.yard.restart(52);
+    let yard = &mut sparse.yard;
+    let image = yard.rig.disk.durable_image();
+    let is_segment = |path: &&std::path::PathBuf| path.extension().is_some_and(|ext| ext == "seg");
+    for path in image.paths().iter().filter(is_segment) {
+        yard.rig.disk.fail_next(OpKind::Read, Some(path), 5);
+    }
+    let index = [Index(37)];
+    let read = read_live(&mut yard.rig.wal, &mut yard.rig.disk, 1, &index, 1000);
+    assert!(matches!(read[0].1, Err(ReadError::Disk(_))), "{read:?}");
+    let again = read_live(&mut yard.rig.wal, &mut yard.rig.disk, 1, &index, 1000);
+    assert!(again[0].1.is_ok(), "{again:?}");
+}
+
 /// What is read is not what was written there later: a file is not reused, nor removed, while somebody reads it.
 fn read_while_files_are_reused() -> Result<(), String> {
     for seed in 0..12 {

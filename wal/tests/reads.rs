@@ -5,7 +5,8 @@ mod common;
 
 use common::Rig;
 use coracle_base::{GroupId, Index};
-use coracle_io::fake::Completing;
+use coracle_io::Disk;
+use coracle_io::fake::{Completing, Damage, OpKind};
 use coracle_wal::ReadError;
 
 /// Simulator seed 763: a file was indexed for a reader while its last batches were on their way; they were missing from
@@ -29,4 +30,129 @@ fn a_file_is_indexed_only_when_all_of_it_is_there() {
     rig.settle();
     assert!(rig.wal.stats().files > first_file, "the log has gone on");
     assert_eq!(rig.check(), Ok(()));
+}
+
+fn payload(group: u64, index: u64, term: u64, bytes: usize) -> Vec<u8> {
+    let batch = common::entries(group, index, term, 1, bytes);
+    coracle_base::run::Entries::new(Index(index), batch.bytes()).next().unwrap().payload.to_vec()
+}
+
+/// Storage seed 13 of the simulator: a run whose second entry was overwritten in the same file gave both when a range of
+/// entries that live on was read.
+#[test]
+fn a_range_that_lives_on_has_nothing_that_was_overwritten() {
+    let mut rig = Rig::fresh(32);
+    rig.append(1, 0, 1, 1, 2, 100);
+    rig.append(1, 1, 2, 2, 1, 100);
+    rig.put_snapshot_live(1, 2, 2, &[1, 2], b"both live on");
+    rig.settle();
+    let mut next = Index(1);
+    while next <= Index(2) {
+        let read = common::read_some(&mut rig.wal, &mut rig.disk, 1, next, Index(2), 10_000).unwrap();
+        for entry in coracle_base::run::Entries::new(read.first, &read.body) {
+            assert_eq!(entry.header.term.0, entry.index.0, "the first of term 1, the second of term 2");
+        }
+        next = next.plus(u64::from(read.count));
+    }
+}
+
+/// Storage seed 134: a reader that waits for its bytes while they are overwritten looks again.
+#[test]
+fn what_is_overwritten_while_it_is_read_is_not_called_damaged() {
+    let mut rig = Rig::fresh(33);
+    rig.append(1, 0, 1, 1, 1, 100);
+    rig.settle();
+    rig.disk.set_completing(Completing::Manual);
+    let not_durable = ReadError::NotDurable { index: Index(1) };
+    rig.wal.read(&mut rig.disk, 5, GroupId(1), Index(1), Index(1), 1000);
+    overwrite(&mut rig, 2);
+    assert_eq!(rig.wal.poll_read(), Some((5, Err(not_durable.clone()))));
+    rig.settle();
+
+    rig.disk.set_completing(Completing::Manual);
+    rig.wal.read_live(&mut rig.disk, 6, GroupId(1), &[Index(1)], 1000);
+    overwrite(&mut rig, 3);
+    assert_eq!(rig.wal.poll_live().unwrap().1.entries[0].2, Err(not_durable));
+}
+
+/// Overwrites entry 1 while a read of it is in flight, which then ends.
+fn overwrite(rig: &mut Rig, term: u64) {
+    rig.disk.submit().unwrap();
+    rig.append(1, 0, term, term, 1, 100);
+    let flights = rig.disk.flights();
+    let read = flights.iter().position(|flight| flight.kind == OpKind::Read);
+    rig.disk.complete(read.expect("a read is in flight"));
+    rig.complete().unwrap();
+}
+
+/// Storage seed 3: an entry in a file that is still to be made was said to be in a file that is missing.
+#[test]
+fn what_has_no_file_yet_is_not_durable() {
+    let mut rig = Rig::fresh(34);
+    rig.disk.set_completing(Completing::Manual);
+    for last in 0..200 {
+        rig.append(1, last, 1, 1, 1, 3000);
+    }
+    let not_durable = ReadError::NotDurable { index: Index(200) };
+    rig.wal.read(&mut rig.disk, 5, GroupId(1), Index(200), Index(200), 1000);
+    assert_eq!(rig.wal.poll_read(), Some((5, Err(not_durable.clone()))));
+    rig.wal.read_live(&mut rig.disk, 6, GroupId(1), &[Index(200)], 1000);
+    assert_eq!(rig.wal.poll_live().unwrap().1.entries[0].2, Err(not_durable));
+}
+
+/// Storage seed 479: the batch with an entry's newer version cannot be read, and the older one lies before it in the file.
+#[test]
+fn damage_does_not_bring_back_what_was_overwritten() {
+    let mut rig = Rig::fresh(35);
+    rig.append(1, 0, 1, 1, 1, 100);
+    rig.settle();
+    rig.append(1, 0, 2, 2, 1, 100);
+    rig.settle();
+    rig.put_snapshot_live(1, 1, 2, &[1], b"it lives on");
+    while rig.wal.stats().checkpoints < 3 {
+        let last = rig.model().last(2);
+        rig.append(2, last, 1, 1, 1, 3000);
+        rig.settle();
+    }
+    // From now on its run is looked for in the file's index.
+    rig.append(1, 1, 2, 2, 1, 100);
+    rig.settle();
+    let file = std::path::Path::new(common::DIR).join("00000001.wal");
+    let bytes = rig.disk.read_file(&file).unwrap();
+    let newer = payload(1, 1, 2, 100);
+    let at = bytes.windows(newer.len()).position(|window| window == newer).unwrap();
+    rig.disk.corrupt(&file, at as u64, Damage::FlipBit { bit: 0 });
+    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+    assert!(matches!(read[0].1, Err(ReadError::Corrupt { .. })), "{read:?}");
+}
+
+/// Storage seed 11: an entry that a snapshot brought along lies in the file after one of another term that the log had
+/// there.
+#[test]
+fn what_was_placed_is_read_and_not_what_the_log_held_there() {
+    let mut rig = Rig::fresh(36);
+    rig.append(1, 0, 2, 2, 1, 100);
+    let placed = common::entries(1, 1, 3, 1, 100);
+    let header = coracle_base::RunHeader {
+        group: GroupId(1),
+        accepted_term: coracle_base::Term(3),
+        prev_index: Index::ZERO,
+        prev_term: coracle_base::Term(0),
+        count: 1,
+        body_bytes: placed.bytes().len() as u32,
+    };
+    rig.wal.place(&header, &[placed.bytes()]);
+    rig.put_snapshot_live(1, 5, 3, &[1], b"of the leader");
+    // The log goes on in the same file, then in others.
+    for last in 5..60 {
+        rig.append(1, last, 3, 3, 1, 3000);
+        rig.settle();
+        let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+        match &read[0].1 {
+            Ok(found) => assert_eq!(*found, payload(1, 1, 3, 100)),
+            Err(error) => assert_eq!(*error, ReadError::NotDurable { index: Index(1) }),
+        }
+    }
+    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+    assert_eq!(read[0].1, Ok(payload(1, 1, 3, 100)));
 }

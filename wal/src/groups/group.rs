@@ -68,6 +68,8 @@ pub(crate) struct Group {
     pub(crate) live: Vec<Extent>,
     /// Entries that came before the snapshot that names them.
     pub(crate) placed: Vec<Extent>,
+    /// The newest file that such an entry came in.
+    pub(super) placed_in: u64,
     /// The group is gone for good.
     pub(crate) deleted: bool,
     /// Entries that were acknowledged may be missing.
@@ -99,6 +101,7 @@ impl Group {
             extents: Extents::default(),
             live: Vec::new(),
             placed: Vec::new(),
+            placed_in: 0,
             deleted: false,
             suspect: false,
             state_lost: false,
@@ -174,10 +177,12 @@ impl Group {
         self.live[..after].last().copied().filter(|extent| index <= extent.last())
     }
 
-    /// Where an entry's run lies, if its file is the newest with entries of this group.
+    /// Where an entry's run lies, if its file is the newest with entries of this group. Of entries that live on and may have
+    /// been placed there only the file's index knows.
     pub(crate) fn run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
-        let is_newest = file_no == self.tail.file_no;
-        is_newest.then(|| runs.find(file_no, self.newest, &self.marks, index)).flatten()
+        let may_be_placed = file_no <= self.placed_in && index <= self.base;
+        let is_known = file_no == self.tail.file_no && !may_be_placed;
+        is_known.then(|| runs.find(file_no, self.newest, &self.marks, index)).flatten()
     }
 
     /// A run was written: `spans` are its (term, entries), `at` is where its body lies, in batch `seq`.
@@ -397,6 +402,7 @@ impl Group {
             base_term: first.base_term,
             snapshot: first.snapshot,
             last: first.last,
+            placed_in: self.placed_in,
             suspect: first.suspect,
             state_lost: first.state_lost,
             ..Self::new(self.id, self.slot)

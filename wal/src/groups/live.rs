@@ -55,6 +55,7 @@ impl Group {
         refs.hold_extent(&extent);
         refs.place_extent(&extent);
         self.placed.push(extent);
+        self.placed_in = at.file_no;
     }
 
     /// Entries that lie in file `from` lie in file `to` now.

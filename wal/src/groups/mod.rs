@@ -123,6 +123,11 @@ impl Groups {
         &self.runs
     }
 
+    /// In a replay: runs that would come next cannot be read.
+    pub(crate) fn miss_runs(&mut self) {
+        self.runs.miss();
+    }
+
     /// The runs of a file in their order, if they are known from its beginning.
     pub(crate) fn runs_in(&self, file_no: u64) -> Option<impl Iterator<Item = IndexRun>> {
         let index_run = |run: &RunAt| {

@@ -94,6 +94,8 @@ impl FileRuns {
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     files: VecDeque<FileRuns>,
+    /// What lies next may have been the beginning of a file.
+    missed: bool,
 }
 
 impl Runs {
@@ -132,7 +134,7 @@ impl Runs {
     /// The list of this file, which is the newest or begins now.
     fn file(&mut self, file_no: u64) -> &mut FileRuns {
         if self.files.back().is_none_or(|newest| newest.file_no != file_no) {
-            let is_whole = !self.files.is_empty();
+            let is_whole = !std::mem::take(&mut self.missed) && !self.files.is_empty();
             self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole });
             let older =
                 |files: &VecDeque<FileRuns>| files.iter().rev().skip(2).map(FileRuns::bytes).sum::<usize>();
@@ -141,6 +143,12 @@ impl Runs {
             }
         }
         self.files.back_mut().expect("a file was just put there, or was there before")
+    }
+
+    /// Runs that would come next cannot be read.
+    pub(super) fn miss(&mut self) {
+        self.missed = true;
+        self.files.iter_mut().next_back().into_iter().for_each(|file| file.is_whole = false);
     }
 
     /// The newest run that covers an entry of the group whose `newest` and `marks` these are.

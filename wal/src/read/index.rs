@@ -2,6 +2,10 @@
 //!
 //! That run is the right one for every entry that the group's extents place in this file: had a later record of the
 //! same file overwritten it, that one would be the newest; had a record of a later file, so would the extent be there.
+//!
+//! Of a damaged file that cannot be said: what overwrote a run may be what cannot be read. An entry of the log shows by its
+//! term which one it is. Of one that lives on below it the term is not kept: it is looked for only where nothing behind it
+//! is damaged.
 
 use coracle_base::{GroupId, Index};
 
@@ -29,11 +33,14 @@ impl IndexRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileIndex {
     runs: Vec<IndexRun>,
+    /// Something behind a run at a lower offset could not be read.
+    doubt_before: u64,
 }
 
 impl FileIndex {
-    /// From the runs in the order in which they lie in the file.
-    pub(crate) fn new(mut in_file_order: Vec<IndexRun>) -> Self {
+    /// From the runs in the order in which they lie in the file; what lay last of what could not be read began at
+    /// `doubt_before`.
+    pub(crate) fn new(mut in_file_order: Vec<IndexRun>, doubt_before: u64) -> Self {
         in_file_order.sort_by_key(|run| run.group);
         let mut runs: Vec<IndexRun> = Vec::with_capacity(in_file_order.len());
         let mut group_start = 0;
@@ -43,7 +50,7 @@ impl FileIndex {
             }
             overlay(&mut runs, group_start, run);
         }
-        Self { runs }
+        Self { runs, doubt_before }
     }
 
     /// What it takes in memory.
@@ -51,10 +58,11 @@ impl FileIndex {
         self.runs.capacity() * size_of::<IndexRun>()
     }
 
-    /// The run that covers an entry.
-    pub(crate) fn find(&self, group: GroupId, index: Index) -> Option<IndexRun> {
+    /// The run that covers an entry; of one that lives on below the log, only if it is certain to be the newest.
+    pub(crate) fn find(&self, group: GroupId, index: Index, lives_on: bool) -> Option<IndexRun> {
         let after = self.runs.partition_point(|run| (run.group, run.first) <= (group, index.0));
-        self.runs[..after].last().copied().filter(|run| run.group == group && index.0 < run.end())
+        let run = self.runs[..after].last().filter(|run| run.group == group && index.0 < run.end());
+        run.copied().filter(|run| !lives_on || u64::from(run.offset) >= self.doubt_before)
     }
 }
 
@@ -88,11 +96,11 @@ mod tests {
         ) {
             let runs: Vec<_> =
                 runs.iter().enumerate().map(|(i, (group, first, count))| run(*group, *first, *count, i as u32)).collect();
-            let index = FileIndex::new(runs.clone());
+            let index = FileIndex::new(runs.clone(), 0);
             for group in 0..3 {
                 for at in 0..45 {
                     let newest = runs.iter().rev().find(|r| r.group.0 == group && r.first <= at && at < r.end());
-                    let found = index.find(GroupId(group), Index(at));
+                    let found = index.find(GroupId(group), Index(at), true);
                     prop_assert_eq!(found.map(|r| r.offset), newest.map(|r| r.offset));
                 }
             }

@@ -1,12 +1,15 @@
 //! How the index of a file that is not in memory is made: from a scan of a file of the log, or from a segment's own.
 
 use coracle_base::limits::BLOCK_BYTES;
+use coracle_io::{Disk, DiskDone, DiskOk};
 
 use super::index::{FileIndex, IndexRun};
 use super::scan::Scan;
+use super::{Doing, Job};
 use crate::files::File;
 use crate::format::segment::Trailer;
-use crate::format::{SEGMENT, Uuid};
+use crate::format::{Position, SEGMENT, Uuid};
+use crate::wal::Wal;
 
 /// The making of one index.
 #[derive(Debug)]
@@ -39,12 +42,13 @@ impl Load {
         }
     }
 
-    /// The piece could not be read.
-    pub(crate) fn on_error(&mut self) {
+    /// The piece could not be read. Without any piece of a segment's own index there is none; a scan goes on behind it.
+    fn on_error(&mut self) -> bool {
         match self {
             Self::Log(scan) => scan.on_error(),
-            Self::Segment(load) => load.step = Step::Done,
+            Self::Segment(_) => return false,
         }
+        true
     }
 
     /// Takes the piece that was asked for.
@@ -59,8 +63,38 @@ impl Load {
     pub(crate) fn finish(self) -> FileIndex {
         match self {
             Self::Log(scan) => scan.finish(),
-            Self::Segment(load) => FileIndex::new(load.index),
+            Self::Segment(load) => FileIndex::new(load.index, 0),
         }
+    }
+}
+
+impl Wal {
+    pub(super) fn go_on_loading<D: Disk>(&mut self, disk: &mut D, mut job: Job, load: Box<Load>) {
+        match load.wants() {
+            Some((offset, bytes)) => {
+                self.start_read(disk, 0, Position { file_no: load.file_no(), offset }, bytes);
+                job.doing = Doing::Loading(load);
+            }
+            None => self.reads.keep_index(load.file_no(), load.finish()),
+        }
+        self.reads.current = Some(job);
+    }
+
+    /// A piece was read, or could not be: what cannot be read now is not kept as something that is not there.
+    pub(super) fn on_loaded<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        job: Job,
+        mut load: Box<Load>,
+        done: &DiskDone,
+    ) {
+        self.let_go(load.file_no());
+        match (&done.result, &done.buf) {
+            (Ok(DiskOk::Read { bytes }), Some(buf)) => load.on_bytes(&buf[..(*bytes).min(buf.len())]),
+            (Err(error), _) if !load.on_error() => return self.fail_file(job, load.file_no(), error),
+            _ => {}
+        }
+        self.go_on_loading(disk, job, load);
     }
 }
 

@@ -162,7 +162,7 @@ impl Reads {
             }
             None if file_no == newest => return None,
             None => {
-                let index = FileIndex::new(groups.runs_in(file_no)?.collect());
+                let index = FileIndex::new(groups.runs_in(file_no)?.collect(), 0);
                 self.keep_index(file_no, index);
             }
         }
@@ -311,14 +311,14 @@ impl Wal {
         };
         let file_no = extent.file_no;
         let Some(file) = self.files.get(file_no) else {
-            return Next::Fail(self.corrupt(file_no, index, "the file is missing"));
+            return Next::Fail(self.missing(file_no, index));
         };
         let run = group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
         let is_whole = self.is_whole_on_disk(file_no, file);
         let run = match run {
             Some(offset) => Some(offset),
             None => match self.reads.index(file_no, &self.groups, self.stage_file) {
-                Some(found) => found.find(job.group, index).map(|run| run.offset),
+                Some(found) => found.find(job.group, index, index <= group.base).map(|run| run.offset),
                 // An index that is made before every batch of the file is there would miss the last ones for ever.
                 None if !is_whole => {
                     return Next::Fail(ReadError::NotDurable { index });
@@ -364,8 +364,8 @@ impl Wal {
             }
         };
         let cut = self.groups.find(job.group).is_some_and(|group| group.cuts != job.cuts);
-        if cut && job.out.count > 0 {
-            // Part of it may have been overwritten since it was read.
+        if cut && (job.out.count > 0 || matches!(result, Err(ReadError::Corrupt { .. }))) {
+            // Part of it may have been overwritten since it was read, or since it was looked for.
             self.reads.queue.push_front(job);
             return;
         }
@@ -399,16 +399,7 @@ impl Wal {
                         _ => self.finish_job(job, Ok(())),
                     }
                 }
-                Doing::Loading(mut load) => {
-                    self.let_go(load.file_no());
-                    match (&done.result, &done.buf) {
-                        (Ok(DiskOk::Read { bytes }), Some(buf)) => {
-                            load.on_bytes(&buf[..(*bytes).min(buf.len())])
-                        }
-                        _ => load.on_error(),
-                    }
-                    self.go_on_loading(disk, job, load);
-                }
+                Doing::Loading(load) => self.on_loaded(disk, job, load, &done),
                 Doing::Gathering => {
                     self.on_span(disk, &mut job, number, &done);
                     self.reads.current = Some(job);
@@ -453,17 +444,6 @@ impl Wal {
         }
     }
 
-    fn go_on_loading<D: Disk>(&mut self, disk: &mut D, mut job: Job, load: Box<Load>) {
-        match load.wants() {
-            Some((offset, bytes)) => {
-                self.start_read(disk, 0, Position { file_no: load.file_no(), offset }, bytes);
-                job.doing = Doing::Loading(load);
-            }
-            None => self.reads.keep_index(load.file_no(), load.finish()),
-        }
-        self.reads.current = Some(job);
-    }
-
     fn on_bytes<D: Disk>(&mut self, disk: &mut D, mut job: Job, from: Position, buf: &Buffer, bytes: usize) {
         let bytes = &buf[..bytes.min(buf.len())];
         if let Want::Carry { slot, at, bytes: length } = job.want {
@@ -505,7 +485,7 @@ impl Wal {
                 return Ok(None);
             }
             match RunRef::parse(run_bytes) {
-                Ok(run) => self.take_run(job, run, index, from.file_no)?,
+                Ok(run) => self.take_run(job, run, index, Position { offset, ..from })?,
                 Err(RunError::Truncated(_)) if job.out.count > before => return Ok(None),
                 Err(RunError::Truncated(short)) => {
                     let wanted = (bytes.len() + short.missing).next_multiple_of(BLOCK_BYTES);
@@ -531,18 +511,29 @@ impl Wal {
         let run = of_group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
         let offset = match run {
             Some(offset) => offset,
-            None => self.reads.index(file_no, &self.groups, self.stage_file)?.find(group, index)?.offset,
+            None => {
+                self.reads
+                    .index(file_no, &self.groups, self.stage_file)?
+                    .find(group, index, index <= of_group.base)?
+                    .offset
+            }
         };
         Some(u64::from(offset))
     }
 
     /// Takes the entries of a run from `index` on, as far as the log holds them there.
-    fn take_run(&self, job: &mut Job, run: RunRef<'_>, index: Index, file_no: u64) -> Result<(), ReadError> {
+    fn take_run(
+        &mut self,
+        job: &mut Job,
+        run: RunRef<'_>,
+        index: Index,
+        at: Position,
+    ) -> Result<(), ReadError> {
         let Want::Entries { last, max_bytes, .. } = job.want else { return Ok(()) };
+        let file_no = at.file_no;
         if run.header.group != job.group || run.header.first() > index || run.header.last() < index {
             return Err(self.corrupt(file_no, index, "another run lies there"));
         }
-        let Some(group) = self.groups.find(job.group) else { return Ok(()) };
         let mut entries = Entries::new(run.header.first(), run.body);
         loop {
             let encoded = entries.rest();
@@ -555,10 +546,11 @@ impl Wal {
             if entry.index > last || job.full {
                 return Ok(());
             }
+            let Some(group) = self.groups.find(job.group) else { return Ok(()) };
             // Of live entries below the log the term is not kept: their place says which they are.
             let is_held = match group.term_at(entry.index).filter(|_| entry.index > group.base) {
                 Some(term) => term == entry.header.term,
-                None => group.extent_of(entry.index).is_some_and(|extent| extent.file_no == file_no),
+                None => self.run_in(file_no, job.group, entry.index) == Some(at.offset),
             };
             if !is_held {
                 // Beyond what the log holds of this run.
@@ -574,6 +566,14 @@ impl Wal {
             job.out.body.extend_from_slice(encoded);
             job.out.count += 1;
         }
+    }
+
+    /// A file that is not there: still to be made, or gone.
+    fn missing(&self, file_no: u64, index: Index) -> ReadError {
+        if file_no & SEGMENT == 0 && file_no > self.ready_upto {
+            return ReadError::NotDurable { index };
+        }
+        self.corrupt(file_no, index, "the file is missing")
     }
 
     fn corrupt(&self, file_no: u64, index: Index, why: &str) -> ReadError {

@@ -1,7 +1,8 @@
 //! Builds the index of a sealed file by reading it once, a piece at a time.
 //!
 //! Damage costs only what it covers: after a batch that does not hold, the scan goes on at the next block at which one
-//! does. What is not in the index is reported as damaged when somebody asks for it.
+//! does. What is not in the index is reported as damaged when somebody asks for it; so is what may have been overwritten by
+//! what could not be read (`index.rs`).
 
 use coracle_base::codec::Reader;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
@@ -35,6 +36,8 @@ pub(crate) struct Scan {
     end: u64,
     window: Window,
     runs: Vec<IndexRun>,
+    /// Where the last block lies that holds no batch.
+    hole_at: u64,
 }
 
 impl Scan {
@@ -47,6 +50,7 @@ impl Scan {
             end: file.end.min(file.bytes),
             window: Window::Full,
             runs: Vec::new(),
+            hole_at: 0,
         }
     }
 
@@ -69,6 +73,7 @@ impl Scan {
     }
 
     fn skip_block(&mut self) {
+        self.hole_at = self.offset;
         self.offset += BLOCK;
         self.window = Window::Full;
     }
@@ -79,8 +84,8 @@ impl Scan {
         while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= BLOCK_BYTES) {
             let here = self.offset + at as u64;
             let head = BatchHead::decode(rest, self.seed, self.uuid_low).filter(|head| head.self_off == here);
-            at += match head {
-                None => BLOCK_BYTES,
+            let taken = match head {
+                None => None,
                 Some(head) => match rest.get(..head.batch_bytes() as usize) {
                     Some(batch) => self.take_batch(&head, batch),
                     None if at > 0 => break,
@@ -88,9 +93,13 @@ impl Scan {
                         self.window = Window::Batch(head.batch_bytes());
                         return;
                     }
-                    None => BLOCK_BYTES,
+                    None => None,
                 },
             };
+            if taken.is_none() {
+                self.hole_at = here;
+            }
+            at += taken.unwrap_or(BLOCK_BYTES);
         }
         match at {
             0 => self.skip_block(),
@@ -99,14 +108,14 @@ impl Scan {
         self.window = Window::Full;
     }
 
-    /// Takes the runs of a batch if it holds. Returns how far to go on.
-    fn take_batch(&mut self, head: &BatchHead, batch: &[u8]) -> usize {
+    /// Takes the runs of a batch if it holds. Returns its bytes.
+    fn take_batch(&mut self, head: &BatchHead, batch: &[u8]) -> Option<usize> {
         let (_, payload) = batch.split_at(BATCH_HEADER_BYTES);
         if !head.payload_holds(payload, self.seed) {
-            return BLOCK_BYTES;
+            return None;
         }
         self.add_runs(&payload[..head.payload_bytes as usize], head.self_off + BATCH_HEADER_BYTES as u64);
-        batch.len()
+        Some(batch.len())
     }
 
     fn add_runs(&mut self, payload: &[u8], payload_at: u64) {
@@ -128,6 +137,6 @@ impl Scan {
 
     /// The index, when nothing is left to read.
     pub(crate) fn finish(self) -> FileIndex {
-        FileIndex::new(self.runs)
+        FileIndex::new(self.runs, self.hole_at)
     }
 }

@@ -178,14 +178,16 @@ impl Wal {
             return Next::Open { file_no: place.file_no };
         }
         let mut all_current = true;
-        for key in gather.keys.iter_mut().filter(|key| matches!(key.found, Some(Ok(_)))) {
-            if self.groups.find(key.group).is_some_and(|group| group.cuts != key.cuts) {
-                // It may have been overwritten since it was read.
-                (key.found, key.place) = (None, None);
-                all_current = false;
-            } else if let Err(released) = self.held(key.group, key.index) {
-                key.found = Some(Err(released));
+        for key in &mut gather.keys {
+            let held = self.held(key.group, key.index);
+            match (&key.found, held) {
+                // It was read, and may have been overwritten since; or it was not there, and now it is.
+                (Some(Ok(_)), Ok(group)) if group.cuts != key.cuts => (key.found, key.place) = (None, None),
+                (Some(Err(ReadError::Released { .. })), Ok(_)) => (key.found, key.place) = (None, None),
+                (Some(Ok(_)), Err(released)) => key.found = Some(Err(released)),
+                _ => {}
             }
+            all_current &= key.found.is_some();
         }
         if all_current { Next::Finish } else { Next::Again }
     }
@@ -211,16 +213,17 @@ impl Wal {
         };
         let extent = group.extent_of(index)?;
         key.cuts = group.cuts;
+        let lives_on = index <= group.base;
         let file_no = extent.file_no;
         let Some(file) = self.files.get(file_no) else {
-            key.found = Some(Err(self.corrupt(file_no, index, "the file is missing")));
+            key.found = Some(Err(self.missing(file_no, index)));
             return None;
         };
         let is_whole = self.is_whole_on_disk(file_no, file);
         let run = match group.run_of(file_no, index, self.groups.runs()) {
             Some(run) => Some((run.offset, run.count)),
             None => match self.reads.index(file_no, &self.groups, self.stage_file) {
-                Some(found) => found.find(key.group, index).map(|run| (run.offset, run.count)),
+                Some(found) => found.find(key.group, index, lives_on).map(|run| (run.offset, run.count)),
                 None if !is_whole => {
                     key.found = Some(Err(ReadError::NotDurable { index }));
                     return None;
@@ -288,7 +291,16 @@ impl Wal {
         let Some(gather) = &mut job.gather else { return };
         let Some(span) = gather.flying.get_mut(number as usize).and_then(Option::take) else { return };
         self.let_go(span.from.file_no);
-        let keys: Vec<usize> = span.keys.iter().copied().filter(|at| *at < gather.keys.len()).collect();
+        let mut keys = Vec::with_capacity(span.keys.len());
+        for at in span.keys.iter().copied() {
+            let Some(key) = gather.keys.get_mut(at) else { continue };
+            if self.groups.find(key.group).is_some_and(|group| group.cuts == key.cuts) {
+                keys.push(at);
+            } else {
+                // It may have been overwritten in the same file: what was read is no longer what was looked for.
+                key.place = None;
+            }
+        }
         match (&done.result, &done.buf) {
             (Err(error), _) => {
                 keys.iter().for_each(|at| gather.keys[*at].found = Some(Err(error.clone().into())));

@@ -485,8 +485,8 @@ fn files_in_use(
             _ if link.file_no == tail.at.file_no => tail.at.offset,
             _ if link.cut.is_some() => link.cut.map_or(link.bytes, |cut| cut.end),
             Some(entry) if !is_replayed => entry.end,
-            // Its batches go on in the next file: whatever holds in it is the log's.
-            _ => link.bytes,
+            // Its batches go on in the next file.
+            _ => replay.ends.get(&link.file_no).map_or(link.bytes, |end| link.bytes.min(*end)),
         };
         files.insert(link.file_no, File::closed(link.uuid, end, link.bytes));
     }

@@ -3,6 +3,8 @@
 //! A page says what its groups are at its own place in the log, so it replaces whatever the records before it made of
 //! them; those may have made little sense without it. Records after it come on top.
 
+use std::collections::BTreeMap;
+
 use coracle_base::codec::Reader;
 use coracle_base::{GroupId, RunHeader, RunRef};
 
@@ -56,6 +58,8 @@ pub(crate) struct Replay<'a> {
     boot_epoch: u32,
     /// The last file of which a batch was taken, and the first.
     pub(crate) files: Option<(u64, u64)>,
+    /// Where the batches of each file end, as far as they can be read.
+    pub(crate) ends: BTreeMap<u64, u64>,
 }
 
 impl<'a> Replay<'a> {
@@ -78,6 +82,7 @@ impl<'a> Replay<'a> {
             states_missing: None,
             boot_epoch: 0,
             files: None,
+            ends: BTreeMap::new(),
         }
     }
 
@@ -253,6 +258,7 @@ impl Sink for Replay<'_> {
         self.boot_epoch = head.boot_epoch;
         let first = self.files.map_or(at.file_no, |(first, _)| first);
         self.files = Some((first, at.file_no));
+        self.ends.insert(at.file_no, at.offset + head.batch_bytes());
         Ok(true)
     }
 
@@ -267,6 +273,9 @@ impl Sink for Replay<'_> {
             self.states_lost = true;
         }
         self.incomplete = true;
+        self.groups.miss_runs();
+        // Until a later batch says more.
+        self.ends.insert(at.file_no, u64::MAX);
     }
 
     fn is_done(&self) -> bool {
