@@ -203,9 +203,9 @@ fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
         steps += 1;
     }
     assert!(steps >= 300 / 256 + GROUPS / 256, "{steps} steps for {GROUPS} groups in {} files", files(&yard));
-    // What it found step by step is all there was.
+    // What it found step by step is all there was; a few files have nothing but pages of the checkpoint.
     yard.settle();
-    assert!(files(&yard) < 20, "{}", files(&yard));
+    assert!(files(&yard) < 30, "{}", files(&yard));
     yard.rig.check().unwrap();
 }
 

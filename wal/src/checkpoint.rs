@@ -2,34 +2,43 @@
 //!
 //! A checkpoint is a series of pages, then a root, all of them ordinary records. A page tells its groups as they are at
 //! its own place in the log, so nothing has to stand still while the others are written. It counts once its root is
-//! durable. Two are kept: files whose records precede the older one may be reused.
+//! durable. Two are kept: files whose records precede the older one may be reused, unless pages lie there that one of
+//! the two only names (`pages.rs`).
+
+use std::collections::BTreeSet;
+
+use coracle_base::checksum::crc32c;
+use coracle_base::limits::BATCH_BYTES_MAX;
 
 use crate::files::{File, Files};
-use crate::format::page::{
-    Begin, FileEntry, PAGE_GROUPS_MAX, PAGE_PREFIX_BYTES, Page, Part, ROOT_PREFIX_BYTES, Root,
-};
-use crate::format::record::RecordKind;
-use crate::format::{SEGMENT, Uuid};
-use crate::groups::Groups;
+use crate::format::page::{Begin, FileEntry, PAGE_PREFIX_BYTES, Page, PageCopy, Part, Piece, Root};
+use crate::format::record::{RECORD_HEADER_BYTES, RecordKind};
+use crate::format::{Position, SEGMENT, Uuid};
+use crate::groups::{Groups, PAGE_GROUPS};
+use crate::pages::{Pages, files_of};
 use crate::wal::Wal;
 
 /// Checkpoint bytes in one submission.
 const STEP_BYTES: usize = 64 * 1024;
-/// A page is closed beyond this.
-const PAGE_BYTES: usize = 32 * 1024;
+/// A piece of a page is closed beyond this.
+const PIECE_BYTES: usize = 32 * 1024;
 /// A checkpoint is not begun before other records have come to so many times the last one's bytes: with very many groups
 /// it must not become most of what is written.
 const SHARE: u64 = 4;
 /// While more than this waits to be written, a step is taken only after as many bytes of other records: a busy log must
 /// neither wait for its checkpoints nor starve them.
 const BUSY_BYTES: usize = 256 * 1024;
+/// A root, which is one record, says where pages lie in so many bytes at most: what it does not name is written again.
+const KEPT_BYTES_MAX: usize = BATCH_BYTES_MAX / 4;
 
 /// A checkpoint whose root is durable (or will be, with batch `root_seq`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kept {
     pub(crate) id: u64,
     pub(crate) begin: Begin,
     pub(crate) root_seq: u64,
+    /// Where the pages lie that its root names.
+    pub(crate) page_files: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -38,6 +47,24 @@ struct Running {
     begin: Begin,
     next_slot: usize,
     page_no: u32,
+    /// What was written of the page that `next_slot` is in.
+    pieces: PageCopy,
+    /// Pages that the root is to name.
+    kept: Vec<[PageCopy; 2]>,
+    kept_bytes: usize,
+}
+
+impl Running {
+    /// The root is to name these copies, if it has room for them.
+    fn keep(&mut self, copies: [&PageCopy; 2], bytes_max: usize) -> bool {
+        let bytes = self.kept_bytes + Root::kept_bytes(copies);
+        let fits = bytes <= bytes_max;
+        if fits {
+            self.kept_bytes = bytes;
+            self.kept.push(copies.map(Clone::clone));
+        }
+        fits
+    }
 }
 
 /// The checkpoints of one log.
@@ -49,6 +76,7 @@ pub(crate) struct Checkpoints {
     closing: Option<Kept>,
     newest: Option<Kept>,
     older: Option<Kept>,
+    pages: Pages,
     /// Bytes of the last one, or of the running one so far.
     bytes: u64,
     /// Bytes of other records since the last one was begun.
@@ -80,20 +108,21 @@ impl Checkpoints {
 
     /// Batches up to `seq` are durable. True if a checkpoint was completed by it.
     pub(crate) fn on_durable(&mut self, seq: u64) -> bool {
-        match self.closing {
-            Some(kept) if kept.root_seq <= seq => {
-                self.older = self.newest.replace(kept);
-                self.closing = None;
-                self.written += 1;
-                true
-            }
-            _ => false,
-        }
+        let Some(kept) = self.closing.take_if(|kept| kept.root_seq <= seq) else { return false };
+        self.older = self.newest.replace(kept);
+        self.written += 1;
+        true
+    }
+
+    /// The files in which pages lie that the two checkpoints only name.
+    pub(crate) fn page_files(&self) -> BTreeSet<u64> {
+        let both = self.newest.iter().chain(&self.older);
+        both.flat_map(|kept| kept.page_files.iter().copied()).collect()
     }
 
     /// Files before this number hold no record that recovery could need.
     pub(crate) fn needed_from(&self) -> u64 {
-        self.older.map_or(0, |kept| kept.begin.at.file_no)
+        self.older.as_ref().map_or(0, |kept| kept.begin.at.file_no)
     }
 
     fn is_due(&self, every_bytes: u64) -> bool {
@@ -108,7 +137,9 @@ impl Checkpoints {
 
     fn begin(&mut self, begin: Begin) {
         self.last_id += 1;
-        self.running = Some(Running { id: self.last_id, begin, next_slot: 0, page_no: 0 });
+        let (pieces, kept) = (PageCopy::new(), Vec::new());
+        let id = self.last_id;
+        self.running = Some(Running { id, begin, next_slot: 0, page_no: 0, pieces, kept, kept_bytes: 0 });
         self.bytes = 0;
         self.since_bytes = 0;
         self.rolled = false;
@@ -120,6 +151,7 @@ impl Wal {
     pub(crate) fn step_checkpoint(&mut self) {
         let is_due = self.checkpoints.is_due(self.config.checkpoint_every_bytes);
         if self.checkpoints.is_idle() && (is_due || self.checkpoint_makes_room()) {
+            self.leave_files();
             self.checkpoints.begin(self.durable_end());
         }
         if self.stage.bytes() > BUSY_BYTES && self.checkpoints.since_step_bytes < BUSY_BYTES {
@@ -133,9 +165,38 @@ impl Wal {
                 self.put_root(running);
                 return;
             }
-            staged += self.put_groups(&mut running);
+            staged += self.put_next(&mut running);
             self.checkpoints.running = Some(running);
         }
+    }
+
+    /// Pages do not keep a file that holds nothing else: they are written again.
+    fn leave_files(&mut self) {
+        let needed_from = self.checkpoints.needed_from();
+        let refs = &self.refs;
+        self.checkpoints.pages.leave(|file_no| file_no < needed_from && refs.held(file_no).is_nothing());
+    }
+
+    /// Stages the next piece of a page, or passes over a page that need not be written. Returns the bytes.
+    fn put_next(&mut self, running: &mut Running) -> usize {
+        let page = running.next_slot / PAGE_GROUPS;
+        let end = ((page + 1) * PAGE_GROUPS).min(self.groups.len());
+        if running.next_slot.is_multiple_of(PAGE_GROUPS) {
+            running.pieces.clear();
+            if self.groups.begin_page(page) {
+                self.checkpoints.pages.forget(page);
+            } else if let Some(copies) = self.checkpoints.pages.both(page)
+                && running.keep(copies, KEPT_BYTES_MAX.min(self.config.file_bytes as usize / 8))
+            {
+                running.next_slot = end;
+                return 0;
+            }
+        }
+        let staged = self.put_groups(running, end);
+        if running.next_slot == end && !self.groups.is_dirty(page) {
+            self.checkpoints.pages.add(page, std::mem::take(&mut running.pieces));
+        }
+        staged
     }
 
     /// The disk is full, and nothing but the age of the checkpoints keeps a file from being used again.
@@ -146,15 +207,19 @@ impl Wal {
             && dead_before(self.durable_at.file_no)
     }
 
-    /// Stages a page of groups; several, one after the other, if the last group needs more than one.
-    fn put_groups(&mut self, running: &mut Running) -> usize {
+    /// Stages a piece of a page; several, one after the other, if the next group needs more than one.
+    fn put_groups(&mut self, running: &mut Running, end: usize) -> usize {
         let mut staged = 0;
-        for parts in next_pages(&self.groups, &mut running.next_slot) {
+        for parts in next_pieces(&self.groups, &mut running.next_slot, end) {
             let body_bytes = PAGE_PREFIX_BYTES + parts.iter().map(Part::encoded_bytes).sum::<usize>();
             let page = Page { checkpoint: running.id, page_no: running.page_no, parts };
-            self.place_record(RecordKind::CheckpointPage, body_bytes);
-            let batch = self.stage.batch();
-            page.encode(&mut batch.buf);
+            let body = self.place_record(RecordKind::PackedPage, body_bytes);
+            let buf = &mut self.stage.batch().buf;
+            let from = buf.len();
+            page.encode(buf);
+            let crc = crc32c(&buf[from..]);
+            let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
+            running.pieces.push(Piece { at, bytes: body_bytes as u32, crc });
             running.page_no += 1;
             staged += body_bytes;
         }
@@ -163,21 +228,21 @@ impl Wal {
     }
 
     fn put_root(&mut self, running: Running) {
-        let files = file_map(&self.files, self.segments_upto);
-        let body_bytes = ROOT_PREFIX_BYTES + 32 * files.len();
-        self.place_record(RecordKind::CheckpointRoot, body_bytes);
-        let batch = self.stage.batch();
-        let Running { begin, .. } = running;
+        let Running { id, begin, page_no, kept, .. } = running;
+        let page_files = files_of(&kept);
         let root = Root {
-            checkpoint: running.id,
+            checkpoint: id,
             boot_epoch: self.boot_epoch,
             begin,
-            page_count: running.page_no,
+            page_count: page_no,
             incomplete: self.incomplete,
-            files,
+            files: file_map(&self.files, self.segments_upto),
+            kept,
         };
+        self.place_record(RecordKind::PagedRoot, root.encoded_bytes());
+        let batch = self.stage.batch();
         root.encode(&mut batch.buf);
-        self.checkpoints.closing = Some(Kept { id: running.id, begin, root_seq: batch.seq });
+        self.checkpoints.closing = Some(Kept { id, begin, root_seq: batch.seq, page_files });
     }
 }
 
@@ -191,22 +256,21 @@ fn file_map(files: &Files, segments_upto: u64) -> Vec<FileEntry> {
     map
 }
 
-/// The parts of the groups from `slot` on, for one page; for several if the last group is that large.
-fn next_pages(groups: &Groups, slot: &mut usize) -> Vec<Vec<Part>> {
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    let end = (*slot + PAGE_GROUPS_MAX).min(groups.len());
-    while *slot < end && bytes < PAGE_BYTES {
+/// The parts of the groups from `slot` on, before `end`, for one piece; for several if the next group is that large.
+fn next_pieces(groups: &Groups, slot: &mut usize, end: usize) -> Vec<Vec<Part>> {
+    let (mut piece, mut bytes) = (Vec::new(), 0);
+    while *slot < end && bytes < PIECE_BYTES {
         let mut parts = groups.at(*slot).parts();
         if parts.len() > 1 {
-            if page.is_empty() {
+            if piece.is_empty() {
                 *slot += 1;
                 return parts.into_iter().map(|part| vec![part]).collect();
             }
             break;
         }
         bytes += parts.iter().map(Part::encoded_bytes).sum::<usize>();
-        page.append(&mut parts);
+        piece.append(&mut parts);
         *slot += 1;
     }
-    vec![page]
+    vec![piece]
 }

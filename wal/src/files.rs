@@ -196,7 +196,7 @@ fn is_dead(file_no: u64, file: &File, durable: u64, refs: &Refs) -> bool {
     let is_dropped = is_dropped || crate::breaks::is_on(crate::breaks::Break::RecycleBeforeMoved);
     #[cfg(feature = "breaks")]
     let is_read = is_read && !crate::breaks::is_on(crate::breaks::Break::ReadPlanRacesReuse);
-    held.extents == 0 && held.snapshots == 0 && is_dropped && !is_read
+    held.is_nothing() && !refs.has_pages(file_no) && is_dropped && !is_read
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!
 //! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
 //! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
-//! `checkpoint.rs` (the one authority on what lives), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
+//! `checkpoint.rs` and `pages.rs` (the one authority on what lives), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
 //! (entries back from files), `pin.rs` (files that readers on other threads keep), `walk.rs` (every run in the files), `inspect.rs` (what
 //! lies there and what is damaged, for people), `format/` (every byte).
 //!
@@ -29,6 +29,7 @@ mod format;
 pub mod fuzz;
 mod groups;
 mod inspect;
+mod pages;
 mod pin;
 mod prepare;
 mod read;

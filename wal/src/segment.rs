@@ -221,7 +221,8 @@ impl Wal {
             last = Some(file_no);
             let held = self.refs.held(file_no);
             let is_segment = file_no & SEGMENT != 0;
-            if !is_segment && file_no >= needed_from {
+            let is_own = file_no >= needed_from || (held.is_nothing() && self.refs.has_pages(file_no));
+            if !is_segment && is_own {
                 space.own_bytes += file.bytes;
             } else if held.extents > 0 {
                 let live_bytes =

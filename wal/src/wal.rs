@@ -334,7 +334,7 @@ impl Wal {
         self.repeats.due.append(&mut self.repeats.fresh);
         let least_room = self.stage.room() / 2;
         while let Some(slot) = self.repeats.due.last() {
-            let group = self.groups.at_mut(*slot as usize);
+            let group = self.groups.at(*slot as usize);
             let body_bytes = STATE_PREFIX_BYTES + group.state.len();
             if self.stage.room() < least_room + RECORD_HEADER_BYTES + body_bytes {
                 break;
@@ -344,7 +344,7 @@ impl Wal {
             batch.buf.put(&group.id.0.to_le_bytes());
             batch.buf.put(&group.state);
             batch.records += 1;
-            group.repeat = false;
+            self.groups.was_repeated(*slot as usize);
             self.repeats.due.pop();
         }
         let batch = self.stage.batch();

@@ -186,6 +186,7 @@ impl Wal {
         }
         if self.checkpoints.on_durable(self.durable) {
             self.stats.checkpoints = self.checkpoints.written;
+            self.refs.hold_pages(self.checkpoints.page_files());
             self.reads.carry_is_due();
         }
         Ok(())

@@ -370,7 +370,8 @@ fn a_checkpoint_that_lost_a_page_does_not_count() {
         rig.put_state(group, &[7; 200]);
     }
     let mut round = 0;
-    while rig.wal.stats().checkpoints < 4 {
+    // The first two: later ones only name the pages of groups that nothing happens to.
+    while rig.wal.stats().checkpoints < 2 {
         let last = rig.model().last(1);
         rig.append(1, last, 1, 1, 1, 9000);
         if round % 4 == 0 {

@@ -1,10 +1,11 @@
 //! The shard checkpoint as records: pages that say what each group's log is, and the root that makes them count.
 //!
 //! ```text
-//!   page body: checkpoint u64, page_no u32, part_count u32, then the parts (at most 64 groups)
+//!   page body: checkpoint u64, page_no u32, part_count u32, then the parts (of at most 64 groups)
 //!   part       0    8   group
 //!              8    4   flags          bit 0 suspect, bit 1 state may be lost, bit 2 has a snapshot, bit 3 more parts follow,
-//!                                     bit 4 the snapshot is a file, bit 5 extents have their bytes
+//!                                     bit 4 the snapshot is a file, bit 5 extents have their bytes, bit 6 those of the
+//!                                     log are packed
 //!              12   4   state_bytes
 //!              16   8   accepted_term
 //!              24   8   base_index     before the first entry
@@ -18,12 +19,18 @@
 //!              76   2   live_count
 //!              78   2   placed_count
 //!              80   ..  state, then terms (first index u64, term u64), then extents: those of the log, then live ones, then
-//!                       placed ones (file_no u64, first u64, count u64, and with bit 5 bytes u64)
+//!                       placed ones (file_no u64, first u64, count u64, and with bit 5 bytes u64); packed ones are
+//!                       first u64, length u32, then for each: count, file_no (see `order`; difference to the one before,
+//!                       zigzag), bytes; 7 bits a byte, the last one below 0x80
 //!
 //!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64, chain u64}, page_count u32 (bit 31:
-//!              records of groups that are not named may have been lost), file_count u32, then files (file_no u64,
-//!              uuid u128, end u64)
+//!              records of groups that are not named may have been lost, bit 30: kept pages follow), file_count u32, then
+//!              files (file_no u64, uuid u128, end u64), then with bit 30 kept_count u32, and for each kept page two copies
+//!              (piece_count u16, then for each piece file_no u64, offset u64, bytes u32 of the record's body, its crc32c u32)
 //! ```
+//!
+//! Pages of groups that nothing happened to are not written again: the root says where two copies of each lie, in older
+//! places of the log. `page_count` is of those that were written for this checkpoint.
 //!
 //! `begin` is where the newest batch ended that was durable when the first page was staged, with that batch's chain value
 //! and the number of the next. Replay starts there, not at the first page: the batches in between must be there too, or
@@ -33,22 +40,23 @@
 //! group with very many terms or extents goes in several parts, in consecutive pages without a record between them.
 
 use coracle_base::codec::{Reader, Sink};
-use coracle_base::limits::STATE_BYTES_MAX;
+use coracle_base::limits::{BATCH_BYTES_MAX, STATE_BYTES_MAX};
 use coracle_base::{GroupId, Index, Term};
 
 use super::record::RecordError;
 use super::{NUMBER_MAX, Position, Uuid};
+use crate::groups::Extents;
 
 /// Bytes of a page's body before its parts.
 pub(crate) const PAGE_PREFIX_BYTES: usize = 16;
 /// Bytes of a root's body before its files.
-pub(crate) const ROOT_PREFIX_BYTES: usize = 56;
+const ROOT_PREFIX_BYTES: usize = 56;
+const FILE_BYTES: usize = 32;
 const PART_PREFIX_BYTES: usize = 80;
 const EXTENT_BYTES: usize = 32;
+const PACKED_PREFIX_BYTES: usize = 12;
 /// Terms, and extents, in one part at most: a part always fits a page.
 pub(crate) const PART_ITEMS_MAX: usize = 512;
-/// Groups in one page at most.
-pub(crate) const PAGE_GROUPS_MAX: usize = 64;
 
 const FLAG_SUSPECT: u32 = 1;
 const FLAG_STATE_LOST: u32 = 2;
@@ -56,7 +64,8 @@ const FLAG_SNAPSHOT: u32 = 4;
 const FLAG_MORE: u32 = 8;
 const FLAG_SNAPSHOT_FILE: u32 = 16;
 const FLAG_EXTENT_BYTES: u32 = 32;
-const FLAGS_KNOWN: u32 = 63;
+const FLAG_PACKED: u32 = 64;
+const FLAGS_KNOWN: u32 = 127;
 
 /// Consecutive entries of one group that lie in one file, of the log or a segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -126,7 +135,7 @@ pub(crate) struct Part {
     pub(crate) last: Index,
     pub(crate) snapshot: Option<SnapshotPlace>,
     pub(crate) terms: Vec<(Index, Term)>,
-    pub(crate) extents: Vec<Extent>,
+    pub(crate) extents: Extents,
     /// Entries that the snapshot covers and that live on.
     pub(crate) live: Vec<Extent>,
     /// Entries that wait for the snapshot that they belong to.
@@ -140,11 +149,9 @@ impl Part {
         PART_PREFIX_BYTES
             + self.state.len()
             + 16 * self.terms.len()
-            + EXTENT_BYTES * self.all_extents().count()
-    }
-
-    fn all_extents(&self) -> impl Iterator<Item = &Extent> {
-        self.extents.iter().chain(&self.live).chain(&self.placed)
+            + PACKED_PREFIX_BYTES
+            + self.extents.packed().len()
+            + EXTENT_BYTES * (self.live.len() + self.placed.len())
     }
 
     pub(crate) fn encode(&self, out: &mut impl Sink) {
@@ -157,7 +164,8 @@ impl Part {
                 | flag(self.snapshot.is_some(), FLAG_SNAPSHOT)
                 | flag(self.more, FLAG_MORE)
                 | flag(is_file, FLAG_SNAPSHOT_FILE)
-                | FLAG_EXTENT_BYTES,
+                | FLAG_EXTENT_BYTES
+                | FLAG_PACKED,
         );
         out.put_u32(self.state.len() as u32);
         out.put_u64(self.accepted_term.0);
@@ -181,7 +189,10 @@ impl Part {
             out.put_u64(first.0);
             out.put_u64(term.0);
         }
-        for extent in self.all_extents() {
+        out.put_u64(self.extents.first().0);
+        out.put_u32(self.extents.packed().len() as u32);
+        out.put(self.extents.packed());
+        for extent in self.live.iter().chain(&self.placed) {
             out.put_u64(extent.file_no);
             out.put_u64(extent.first.0);
             out.put_u64(extent.count);
@@ -228,12 +239,16 @@ impl Part {
             part.terms.push((Index(reader.u64()?), Term(reader.u64()?)));
         }
         let with_bytes = flags & FLAG_EXTENT_BYTES != 0;
-        let mut list = |count: usize| {
+        let list = |reader: &mut Reader<'_>, count: usize| {
             (0..count).map(|_| decode_extent(reader, with_bytes)).collect::<Result<Vec<_>, _>>()
         };
-        part.extents = list(extents)?;
-        part.live = list(live)?;
-        part.placed = list(placed)?;
+        part.extents = if flags & FLAG_PACKED != 0 {
+            decode_packed(reader, extents)?
+        } else {
+            Extents::pack(list(reader, extents)?).ok_or(RecordError::Field("list of extents"))?
+        };
+        part.live = list(reader, live)?;
+        part.placed = list(reader, placed)?;
         Ok(part)
     }
 }
@@ -256,7 +271,14 @@ fn decode_extent(reader: &mut Reader<'_>, with_bytes: bool) -> Result<Extent, Re
     Ok(Extent { file_no, first, count, bytes })
 }
 
-/// One page of a checkpoint.
+fn decode_packed(reader: &mut Reader<'_>, count: usize) -> Result<Extents, RecordError> {
+    let (first, length) = (Index(reader.u64()?), reader.u32()?);
+    let packed = reader.bytes(length as usize)?;
+    let extents = Extents::unpack(first, count, packed);
+    extents.filter(|extents| extents.end().0 <= NUMBER_MAX).ok_or(RecordError::Field("packed extent"))
+}
+
+/// One page of a checkpoint, or a piece of a large one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Page {
     pub(crate) checkpoint: u64,
@@ -317,11 +339,39 @@ pub(crate) struct Root {
     /// Records of groups that are not named here may have been lost.
     pub(crate) incomplete: bool,
     pub(crate) files: Vec<FileEntry>,
+    /// Pages that were not written again: for each, where two copies of it lie.
+    pub(crate) kept: Vec<[PageCopy; 2]>,
 }
 
+/// Where a record of a page lies, and what its body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Of the record's header.
+    pub(crate) at: Position,
+    /// Of its body.
+    pub(crate) bytes: u32,
+    pub(crate) crc: u32,
+}
+
+/// All of a page, once.
+pub(crate) type PageCopy = Vec<Piece>;
+
 const ROOT_INCOMPLETE: u32 = 1 << 31;
+const ROOT_KEPT: u32 = 1 << 30;
+/// Bytes of a piece in a root.
+const PIECE_BYTES: usize = 24;
 
 impl Root {
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        let kept = self.kept.iter().map(|[one, other]| Self::kept_bytes([one, other]));
+        ROOT_PREFIX_BYTES + FILE_BYTES * self.files.len() + 4 + kept.sum::<usize>()
+    }
+
+    /// What it takes to say where these copies lie.
+    pub(crate) fn kept_bytes(copies: [&PageCopy; 2]) -> usize {
+        copies.iter().map(|copy| 2 + PIECE_BYTES * copy.len()).sum()
+    }
+
     pub(crate) fn encode(&self, out: &mut impl Sink) {
         out.put_u64(self.checkpoint);
         out.put_u64(self.boot_epoch);
@@ -329,12 +379,22 @@ impl Root {
         out.put_u64(self.begin.at.offset);
         out.put_u64(self.begin.seq);
         out.put_u64(self.begin.chain);
-        out.put_u32(self.page_count | if self.incomplete { ROOT_INCOMPLETE } else { 0 });
+        out.put_u32(self.page_count | ROOT_KEPT | if self.incomplete { ROOT_INCOMPLETE } else { 0 });
         out.put_u32(self.files.len() as u32);
         for file in &self.files {
             out.put_u64(file.file_no);
             out.put_u128(file.uuid.0);
             out.put_u64(file.end);
+        }
+        out.put_u32(self.kept.len() as u32);
+        for copy in self.kept.iter().flatten() {
+            out.put_u16(copy.len() as u16);
+            for piece in copy {
+                out.put_u64(piece.at.file_no);
+                out.put_u64(piece.at.offset);
+                out.put_u32(piece.bytes);
+                out.put_u32(piece.crc);
+            }
         }
     }
 
@@ -352,6 +412,11 @@ impl Root {
             let (file_no, uuid) = (reader.u64()?, Uuid(reader.u128()?));
             files.push(FileEntry { file_no, uuid, end: reader.u64()? });
         }
+        let kept_count = if page_count & ROOT_KEPT != 0 { reader.u32()? } else { 0 };
+        let mut kept = Vec::new();
+        for _ in 0..kept_count {
+            kept.push([decode_copy(&mut reader)?, decode_copy(&mut reader)?]);
+        }
         if !reader.is_empty() {
             return Err(RecordError::Field("root length"));
         }
@@ -360,9 +425,28 @@ impl Root {
             checkpoint,
             boot_epoch,
             begin,
-            page_count: page_count & !ROOT_INCOMPLETE,
+            page_count: page_count & !(ROOT_INCOMPLETE | ROOT_KEPT),
             incomplete,
             files,
+            kept,
         })
     }
+}
+
+fn decode_copy(reader: &mut Reader<'_>) -> Result<PageCopy, RecordError> {
+    let count = reader.u16()?;
+    let mut copy = Vec::new();
+    for _ in 0..count {
+        let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
+        copy.push(Piece { at, bytes: reader.u32()?, crc: reader.u32()? });
+    }
+    let is_possible = |piece: &Piece| {
+        piece.at.file_no <= NUMBER_MAX
+            && piece.at.offset <= NUMBER_MAX
+            && piece.bytes as usize <= BATCH_BYTES_MAX
+    };
+    if copy.is_empty() || !copy.iter().all(is_possible) {
+        return Err(RecordError::Field("kept page"));
+    }
+    Ok(copy)
 }

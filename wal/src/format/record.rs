@@ -3,7 +3,7 @@
 //! ```text
 //!   offset  size  field
 //!   0       1     kind       1 run, 2 state, 3 snapshot, 4 checkpoint page, 5 checkpoint root, 6 snapshot mark, 7 place,
-//!                            8 moved, 9 deleted
+//!                            8 moved, 9 deleted, 10 packed page, 11 root that names pages (4 and 5 are read, not written)
 //!   1       1     flags      bit 0: must be understood, else a reader that does not know the kind skips it;
 //!                            bit 1: a state that was written before, once more
 //!   2       2     zeros
@@ -55,12 +55,15 @@ pub(crate) enum RecordKind {
     Run = 1,
     State = 2,
     Snapshot = 3,
+    #[allow(dead_code, reason = "read, not written any more")]
     CheckpointPage = 4,
     CheckpointRoot = 5,
     SnapshotMark = 6,
     Place = 7,
     Moved = 8,
     Deleted = 9,
+    PackedPage = 10,
+    PagedRoot = 11,
 }
 
 /// Consecutive indexes of one group.
@@ -240,8 +243,8 @@ impl<'a> Record<'a> {
             1 => run(body).map(Self::Run),
             2 => Self::state(body),
             3 => Ok(Self::Snapshot(snapshot(body)?)),
-            4 => Ok(Self::Page(Page::decode(body)?)),
-            5 => Ok(Self::Root(Root::decode(body)?)),
+            4 | 10 => Ok(Self::Page(Page::decode(body)?)),
+            5 | 11 => Ok(Self::Root(Root::decode(body)?)),
             6 => Ok(Self::Mark(mark(body)?)),
             7 => run(body).map(Self::Place),
             8 => Ok(Self::Moved(moved(body)?)),

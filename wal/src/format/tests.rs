@@ -10,11 +10,12 @@ use proptest::prelude::*;
 
 use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
 use super::head::{Cut, Head, HeadCopy, Prev};
-use super::page::{Begin, Extent, FileEntry, Page, Part, Root, SnapshotFile, SnapshotPlace};
+use super::page::{Begin, Extent, FileEntry, Page, Part, Piece, Root, SnapshotFile, SnapshotPlace};
 use super::record::{self, IndexRange, Mark, Moved, Record, RecordError, RecordKind, SnapshotRef};
 use super::segment::{SegmentCopy, SegmentHead, SegmentRun, Trailer, put_index};
 use super::{Position, SEGMENT, Uuid};
 use crate::config::Identity;
+use crate::groups::Extents;
 
 const UUID: Uuid = Uuid(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF);
 
@@ -133,15 +134,20 @@ fn page() -> Page {
         last: Index(22),
         snapshot: Some(SnapshotPlace::Inline { at: Position { file_no: 6, offset: 8288 }, bytes: 5 }),
         terms: vec![(Index(21), Term(3))],
-        extents: vec![
+        extents: Extents::pack([
             Extent { file_no: 6, first: Index(21), count: 1, bytes: 128 },
             Extent { file_no: 7, first: Index(22), count: 1, bytes: 256 },
-        ],
+        ])
+        .unwrap(),
         live: vec![Extent { file_no: SEGMENT | 2, first: Index(3), count: 1, bytes: 64 }],
         placed: vec![Extent { file_no: 7, first: Index(40), count: 2, bytes: 96 }],
         more: false,
     };
     Page { checkpoint: 9, page_no: 1, parts: vec![part] }
+}
+
+fn piece(file_no: u64) -> Piece {
+    Piece { at: Position { file_no, offset: 8288 }, bytes: 300, crc: 0xC4C }
 }
 
 fn root() -> Root {
@@ -152,20 +158,21 @@ fn root() -> Root {
         page_count: 2,
         incomplete: false,
         files: vec![FileEntry { file_no: 6, uuid: Uuid(0x66), end: 65_536 }],
+        kept: vec![[vec![piece(4), piece(5)], vec![piece(5)]]],
     }
 }
 
 fn put_page(out: &mut Vec<u8>) {
     let mut body = Vec::new();
     page().encode(&mut body);
-    record::put_header(RecordKind::CheckpointPage, false, body.len(), out);
+    record::put_header(RecordKind::PackedPage, false, body.len(), out);
     out.put(&body);
 }
 
 fn put_root(out: &mut Vec<u8>) {
     let mut body = Vec::new();
     root().encode(&mut body);
-    record::put_header(RecordKind::CheckpointRoot, false, body.len(), out);
+    record::put_header(RecordKind::PagedRoot, false, body.len(), out);
     out.put(&body);
 }
 
@@ -220,21 +227,52 @@ fn golden_batch_of_a_snapshot() {
 
 #[test]
 fn golden_batch_of_a_checkpoint_page() {
-    assert_golden(&batch_of(put_page), include_str!("../../testdata/page-v2.hex"));
+    assert_golden(&batch_of(put_page), include_str!("../../testdata/page-v3.hex"));
 }
 
-/// A page of the first version had neither live entries nor the bytes of extents.
+/// The records of a batch that an earlier version wrote.
+fn records_of_golden(golden: &str) -> Vec<u8> {
+    let golden: String = golden.split_whitespace().collect();
+    let byte = |at: usize| u8::from_str_radix(&golden[at..at + 2], 16).unwrap();
+    (2 * BATCH_HEADER_BYTES..golden.len()).step_by(2).map(byte).collect()
+}
+
+/// A page of the first version had neither live entries nor the bytes of extents; one of the second had extents that were
+/// not packed.
 #[test]
-fn a_page_of_the_first_version_is_understood() {
-    let golden: String = include_str!("../../testdata/page-v1.hex").split_whitespace().collect();
-    let batch: Vec<u8> =
-        (0..golden.len()).step_by(2).map(|at| u8::from_str_radix(&golden[at..at + 2], 16).unwrap()).collect();
+fn pages_of_earlier_versions_are_understood() {
+    let second = records_of_golden(include_str!("../../testdata/page-v2.hex"));
+    assert!(matches!(Record::read(&mut Reader::new(&second)), Ok(Record::Page(found)) if found == page()));
+    let first = records_of_golden(include_str!("../../testdata/page-v1.hex"));
     let mut expected = page();
     let part = &mut expected.parts[0];
-    part.extents.iter_mut().for_each(|extent| extent.bytes = 0);
+    part.extents = Extents::pack(part.extents.iter().map(|extent| Extent { bytes: 0, ..extent })).unwrap();
     (part.live, part.placed) = (Vec::new(), Vec::new());
-    let record = Record::read(&mut Reader::new(&batch[BATCH_HEADER_BYTES..]));
+    let record = Record::read(&mut Reader::new(&first));
     assert!(matches!(record, Ok(Record::Page(found)) if found == expected));
+}
+
+/// A root of an earlier version named no pages.
+#[test]
+fn a_root_of_an_earlier_version_is_understood() {
+    let bytes = records_of_golden(include_str!("../../testdata/root-v1.hex"));
+    let expected = Root { kept: Vec::new(), ..root() };
+    let record = Record::read(&mut Reader::new(&bytes));
+    assert!(matches!(record, Ok(Record::Root(found)) if found == expected));
+}
+
+#[test]
+fn packed_extents_that_are_not_ours_are_refused() {
+    let extents = page().parts.remove(0).extents;
+    let (first, packed) = (extents.first(), extents.packed().to_vec());
+    assert_eq!(Extents::unpack(first, 2, &packed), Some(extents));
+    assert_eq!(Extents::unpack(first, 1, &packed), None, "more bytes than extents");
+    assert_eq!(Extents::unpack(first, 3, &packed), None);
+    assert_eq!(Extents::unpack(Index(u64::MAX), 2, &packed), None, "beyond all indexes");
+    let longer = [&[packed[0] | 0x80, 0][..], &packed[1..]].concat();
+    assert_eq!(Extents::unpack(first, 2, &longer), None, "a number in more bytes than it takes");
+    let empty = [&[0][..], &packed[1..]].concat();
+    assert_eq!(Extents::unpack(first, 2, &empty), None, "an extent of nothing");
 }
 
 #[test]
@@ -269,7 +307,7 @@ fn ranges_out_of_order_are_refused() {
 
 #[test]
 fn golden_batch_of_a_checkpoint_root() {
-    assert_golden(&batch_of(put_root), include_str!("../../testdata/root-v1.hex"));
+    assert_golden(&batch_of(put_root), include_str!("../../testdata/root-v3.hex"));
 }
 
 #[test]

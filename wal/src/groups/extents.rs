@@ -23,7 +23,7 @@ const GROW_BYTES: usize = 64;
 const PACKED_MAX: usize = 30;
 
 /// Contiguous extents of one log, in order.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Extents {
     packed: Vec<u8>,
     marks: Vec<Mark>,
@@ -35,7 +35,7 @@ pub(crate) struct Extents {
     file_no: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     first: Index,
     file_before: u64,
@@ -50,6 +50,40 @@ impl Extents {
             extents.packed.shrink_to_fit();
             extents
         })
+    }
+
+    /// From bytes that [`packed`](Self::packed) gave; `None` if they are not so many extents.
+    pub(crate) fn unpack(first: Index, count: usize, packed: &[u8]) -> Option<Self> {
+        let mut unpacked = Unpacked { rest: packed, first, file_no: 0 };
+        let mut extents = Self::default();
+        extents.packed.reserve_exact(packed.len());
+        for _ in 0..count {
+            let extent = unpacked.next()?;
+            let is_sound = extents.push(extent);
+            is_sound.then_some(())?;
+        }
+        // The same numbers in more bytes than they take are not ours.
+        (unpacked.rest.is_empty() && extents.packed == packed).then_some(extents)
+    }
+
+    /// All but the index of the first entry, as a checkpoint keeps it.
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Index of the first entry of all.
+    pub(crate) fn first(&self) -> Index {
+        self.first
+    }
+
+    /// The index after the last entry of all.
+    pub(crate) fn end(&self) -> Index {
+        self.end
     }
 
     /// Adds one at the end. False, and nothing is changed, if it does not begin where the last one ends, or is empty.
@@ -129,7 +163,7 @@ impl Iterator for Unpacked<'_> {
         self.file_no = unorder(file_no);
         let bytes = take(&mut self.rest)?;
         let extent = Extent { file_no: self.file_no, first: self.first, count, bytes };
-        self.first = self.first.plus(count);
+        self.first = Index(self.first.0.checked_add(count)?);
         Some(extent)
     }
 }

@@ -368,8 +368,7 @@ impl Group {
         if self.deleted {
             return Vec::new();
         }
-        let extents: Vec<Extent> = self.log_extents().collect();
-        let items = [self.terms.len(), extents.len(), self.live.len(), self.placed.len()];
+        let items = [self.terms.len(), self.extents.len() + 1, self.live.len(), self.placed.len()];
         let count = items.into_iter().max().unwrap_or(0).div_ceil(PART_ITEMS_MAX).max(1);
         let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
         (0..count)
@@ -384,12 +383,23 @@ impl Group {
                 last: self.last,
                 snapshot: self.snapshot,
                 terms: self.terms[chunk(i, self.terms.len())].to_vec(),
-                extents: extents[chunk(i, extents.len())].to_vec(),
+                extents: self.extents_of_part(i, count),
                 live: self.live[chunk(i, self.live.len())].to_vec(),
                 placed: self.placed[chunk(i, self.placed.len())].to_vec(),
                 more: i + 1 < count,
             })
             .collect()
+    }
+
+    /// The extents of the log that part `i` of so many tells.
+    fn extents_of_part(&self, i: usize, count: usize) -> Extents {
+        let extents = if count == 1 {
+            let mut all = self.extents.clone();
+            self.tail().is_none_or(|tail| all.push(tail)).then_some(all)
+        } else {
+            Extents::pack(self.log_extents().skip(i * PART_ITEMS_MAX).take(PART_ITEMS_MAX))
+        };
+        extents.expect("the extents of a log are contiguous, and so is any part of them")
     }
 
     /// Becomes what the parts say. False, and unchanged, if they contradict themselves.
@@ -409,7 +419,9 @@ impl Group {
         };
         for part in parts {
             new.terms.extend_from_slice(&part.terms);
-            if !part.extents.iter().all(|extent| new.extents.push(*extent)) {
+            if new.extents.len() == 0 {
+                new.extents = part.extents.clone();
+            } else if !part.extents.iter().all(|extent| new.extents.push(extent)) {
                 return false;
             }
             new.live.extend_from_slice(&part.live);

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use coracle_base::{GroupId, Index, Term};
 
+pub(crate) use extents::Extents;
 pub(crate) use group::{Fit, Group};
 pub(crate) use refs::Refs;
 use runs::RunAt;
@@ -46,7 +47,12 @@ pub(crate) struct Groups {
     sparse: BTreeMap<GroupId, u32>,
     slots: Vec<Group>,
     runs: Runs,
+    /// A bit for each page of the checkpoint: some of its groups may be otherwise than when it was written.
+    dirty: Vec<u64>,
 }
+
+/// Groups of one page of the checkpoint.
+pub(crate) const PAGE_GROUPS: usize = 64;
 
 impl Groups {
     pub(crate) fn new(shards: u16) -> Self {
@@ -75,6 +81,8 @@ impl Groups {
         }
         let slot = self.slots.len();
         self.slots.push(Group::new(id, slot as u32));
+        self.dirty.resize(slot / PAGE_GROUPS / 64 + 1, 0);
+        self.note(slot);
         let quotient = id.0 / self.shards;
         if quotient < DENSE_MAX {
             let at = quotient as usize;
@@ -104,7 +112,9 @@ impl Groups {
         &self.slots[slot]
     }
 
+    /// A group, to be changed.
     pub(crate) fn at_mut(&mut self, slot: usize) -> &mut Group {
+        self.note(slot);
         &mut self.slots[slot]
     }
 
@@ -113,9 +123,32 @@ impl Groups {
         self.slots.iter().skip(from).take(count)
     }
 
-    /// A group, and where the runs lie.
+    /// A group, to be changed, and where the runs lie.
     pub(crate) fn with_runs(&mut self, slot: usize) -> (&mut Group, &mut Runs) {
+        self.note(slot);
         (&mut self.slots[slot], &mut self.runs)
+    }
+
+    /// A group's state was written once more: no change that a checkpoint would tell.
+    pub(crate) fn was_repeated(&mut self, slot: usize) {
+        self.slots[slot].repeat = false;
+    }
+
+    fn note(&mut self, slot: usize) {
+        let page = slot / PAGE_GROUPS;
+        self.dirty[page / 64] |= 1 << (page % 64);
+    }
+
+    /// Whether some group of a page may have changed since [`begin_page`](Self::begin_page).
+    pub(crate) fn is_dirty(&self, page: usize) -> bool {
+        self.dirty[page / 64] & 1 << (page % 64) != 0
+    }
+
+    /// A page is about to be written. Whether it was dirty.
+    pub(crate) fn begin_page(&mut self, page: usize) -> bool {
+        let was_dirty = self.is_dirty(page);
+        self.dirty[page / 64] &= !(1 << (page % 64));
+        was_dirty
     }
 
     /// Where the runs of the newest files lie.
@@ -146,7 +179,9 @@ impl Groups {
         self.slots.iter()
     }
 
+    /// All groups, to be changed.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.dirty.fill(u64::MAX);
         self.slots.iter_mut()
     }
 }

@@ -1,6 +1,6 @@
 //! What each file still holds: extents and snapshots of the groups' logs. Says when a file has nothing in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::page::{Extent, SnapshotPlace};
 
@@ -10,6 +10,8 @@ pub(crate) struct Refs {
     files: BTreeMap<u64, Held>,
     /// Bytes that extents of one file grew by, not yet counted there: every append is of the same file for long.
     grown: (u64, u64),
+    /// Files in which pages lie that the checkpoints only name.
+    page_files: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,24 @@ pub(crate) struct Held {
     pub(crate) dropped_seq: u64,
 }
 
+impl Held {
+    /// No extent and no snapshot.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.extents == 0 && self.snapshots == 0
+    }
+}
+
 impl Refs {
+    /// Pages of the checkpoints that are kept lie in these files.
+    pub(crate) fn hold_pages(&mut self, files: BTreeSet<u64>) {
+        self.page_files = files;
+    }
+
+    /// Whether such pages lie in a file.
+    pub(crate) fn has_pages(&self, file_no: u64) -> bool {
+        self.page_files.contains(&file_no)
+    }
+
     pub(crate) fn held(&self, file_no: u64) -> Held {
         let mut held = self.files.get(&file_no).copied().unwrap_or_default();
         held.live_bytes += if file_no == self.grown.0 { self.grown.1 } else { 0 };

@@ -3,7 +3,8 @@
 //! ```text
 //!   reading.rs  all of it that writes nothing
 //!   chain.rs    which files, in which order          roots.rs   where a replay may begin
-//!   scan.rs     which batches, and what a bad one means        replay.rs  what their records make
+//!   pages.rs    what the root only names                       replay.rs  what the records make
+//!   scan.rs     which batches, and what a bad one means
 //! ```
 //!
 //! Nothing is written before all of that is known. Then what was kept is made durable, and a new file is begun whose head
@@ -11,6 +12,7 @@
 //! recovery, come to the same log. Only after it are void files reused and strays put aside.
 
 pub(crate) mod chain;
+mod pages;
 pub(crate) mod reader;
 pub(crate) mod reading;
 mod replay;
@@ -39,10 +41,11 @@ use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::{File, Files, log_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::{Begin, FileEntry, SnapshotFile, SnapshotPlace};
+use crate::format::page::{Begin, FileEntry, Root, SnapshotFile, SnapshotPlace};
 use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
 use crate::format::{Position, SEGMENT, Uuid};
 use crate::groups::Group;
+use crate::pages::files_of;
 use crate::prepare::{Preparer, Ready, Source};
 use crate::token::{self, Token};
 use crate::wal::Start;
@@ -123,6 +126,8 @@ pub struct Report {
     pub incomplete: bool,
     /// Copies of file heads that were damaged; the other copy served.
     pub damaged_heads: u32,
+    /// Copies of checkpoint pages that were damaged; the other copy served.
+    pub damaged_pages: u32,
     /// Files that the log needs and that are gone, or are not what they should be.
     pub missing: Vec<PathBuf>,
     /// Files that did not belong there and were renamed.
@@ -188,7 +193,7 @@ impl Found<'_> {
     fn report(&self, directory: &Directory, dir: &Path) -> Report {
         Report {
             created: false,
-            checkpoint: self.kept[0].map(|kept| kept.id),
+            checkpoint: self.kept[0].as_ref().map(|kept| kept.id),
             files: directory.logs.len() as u64,
             batches: self.replay.batches,
             records: self.replay.records,
@@ -199,6 +204,7 @@ impl Found<'_> {
             holes: self.replay.holes.clone(),
             incomplete: self.replay.incomplete,
             damaged_heads: directory.bad_copies.len() as u32,
+            damaged_pages: self.replay.damaged_pages,
             missing: Vec::new(),
             strays: Vec::new(),
         }
@@ -257,7 +263,8 @@ fn find_log<'a, D: Disk>(
 }
 
 fn kept(found: &FoundRoot) -> Kept {
-    Kept { id: found.root.checkpoint, begin: found.root.begin, root_seq: found.seq }
+    let Root { checkpoint, begin, kept, .. } = &found.root;
+    Kept { id: *checkpoint, begin: *begin, root_seq: found.seq, page_files: files_of(kept) }
 }
 
 /// `None` if the checkpoint turns out not to be whole.
@@ -267,6 +274,9 @@ fn replay_from<'a, D: Disk>(
     from: Begin,
     mut replay: Replay<'a>,
 ) -> Result<Option<(Replay<'a>, Tail)>, WalError> {
+    if !pages::take_kept(readers, &mut replay)? {
+        return Ok(None);
+    }
     let Some(scan) = Scan::new(readers, links, from) else { return Ok(None) };
     let tail = scan.run(&mut replay)?;
     Ok(replay.complete.then_some((replay, tail)))
@@ -385,6 +395,7 @@ fn begin_anew<D: Disk>(
     let mut files = files_in_use(directory, links, &tail, &ends, &replay);
     let checkpoints = Checkpoints::recovered(kept, last_checkpoint, replay.batches > 0);
     let mut refs = replay.refs;
+    refs.hold_pages(checkpoints.page_files());
     let mut leftovers = spares(directory);
     let source =
         leftovers.pop().unwrap_or_else(|| match files.dead(checkpoints.needed_from(), tail.seq, &refs) {

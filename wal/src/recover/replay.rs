@@ -13,7 +13,7 @@ use crate::error::WalError;
 use crate::files::log_path;
 use crate::format::Position;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
-use crate::format::page::{Page, Part, Root, SnapshotPlace};
+use crate::format::page::{Page, PageCopy, Part, Root, SnapshotPlace};
 use crate::format::record::{IndexRange, RANGE_BYTES, RECORD_HEADER_BYTES, Record, RecordError};
 use crate::groups::{Fit, Group, Groups, Refs};
 
@@ -49,6 +49,8 @@ pub(crate) struct Replay<'a> {
     parts: Vec<Part>,
     /// The highest number of a file that entries were moved from or to.
     pub(crate) segments_upto: u64,
+    /// Copies of pages that did not hold; the other copy served.
+    pub(crate) damaged_pages: u32,
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
@@ -76,6 +78,7 @@ impl<'a> Replay<'a> {
             failed: false,
             parts: Vec::new(),
             segments_upto: 0,
+            damaged_pages: 0,
             batches: 0,
             records: 0,
             holes: Vec::new(),
@@ -197,6 +200,24 @@ impl<'a> Replay<'a> {
             }
         }
         true
+    }
+
+    /// The pages that the root only names, to be read.
+    pub(super) fn take_kept(&mut self) -> Vec<[PageCopy; 2]> {
+        self.root.as_mut().map_or(Vec::new(), |root| std::mem::take(&mut root.kept))
+    }
+
+    /// Takes a whole page. False if it contradicts itself.
+    pub(super) fn take_parts(&mut self, parts: Vec<Part>) -> bool {
+        let mut of_group = Vec::new();
+        for part in parts {
+            let more = part.more;
+            of_group.push(part);
+            if !more && !self.apply_parts(&std::mem::take(&mut of_group), 0) {
+                return false;
+            }
+        }
+        of_group.is_empty()
     }
 
     fn apply_parts(&mut self, parts: &[Part], seq: u64) -> bool {

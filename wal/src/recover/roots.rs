@@ -59,9 +59,8 @@ fn roots_of(payload: &[u8]) -> Vec<Root> {
         if reader.bytes(bytes as usize).is_err() {
             return roots;
         }
-        if kind == RecordKind::CheckpointRoot as u8
-            && let Ok(Record::Root(root)) = Record::read(&mut record)
-        {
+        let is_root = kind == RecordKind::CheckpointRoot as u8 || kind == RecordKind::PagedRoot as u8;
+        if is_root && let Ok(Record::Root(root)) = Record::read(&mut record) {
             roots.push(root);
         }
     }
