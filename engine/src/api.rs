@@ -7,6 +7,7 @@
 //! as far as the shard; (2) a full inbox refuses at once: no handle waits for room.
 
 mod client;
+pub(crate) mod entries;
 mod proposal;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use coracle_base::limits::ENTRY_BYTES_MAX;
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId};
 
 pub use client::Client;
+pub use entries::{LogEntry, NoEntry, Pending, ReadEntry, ReadPlan};
 pub use proposal::Proposal;
 pub use typed::{TypedGroup, TypedProposal};
 

@@ -127,6 +127,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         let cluster = identity.cluster.as_ref().expect("run is called once the cluster is formed");
         let mut wal_config = coracle_wal::Config::new(log_dir(shard), parts.seed);
         wal_config.file_bytes = config.wal_max_size_bytes;
+        (wal_config.pin_us, wal_config.pin_bytes) = (config.pin_us, config.pin_bytes);
         wal_config.file_entries_max = config.wal_max_entries;
         let wal_identity = identity.of_log(shard).expect("run is called once the cluster is formed");
         #[cfg(feature = "breaks")]
@@ -146,6 +147,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             election_us: config.election_us,
             command_timeout_us: config.command_timeout_us,
             entry_cache_bytes: config.entry_cache_bytes,
+            root: std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone()).into(),
             min_snapshot_interval: config.min_snapshot_interval,
             min_checkpoint_interval: config.min_checkpoint_interval,
             max_checkpoints: config.max_checkpoints,

@@ -54,6 +54,12 @@ pub struct Config {
     /// What a shard's groups keep in memory, at most, for members that are behind; those beyond it are served from files.
     /// Default 128 MiB.
     pub entry_cache_bytes: usize,
+    /// For how long a read plan keeps the files that it is to read, microseconds; executed later, it gives nothing. Default
+    /// 30,000,000.
+    pub pin_us: u64,
+    /// Bytes of files that a shard keeps for nothing but read plans, at most; beyond it, or on a full disk, the oldest
+    /// plans lose theirs. Default 512 MiB.
+    pub pin_bytes: u64,
     /// Entries between two snapshots in files of one group, at least, unless as many bytes as a WAL file holds came
     /// in between. Small snapshots go into the log and are taken at once. Default 4096.
     pub min_snapshot_interval: u64,
@@ -86,6 +92,8 @@ impl Config {
             election_us: 300_000,
             command_timeout_us: 5_000_000,
             entry_cache_bytes: coracle_base::limits::ARENA_BYTES,
+            pin_us: 30_000_000,
+            pin_bytes: 512 * 1024 * 1024,
             min_snapshot_interval: 4096,
             min_checkpoint_interval: 16_384,
             max_checkpoints: 10,

@@ -45,6 +45,9 @@ pub enum Error {
     /// The group is already running on this node.
     #[error("group {0} is already running on this node")]
     GroupRuns(GroupId),
+    /// The group does not run on this node.
+    #[error("group {0} does not run on this node")]
+    NoGroup(GroupId),
     /// Group uids start from 1; 0 is the directory group's.
     #[error("group uid 0 is kept for the directory group; choose one from 1")]
     GroupZero,

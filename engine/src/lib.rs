@@ -63,7 +63,9 @@ mod shard;
 pub mod sim;
 mod transport;
 
-pub use api::{Client, Group, Proposal, TypedGroup, TypedProposal};
+pub use api::{
+    Client, Group, LogEntry, NoEntry, Pending, Proposal, ReadEntry, ReadPlan, TypedGroup, TypedProposal,
+};
 pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;

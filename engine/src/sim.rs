@@ -6,10 +6,13 @@ use std::sync::Arc;
 use coracle_base::{EntryBatch, EntryKind, GroupId, Index, Term};
 use coracle_io::{Clock, Disk, Net};
 
+use crate::api::entries::read_command;
 use crate::boot::{Parts, Server};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin};
-use crate::shard::replies::{ClientQueue, Slot};
-use crate::{Config, Error, GroupStatus, Machine, Outcome, Reason, ShardStatus};
+use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo};
+use crate::shard::replies::{Asked, ClientQueue, Slot};
+use crate::{
+    Config, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
+};
 
 pub use crate::shard::Turn;
 
@@ -145,6 +148,40 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         let (query, consistency) = (query.to_vec(), Consistency::Linearizable);
         self.push(&slot, |origin| Command::Query { group, consistency, query, tag: 0, origin });
         Answer(slot)
+    }
+
+    /// Reads entries, as [`Group::read_entries`](crate::Group::read_entries).
+    pub fn read_entries(
+        &self,
+        group: GroupId,
+        indexes: impl IntoIterator<Item = Index>,
+        max_bytes: usize,
+    ) -> Pending<Vec<ReadEntry>> {
+        self.read(group, indexes, max_bytes, ReadTo::Entries)
+    }
+
+    /// Plans to read entries, as [`Group::read_plan`](crate::Group::read_plan).
+    pub fn read_plan(
+        &self,
+        group: GroupId,
+        indexes: impl IntoIterator<Item = Index>,
+        max_bytes: usize,
+    ) -> Pending<ReadPlan> {
+        self.read(group, indexes, max_bytes, ReadTo::Plan)
+    }
+
+    fn read<T>(
+        &self,
+        group: GroupId,
+        indexes: impl IntoIterator<Item = Index>,
+        max_bytes: usize,
+        to: impl FnOnce(Asked<T>) -> ReadTo,
+    ) -> Pending<T> {
+        let (asked, parcel) = Asked::new();
+        if let Err(refused) = self.inbox.push(read_command(group, indexes, max_bytes, to(asked))) {
+            refused.refuse(if self.inbox.is_closed() { Reason::Stopping } else { Reason::Busy });
+        }
+        Pending::waiting(parcel)
     }
 
     fn push(&self, slot: &Arc<Slot>, command: impl FnOnce(Origin) -> Command<N::Socket>) {

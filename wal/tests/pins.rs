@@ -58,6 +58,13 @@ fn plan(rig: &mut Rig, group: u64, indexes: &[u64]) -> Option<Planned> {
             };
             let expected = indexes.iter().map(|index| (*index, payload(index))).collect();
             let files = rig.disk.files();
+            if plan.as_ref().is_some_and(ReadPlan::is_empty) {
+                // Not durable yet.
+                rig.wal.plan_read(&mut disk, 9, GroupId(group), &wanted, 200_000);
+                rig.submit().unwrap();
+                rig.complete().unwrap();
+                continue;
+            }
             return plan.map(|plan| Planned { plan, expected, files, made_us: rig.now_us });
         }
         rig.disk.submit().unwrap();
@@ -83,7 +90,6 @@ fn execute(planned: &mut Planned, meanwhile: impl FnMut()) -> Result<(usize, usi
                 given += 1;
             }
             Err(ReadError::Released { .. }) => released += 1,
-            Err(ReadError::NotDurable { .. }) => {}
             Err(error) => return Err(error.to_string()),
         }
     }

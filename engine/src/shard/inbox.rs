@@ -12,7 +12,8 @@ use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 use crossbeam_queue::ArrayQueue;
 
-use super::replies::{ClientQueue, Completions, Slot};
+use super::replies::{Asked, ClientQueue, Completions, Slot};
+use crate::api::entries::{ReadEntry, ReadPlan};
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Reason};
 use crate::shard::status::{GroupStatus, ShardStatus};
@@ -50,12 +51,32 @@ pub(crate) enum Command<S> {
     StartGroups { groups: Vec<(GroupId, Box<dyn Machine>)>, started: Reply<Vec<Result<(), crate::Error>>> },
     /// Tell about groups, in this order.
     GroupStatus { groups: Vec<GroupId>, reply: Reply<Vec<Option<GroupStatus>>> },
+    /// Read entries of a group's log, or plan to.
+    ReadEntries { group: GroupId, indexes: Vec<Index>, max_bytes: usize, to: ReadTo },
     /// Tell about the shard.
     Status { reply: Reply<ShardStatus> },
     /// A connection whose handshake named this shard.
     Adopt { socket: S, hello: Vec<u8> },
     /// Stop: make everything durable that is under way, answer everybody, and return.
     Stop,
+}
+
+/// What becomes of entries that somebody asked for.
+pub(crate) enum ReadTo {
+    /// They are read.
+    Entries(Asked<Vec<ReadEntry>>),
+    /// The reader does it himself.
+    Plan(Asked<ReadPlan>),
+}
+
+impl ReadTo {
+    /// Answers without reading.
+    pub(crate) fn refuse(self, error: crate::Error) {
+        match self {
+            Self::Entries(asked) => asked.answer(Err(error)),
+            Self::Plan(asked) => asked.answer(Err(error)),
+        }
+    }
 }
 
 /// Where a single answer goes.
@@ -169,6 +190,11 @@ impl<S> Command<S> {
                 }
             }
             Command::Query { tag, origin, .. } => origin.answer(tag, &Outcome::not_done(reason, None)),
+            Command::ReadEntries { group, to, .. } => to.refuse(match reason {
+                Reason::Stopping => crate::Error::Stopped(None),
+                Reason::Busy => crate::Error::Busy,
+                _ => crate::Error::NoGroup(group),
+            }),
             // The callers of these see that their channel is gone.
             _ => {}
         }
@@ -187,6 +213,7 @@ impl<S> Command<S> {
         match self {
             Command::Propose { entries, .. } => entries.bytes().len(),
             Command::Query { query, .. } => query.len(),
+            Command::ReadEntries { indexes, .. } => size_of_val(indexes.as_slice()),
             _ => 0,
         }
     }

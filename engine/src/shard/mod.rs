@@ -11,6 +11,7 @@ mod compact;
 mod forward;
 pub(crate) mod groups;
 pub(crate) mod inbox;
+mod reads;
 mod receive;
 pub(crate) mod replies;
 mod restore;
@@ -25,6 +26,7 @@ mod turn;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 
 use coracle_base::{GroupId, Index, NodeId, Term};
@@ -37,6 +39,7 @@ use compact::Compaction;
 use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
+use reads::Reader;
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
 use sweep::Sweeping;
@@ -75,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
     pub(crate) entry_cache_bytes: usize,
+    /// The data directory, for readers with handles of their own.
+    pub(crate) root: Arc<Path>,
     pub(crate) min_snapshot_interval: u64,
     pub(crate) min_checkpoint_interval: u64,
     pub(crate) max_checkpoints: usize,
@@ -124,6 +129,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     timers: BTreeSet<(u64, u32)>,
     on_durable: VecDeque<(BatchSeq, OnDurable)>,
     reads: BTreeMap<u64, ReadFor>,
+    readers: BTreeMap<u64, Reader>,
     snapshots: Snapshots,
     next_token: u64,
     forwards: Forwards,

@@ -214,6 +214,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::GroupStatus { groups, reply } => {
                 let _ = reply.send(groups.into_iter().map(|group| self.group_status(group)).collect());
             }
+            Command::ReadEntries { group, indexes, max_bytes, to } => {
+                self.on_read_entries(group, &indexes, max_bytes, to);
+            }
             Command::Status { reply } => {
                 let _ = reply.send(self.status());
             }
@@ -463,6 +466,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 None => {}
             }
         }
+        self.complete_readers();
         Ok(())
     }
 

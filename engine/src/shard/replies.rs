@@ -6,13 +6,14 @@
 //! Invariants: (1) a command is answered once; (2) a client's queue holds at most as many completions as commands that
 //! it has in flight, which the client bounds.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use atomic_waker::AtomicWaker;
 use coracle_base::{Index, NodeId};
-use crossbeam_queue::SegQueue;
+use crossbeam_queue::{ArrayQueue, SegQueue};
 
+use crate::Error;
 use crate::outcome::{Done, NotDone, Outcome, Unknown};
 
 /// What a shard answered to one client in one turn.
@@ -158,6 +159,51 @@ impl Slot {
     /// Who to wake when it is.
     pub(crate) fn register(&self, waker: &std::task::Waker) {
         self.waker.register(waker);
+    }
+}
+
+/// An answer that is taken by whoever asked: of this node alone, and too large to be copied.
+#[derive(Debug)]
+pub(crate) struct Parcel<T> {
+    answer: ArrayQueue<T>,
+    waker: AtomicWaker,
+}
+
+impl<T> Parcel<T> {
+    /// The answer, if it is there and was not taken.
+    pub(crate) fn take(&self) -> Option<T> {
+        self.answer.pop()
+    }
+
+    /// Who to wake when it is.
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+}
+
+/// The duty to answer: whoever drops it without doing so has stopped.
+#[derive(Debug)]
+pub(crate) struct Asked<T>(Arc<Parcel<Result<T, Error>>>);
+
+impl<T> Asked<T> {
+    /// A question, and where its answer will be.
+    pub(crate) fn new() -> (Self, Arc<Parcel<Result<T, Error>>>) {
+        let parcel = Arc::new(Parcel { answer: ArrayQueue::new(1), waker: AtomicWaker::new() });
+        (Self(parcel.clone()), parcel)
+    }
+
+    /// Answers.
+    pub(crate) fn answer(self, answer: Result<T, Error>) {
+        let _ = self.0.answer.push(answer);
+        // Dropping it wakes.
+    }
+}
+
+impl<T> Drop for Asked<T> {
+    fn drop(&mut self) {
+        // Refused if it was answered, also if that was taken already: then nobody takes this one.
+        let _ = self.0.answer.push(Err(Error::Stopped(None)));
+        self.0.waker.wake();
     }
 }
 

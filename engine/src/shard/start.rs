@@ -55,6 +55,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             timers: BTreeSet::new(),
             on_durable: VecDeque::new(),
             reads: BTreeMap::new(),
+            readers: BTreeMap::new(),
             snapshots,
             next_token: 0,
             forwards: Default::default(),

@@ -82,6 +82,16 @@ impl ReadPlan {
         self.entries.iter().zip(keys).map(result).collect()
     }
 
+    /// How many entries it can give, at most: the first of those that were asked for, up to one that is not durable.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether not even the first is durable.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     fn holds(&self) -> bool {
         self.pin.as_ref().is_some_and(Pin::holds)
     }
@@ -185,6 +195,8 @@ impl Wal {
         for key in gather.keys {
             group = key.group;
             let place = match (key.found, key.place) {
+                // It will be soon: whoever needs it asks again.
+                (Some(Err(ReadError::NotDurable { .. })), _) => break,
                 (Some(Err(error)), _) => Err(error),
                 (_, Some(place)) => Ok(place),
                 (_, None) => Err(released(key.index)),
