@@ -1,8 +1,8 @@
 //! One compaction after the other, an operation at a time.
 //!
 //! ```text
-//!   Idle → Choosing → Listing → Opening → Reading ⇄ Writing → Syncing → Closing → Naming → Moving → Draining → Idle
-//!                               └─────────┴─────────┴──────────┴─────────┴────────┴──→ GivingUp (close, unlink) → Idle, later
+//!   Idle → Choosing → Listing → Opening → Reading ⇄ Ordering ⇄ Writing → Syncing → Closing → Naming → Moving → Draining → Idle
+//!                               └─────────┴──────────┴──────────┴─────────┴─────────┴────────┴──→ GivingUp (close, unlink) → Idle, later
 //! ```
 //!
 //! A crash up to the first durable move leaves a segment that nothing names: the next start removes it. A crash between
@@ -11,17 +11,16 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use coracle_base::{GroupId, Index};
+use coracle_base::GroupId;
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
-use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, ReadError, SegmentWriter, Space, Wal};
+use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, SegmentWriter, Space, Wal};
 
+use crate::copy::{Copied, Copying, Span};
 use crate::victims::{Bounds, choose, sums};
 
 const TOKEN: u64 = 0x53 << 56;
 /// A segment is written in pieces of this.
 const WRITE_BYTES: usize = 256 * 1024;
-/// Entries asked for at once.
-const KEYS_MAX: usize = 1024;
 /// Ranges in one record of moves, and in one step.
 const RANGES_MAX: usize = 512;
 const STEP_RANGES_MAX: usize = 2048;
@@ -67,6 +66,7 @@ enum State {
     },
     Opening,
     Reading,
+    Ordering,
     Writing,
     Syncing,
     Closing,
@@ -76,22 +76,13 @@ enum State {
     GivingUp,
 }
 
-/// Consecutive entries of a group in one file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Span {
-    group: GroupId,
-    range: IndexRange,
-    from: u64,
-}
-
 /// One compaction.
 #[derive(Debug)]
 struct Run {
     victims: Vec<u64>,
-    /// What is still to be read, by group and index.
-    left: VecDeque<Span>,
-    /// The entries being read, and their files.
-    asked: Vec<(GroupId, Index, u64)>,
+    copying: Copying,
+    /// What is gathered is being written.
+    draining: bool,
     segment: SegmentWriter,
     file: Option<FileId>,
     /// What the segment has.
@@ -164,7 +155,7 @@ impl Compactor {
     pub fn is_ready(&self) -> bool {
         let goes_on = match self.state {
             State::Idle => self.forced,
-            State::Choosing { .. } | State::Listing { .. } | State::Moving => true,
+            State::Choosing { .. } | State::Listing { .. } | State::Ordering | State::Moving => true,
             _ => false,
         };
         goes_on || self.done.is_some()
@@ -200,6 +191,7 @@ impl Compactor {
                     self.go_on(wal, disk);
                 }
             }
+            State::Ordering => self.go_on(wal, disk),
             State::Moving => self.stage_moves(wal),
             State::Draining(seq) => {
                 if wal.durable().covers(seq) {
@@ -256,9 +248,8 @@ impl Compactor {
             return;
         }
         let span = |(group, range, from)| Span { group, range, from };
-        let mut left: Vec<Span> = self.found.drain(..).map(span).collect();
-        left.sort_unstable();
-        if left.is_empty() {
+        let spans: Vec<Span> = self.found.drain(..).map(span).collect();
+        if spans.is_empty() {
             self.state = State::Idle;
             return;
         }
@@ -266,8 +257,8 @@ impl Compactor {
         let path = segment.path().to_owned();
         self.run = Some(Run {
             victims: std::mem::take(&mut self.victims),
-            left: left.into(),
-            asked: Vec::new(),
+            copying: Copying::new(spans),
+            draining: false,
             segment,
             file: None,
             copied: VecDeque::new(),
@@ -304,6 +295,9 @@ impl Compactor {
             }
             State::Naming => {
                 wal.adopt_segment(&run.segment);
+                run.copied
+                    .make_contiguous()
+                    .sort_unstable_by_key(|span| (span.group, span.from, span.range.first));
                 self.state = State::Moving;
                 self.stage_moves(wal);
             }
@@ -312,6 +306,7 @@ impl Compactor {
             | State::Choosing { .. }
             | State::Listing { .. }
             | State::Reading
+            | State::Ordering
             | State::Moving
             | State::Draining(_) => {}
         }
@@ -319,59 +314,54 @@ impl Compactor {
 
     /// Writes what is made, reads what is left, or makes the segment durable.
     fn go_on<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D) {
-        let Some(run) = &mut self.run else { return };
-        let Some(file) = run.file else { return };
-        let is_full = run.segment.bytes() >= self.bounds.segment_bytes || run.segment.is_full();
-        if !run.finished && (run.left.is_empty() || is_full) {
-            if run.segment.is_empty() {
+        loop {
+            let Some(run) = &mut self.run else { return };
+            let Some(file) = run.file else { return };
+            while run.draining && run.segment.takable_bytes() < WRITE_BYTES {
+                match run.copying.next() {
+                    Some(copied) => self.stats.bytes_copied += run.add(copied, &mut self.damaged),
+                    None => run.draining = false,
+                }
+            }
+            let takable = run.segment.takable_bytes();
+            if takable >= WRITE_BYTES || (run.finished && takable > 0) {
+                let mut buf = disk.buffer(WRITE_BYTES.min(takable));
+                let offset = run.segment.take_blocks(WRITE_BYTES, &mut buf);
+                return self.start(disk, State::Writing, DiskOp::Write { file, offset, buf });
+            }
+            if run.finished {
+                return self.start(disk, State::Syncing, DiskOp::Sync { file });
+            }
+            let (bytes, entries) = run.copying.gathered();
+            let is_full = run.segment.bytes() + bytes as u64 >= self.bounds.segment_bytes
+                || entries >= run.segment.runs_left();
+            let is_last = is_full || run.copying.is_read();
+            if entries > 0 && (is_last || run.copying.is_enough()) {
+                run.copying.sort();
+                run.draining = true;
+            } else if is_last && run.segment.is_empty() {
                 // All of it is gone meanwhile.
                 return self.give_up(disk);
-            }
-            run.segment.finish();
-            run.finished = true;
-        }
-        let takable = run.segment.takable_bytes();
-        if takable >= WRITE_BYTES || (run.finished && takable > 0) {
-            let mut buf = disk.buffer(WRITE_BYTES.min(takable));
-            let offset = run.segment.take_blocks(WRITE_BYTES, &mut buf);
-            return self.start(disk, State::Writing, DiskOp::Write { file, offset, buf });
-        }
-        if run.finished {
-            return self.start(disk, State::Syncing, DiskOp::Sync { file });
-        }
-        run.asked.clear();
-        for span in &run.left {
-            let room = KEYS_MAX - run.asked.len();
-            let indexes = (span.range.first.0..=span.range.last().0).take(room);
-            run.asked.extend(indexes.map(|index| (span.group, Index(index), span.from)));
-            if run.asked.len() == KEYS_MAX {
-                break;
+            } else if is_last {
+                run.segment.finish();
+                run.finished = true;
+            } else if run.copying.order(wal) {
+                self.state = State::Reading;
+                return wal.read_moving(disk, &run.copying.ask(), self.bounds.read_bytes);
+            } else {
+                self.state = State::Ordering;
+                return;
             }
         }
-        let keys: Vec<_> = run.asked.iter().map(|(group, index, _)| (*group, *index)).collect();
-        self.state = State::Reading;
-        wal.read_moving(disk, &keys, self.bounds.read_bytes);
     }
 
     /// Takes the entries that were read.
     fn take(&mut self, out: LiveOut) {
         let Some(run) = &mut self.run else { return };
-        let asked = std::mem::take(&mut run.asked);
-        for ((group, index, fetched), (_, _, from)) in out.entries.into_iter().zip(asked) {
-            run.pass(index);
-            match fetched {
-                Ok(encoded) if run.segment.push(group, index, &encoded) => {
-                    self.stats.bytes_copied += encoded.len() as u64;
-                    run.note(group, index, from);
-                }
-                // Nobody needs it any more.
-                Err(ReadError::Released { .. }) => {}
-                Ok(_) | Err(_) => {
-                    self.stats.damaged_entries += 1;
-                    self.damaged.insert(from);
-                }
-            }
-        }
+        run.copying.take(out, |from| {
+            self.stats.damaged_entries += 1;
+            self.damaged.insert(from);
+        });
     }
 
     /// Stages some of the moves.
@@ -405,7 +395,7 @@ impl Compactor {
         self.failures_in_row = 0;
         if let Some(run) = self.run.take() {
             self.stats.segments += 1;
-            let emptied = |victim: &&u64| !run.left.iter().any(|span| span.from == **victim);
+            let emptied = |victim: &&u64| run.copying.is_read_of(**victim);
             self.stats.files_freed += run.victims.iter().filter(emptied).count() as u64;
         }
     }
@@ -442,18 +432,13 @@ impl Compactor {
 }
 
 impl Run {
-    /// The entry, which is the first of those left, is read.
-    fn pass(&mut self, index: Index) {
-        let Some(span) = self.left.front_mut() else { return };
-        if span.range.last() == index {
-            self.left.pop_front();
-        } else {
-            span.range.count -= index.next().since(span.range.first);
-            span.range.first = index.next();
+    /// Puts an entry into the segment. Returns its bytes.
+    fn add(&mut self, copied: Copied, damaged: &mut BTreeSet<u64>) -> u64 {
+        let Copied { group, index, from, encoded } = copied;
+        if !self.segment.push(group, index, &encoded) {
+            damaged.insert(from);
+            return 0;
         }
-    }
-
-    fn note(&mut self, group: GroupId, index: Index, from: u64) {
         match self.copied.back_mut() {
             Some(last) if (last.group, last.from) == (group, from) && last.range.last().next() == index => {
                 last.range.count += 1;
@@ -462,5 +447,6 @@ impl Run {
                 self.copied.push_back(Span { group, range: IndexRange { first: index, count: 1 }, from });
             }
         }
+        encoded.len() as u64
     }
 }

@@ -209,6 +209,64 @@ fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
     yard.rig.check().unwrap();
 }
 
+/// What lives of many groups is scattered over a file: it is read as it lies there, in few reads, and lies in the segment
+/// by group.
+#[test]
+fn entries_of_many_groups_are_copied_in_few_reads() {
+    const GROUPS: u64 = 60;
+    const FILE: u64 = 4 << 20;
+    let config =
+        coracle_wal::Config { file_bytes: FILE, checkpoint_every_bytes: 1 << 20, ..common::config(10) };
+    let (rig, _) = common::log::Rig::open(FakeDisk::new(10), config).unwrap();
+    let bounds = Bounds { read_bytes: 16 * 1024, ..Bounds::new(FILE) };
+    let mut yard = Yard { rig, compactor: Compactor::new(bounds) };
+    for round in 0..40 {
+        for group in 1..=GROUPS {
+            let last = yard.rig.model().last(group);
+            yard.rig.append(group, last, 1, 1, 1, 2400);
+        }
+        if round % 5 == 0 {
+            yard.rig.settle();
+        }
+        yard.rig.history.drain(..yard.rig.history.len() - 1);
+    }
+    for group in 1..=GROUPS {
+        let mut live = [0, 10, 20, 30].map(|at| (group * 7 + at) % 40 + 1);
+        live.sort_unstable();
+        yard.rig.put_snapshot_live(group, 40, 1, &live, b"snapshot");
+    }
+    yard.rig.settle();
+    let held = |yard: &Yard| {
+        let mut space = coracle_wal::Space::default();
+        yard.rig.wal.space_of(0, 100, &mut space);
+        space.held.len()
+    };
+    // Until no recovery would read the file.
+    while held(&yard) == 0 {
+        yard.rig.append(1, yard.rig.model().last(1), 1, 1, 1, 400_000);
+        yard.rig.settle();
+    }
+    yard.rig.disk.set_completing(Completing::Manual);
+    yard.compactor.run_now();
+    let mut reads = 0;
+    while !yard.compactor.is_idle() {
+        yard.submit();
+        let flights = yard.rig.disk.flights();
+        reads += flights.iter().filter(|one| one.kind == OpKind::Read).count() as u64;
+        flights.iter().for_each(|_| yard.rig.disk.complete(0));
+        yard.complete();
+    }
+    yard.rig.disk.set_completing(Completing::AtOnce);
+    let stats = yard.compactor.stats();
+    println!("{reads} reads, {stats:?}");
+    assert!(stats.entries_moved > GROUPS, "{stats:?}");
+    // One by one they would be as many as there are entries.
+    assert!(reads < stats.entries_moved / 3, "{reads} reads for {} entries", stats.entries_moved);
+    yard.rig.check().unwrap();
+    yard.restart(11);
+    yard.rig.check().unwrap();
+}
+
 #[test]
 fn what_no_longer_lives_is_released_and_its_segments_leave_the_disk() {
     let mut sparse = Sparse::new(3);

@@ -65,8 +65,8 @@ impl SegmentWriter {
         &self.path
     }
 
-    /// Adds an entry, with its header, behind the last one by group and index. False, and nothing was added, if it is no
-    /// whole entry.
+    /// Adds an entry, with its header. Those that follow one another by group and index lie in one run. False, and nothing
+    /// was added, if it is no whole entry.
     pub fn push(&mut self, group: GroupId, index: Index, encoded: &[u8]) -> bool {
         let mut entries = Entries::new(index, encoded);
         let Some(entry) = entries.next().filter(|_| entries.rest().is_empty()) else { return false };
@@ -110,9 +110,9 @@ impl SegmentWriter {
         self.at + (self.made.len() + run + index + 3 * BLOCK_BYTES) as u64
     }
 
-    /// No more should be added: the index is as long as it may be.
-    pub fn is_full(&self) -> bool {
-        self.index.len() + 1 >= RUNS_MAX
+    /// Runs that may be added, so that the index is not too long: at worst each entry is one.
+    pub fn runs_left(&self) -> usize {
+        RUNS_MAX.saturating_sub(self.index.len() + 1)
     }
 
     /// No entry was added.
@@ -124,6 +124,7 @@ impl SegmentWriter {
     pub fn finish(&mut self) {
         self.close_run();
         self.pad();
+        self.index.sort_unstable_by_key(|run| (run.group, run.first));
         let seed = self.head.uuid.seed();
         let index_at = self.at + self.made.len() as u64;
         let mut index = Vec::with_capacity(self.index.len() * INDEX_ENTRY_BYTES);

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   head      two equal copies, at offsets 0 and 4096
-//!   runs      from 8192 on, one after the other, as `base/src/run.rs` says, by group and index; `prev_term` is 0,
-//!             `accepted_term` that of the last entry; then zeros up to a block
-//!   index     for every run, in order: group u64, first u64, count u32, offset u32; then zeros up to a block
+//!   runs      from 8192 on, one after the other, as `base/src/run.rs` says, in stretches of some mebibytes by group and
+//!             index; `prev_term` is 0, `accepted_term` that of the last entry; then zeros up to a block
+//!   index     for every run, by group and index: group u64, first u64, count u32, offset u32; then zeros up to a block
 //!   trailer   the last block
 //!
 //!   head      0    8    magic       "CORACLES"

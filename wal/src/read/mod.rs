@@ -502,6 +502,12 @@ impl Wal {
         }
     }
 
+    /// Where an entry's run lies in the file that has it, if that file's index is in memory.
+    pub fn place_of(&mut self, group: GroupId, index: Index) -> Option<u64> {
+        let file_no = self.groups.find(group)?.extent_of(index)?.file_no;
+        self.run_in(file_no, group, index)
+    }
+
     /// The offset of the run that holds an entry, if its extent is in this file.
     fn run_in(&mut self, file_no: u64, group: GroupId, index: Index) -> Option<u64> {
         let of_group = self.groups.find(group)?;

@@ -23,6 +23,8 @@ use crate::wal::Wal;
 
 /// Entries in one read at most; the result says how many of those asked for it has.
 pub(super) const KEYS_MAX: usize = 1024;
+/// The same for compaction, which waits for a turn between two of them.
+const MOVING_KEYS_MAX: usize = 4096;
 /// Reads of one job in flight.
 const FLIGHTS_MAX: usize = 8;
 
@@ -130,7 +132,8 @@ impl Wal {
     ) {
         let mut gather = Gather { max_bytes, ..Gather::default() };
         let mut bytes = 0;
-        for (group, index) in keys.take(KEYS_MAX) {
+        let most = if matches!(want, Want::Moving) { MOVING_KEYS_MAX } else { KEYS_MAX };
+        for (group, index) in keys.take(most) {
             bytes += self.entry_bytes(group, index);
             if bytes > max_bytes as u64 && !gather.keys.is_empty() {
                 break;
