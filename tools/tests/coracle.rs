@@ -38,7 +38,11 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// A copy of the directory that version 1 left behind: one group, the numbers 1 to 100 added, released at every tenth.
 fn version_1() -> TempDir {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat/v1/node-1");
+    copy_of("v1")
+}
+
+fn copy_of(version: &str) -> TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat").join(version).join("node-1");
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for (path, bytes) in files(&from) {
         let to = dir.path().join(path.strip_prefix(&from).unwrap());
@@ -116,6 +120,79 @@ fn damage_is_told_with_file_offset_and_groups() {
     let damaged = report(&coracle(&["verify", "--json"], dir.path()));
     let names_it = |one: &&Value| one["groups"].as_array().unwrap().contains(&1.into());
     assert!(damaged["damage"].as_array().unwrap().iter().any(|one| names_it(&one)), "{damaged}");
+}
+
+/// A byte of every third sector, and the file as a whole: whatever it is, it is found where it is.
+#[test]
+fn a_damaged_snapshot_file_is_told_with_offset_and_group() {
+    let dir = copy_of("v2");
+    let name = "shard-0/snapshots/00000004.snap";
+    let path = dir.path().join(name);
+    let whole = fs::read(&path).unwrap();
+    let verify = || {
+        let output = coracle(&["verify", "--json"], dir.path());
+        (output.status.code(), report(&output))
+    };
+    let (code, sound) = verify();
+    assert_eq!(
+        (code, &sound["snapshot_files"], &sound["notes"]),
+        (Some(0), &1.into(), &Value::Array(vec![]))
+    );
+    let told = report(&coracle(&["inspect", "--json"], dir.path()))["snapshots"][0].clone();
+    let wanted = (&"snapshot".into(), &1.into(), &802.into(), &1.into(), whole.len() as u64);
+    let bytes = told["bytes"].as_u64().unwrap();
+    assert_eq!((&told["kind"], &told["group"], &told["index"], &told["term"], bytes), wanted, "{told}");
+    let text = String::from_utf8(coracle(&["inspect"], dir.path()).stdout).unwrap();
+    assert!(text.contains(name), "{text}");
+
+    let damaged = |what: &str, from: u64, to: u64| {
+        let (code, found) = verify();
+        let damage = found["damage"].as_array().unwrap();
+        assert_eq!((code, damage.len()), (Some(1), 1), "{what}: {found}");
+        let offset = damage[0]["offset"].as_u64().unwrap();
+        assert!((from..=to).contains(&offset), "{what}: {found}");
+        assert_eq!((&damage[0]["file"], &damage[0]["groups"][0]), (&name.into(), &1.into()), "{what}");
+    };
+    for sector in (0..whole.len() / 512).step_by(3) {
+        let at = sector * 512 + sector * 37 % 512;
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (sector % 8);
+        fs::write(&path, bytes).unwrap();
+        // A chunk is checked as a whole, and all of these are in one.
+        damaged(&format!("byte {at}"), at.min(4096) as u64 / 4096 * 4096, at as u64);
+    }
+    fs::write(&path, &whole[..whole.len() - 4096]).unwrap();
+    damaged("cut short", 4096, whole.len() as u64);
+    fs::remove_file(&path).unwrap();
+    damaged("missing", 0, 0);
+    fs::write(&path, b"").unwrap();
+    damaged("empty", 0, 0);
+}
+
+#[test]
+fn snapshot_files_that_nothing_needs_are_told_and_are_no_damage() {
+    let dir = copy_of("v2");
+    let snapshots = dir.path().join("shard-0/snapshots");
+    let whole = fs::read(snapshots.join("00000004.snap")).unwrap();
+    for name in ["00000009.snap", "00000010.snap.tmp", "00000011.1.700.1.ckpt", "something else"] {
+        fs::write(snapshots.join(name), &whole[..20_000]).unwrap();
+    }
+    let before = files(dir.path());
+    let output = coracle(&["verify", "--json"], dir.path());
+    let found = report(&output);
+    assert_eq!((output.status.code(), &found["sound"]), (Some(0), &true.into()), "{found}");
+    let notes = found["notes"].as_array().unwrap();
+    let told: Vec<&str> = notes.iter().map(|note| note["what"].as_str().unwrap()).collect();
+    assert_eq!(told.len(), 3, "{found}");
+    assert!(told[0].contains("nothing needs it") && told[1].contains("nothing needs it"), "{told:?}");
+    assert!(told[2].contains("damaged checkpoint") && notes[2]["groups"][0] == 1, "{found}");
+    let text = String::from_utf8(coracle(&["verify"], dir.path()).stdout).unwrap();
+    assert!(text.contains("note: shard-0/snapshots/00000009.snap"), "{text}");
+    let kinds = report(&coracle(&["inspect", "--json"], dir.path()))["snapshots"].clone();
+    let kinds: Vec<&str> =
+        kinds.as_array().unwrap().iter().map(|one| one["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["snapshot", "leftover", "unfinished", "checkpoint"]);
+    assert!(files(dir.path()) == before, "something was changed");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   format.rs  every byte, and the names        writer.rs  a chunk at a time        reader.rs  back, checked
+//!   inspect.rs  all of them, for tools
 //! ```
 //!
 //! A snapshot file counts only if the log names it (its number, its length, its checksum), and the log names it only when
@@ -11,6 +12,7 @@
 //! and none of its bytes need be durable: losing it costs time, nothing else.
 
 mod format;
+mod inspect;
 mod reader;
 mod writer;
 
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use coracle_io::{Disk, DiskError};
 
 pub use format::{CHUNK_BYTES, SnapshotHead, SnapshotName};
+pub use inspect::{SnapshotInfo, SnapshotKind, inspect};
 pub use reader::{Progress, SnapshotReader};
 pub use writer::{SnapshotWriter, Written};
 

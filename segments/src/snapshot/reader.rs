@@ -46,6 +46,8 @@ pub struct SnapshotReader {
     file: Option<FileId>,
     file_bytes: u64,
     offset: u64,
+    /// Where the newest read began.
+    read_at: u64,
     head: Option<SnapshotHead>,
     seed: u32,
     chunks: u32,
@@ -72,6 +74,7 @@ impl SnapshotReader {
             file: None,
             file_bytes: 0,
             offset: 0,
+            read_at: 0,
             head: None,
             seed: 0,
             chunks: 0,
@@ -82,6 +85,16 @@ impl SnapshotReader {
     /// Which file.
     pub fn name(&self) -> SnapshotName {
         self.name
+    }
+
+    /// Where it read last: what is damaged begins there.
+    pub(super) fn read_at(&self) -> u64 {
+        self.read_at
+    }
+
+    /// It could not even be opened.
+    pub(super) fn is_missing(&self) -> bool {
+        self.file_bytes == 0
     }
 
     /// Asks for the next chunk, once the last one is done with.
@@ -184,6 +197,7 @@ impl SnapshotReader {
     fn read<D: Disk>(&mut self, disk: &mut D, file: FileId, bytes: usize) {
         let mut buf = disk.buffer(bytes);
         buf.resize(bytes);
+        self.read_at = self.offset;
         disk.start(self.token, DiskOp::Read { file, offset: self.offset, buf });
     }
 

@@ -9,6 +9,7 @@ use coracle_base::{GroupId, ShardId};
 use coracle_io::DiskError;
 use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
 use coracle_raft::HardState;
+use coracle_segments::snapshot::{self, SnapshotInfo, SnapshotKind};
 use coracle_wal::{Inspection, Owner, WalError};
 
 use super::Error;
@@ -33,9 +34,14 @@ pub(super) struct Finding {
 }
 
 /// All that lies there.
+#[derive(Default)]
 pub(super) struct Contents {
     pub(super) shards: Vec<(ShardId, Inspection)>,
+    /// Snapshots and checkpoints in files.
+    pub(super) snapshots: Vec<SnapshotInfo>,
     pub(super) findings: Vec<Finding>,
+    /// What is worth telling, though nothing depends on it.
+    pub(super) notes: Vec<Finding>,
 }
 
 impl Directory {
@@ -87,7 +93,7 @@ impl Directory {
     /// # Errors
     /// The disk fails. Damage is no error.
     pub(super) fn read(&mut self) -> Result<Contents, Error> {
-        let mut contents = Contents { shards: Vec::new(), findings: Vec::new() };
+        let mut contents = Contents::default();
         if let Err(why) = &self.identity {
             contents.find("identity", why.clone());
         }
@@ -96,7 +102,13 @@ impl Directory {
             // Not formed yet: then there is no log.
             let Some(identity) = self.owner(shard)? else { continue };
             match coracle_wal::inspect(&mut self.disk, &dir, &identity) {
-                Ok(inspection) => contents.add(shard, &dir, inspection),
+                Ok(inspection) => {
+                    let snapshots = dir.join("snapshots");
+                    let groups = inspection.groups.iter().map(|(group, _)| group);
+                    let found = snapshot::inspect(&mut self.disk, &snapshots, &identity, groups)?;
+                    contents.add(shard, &dir, inspection);
+                    contents.add_snapshots(found);
+                }
                 Err(WalError::Disk(DiskError::NotFound { path })) if path == self.root.join(&dir) => {
                     contents.find(&dir, "the shard's log is gone, or was never begun".to_owned());
                 }
@@ -137,6 +149,30 @@ impl Contents {
             }
         }
         self.shards.push((shard, inspection));
+    }
+}
+
+impl Contents {
+    fn add_snapshots(&mut self, found: Vec<SnapshotInfo>) {
+        for one in &found {
+            let groups: Vec<GroupId> = one.of.iter().map(|(group, ..)| *group).collect();
+            let told =
+                |offset, what| Finding { file: one.path.clone(), offset, groups: groups.clone(), what };
+            match (one.kind, &one.damage) {
+                (SnapshotKind::Marked, Some((at, what))) => {
+                    self.findings.push(told(Some(*at), format!("damaged snapshot: {what}")));
+                }
+                (SnapshotKind::Checkpoint, Some((at, what))) => self.notes.push(told(
+                    Some(*at),
+                    format!("damaged checkpoint, which costs its machine a longer start: {what}"),
+                )),
+                (SnapshotKind::Leftover | SnapshotKind::Unfinished, _) => {
+                    self.notes.push(told(None, "nothing needs it; the next start removes it".to_owned()));
+                }
+                (SnapshotKind::Marked | SnapshotKind::Checkpoint, None) => {}
+            }
+        }
+        self.snapshots.extend(found);
     }
 }
 

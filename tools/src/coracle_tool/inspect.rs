@@ -5,6 +5,7 @@ use std::path::Path;
 
 use coracle_base::ShardId;
 use coracle_raft::HardState;
+use coracle_segments::snapshot::{SnapshotInfo, SnapshotKind};
 use coracle_wal::{LogFileInfo, RecoveredGroup};
 use serde_json::{Value, json};
 
@@ -48,6 +49,7 @@ fn report(directory: &Directory, contents: &Contents) -> Value {
         "members": members,
         "shards": identity.map(|identity| identity.shards),
         "files": files.collect::<Vec<_>>(),
+        "snapshots": contents.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
         "groups": groups.collect::<Vec<_>>(),
         "damaged_places": contents.findings.len(),
     })
@@ -60,6 +62,25 @@ fn file(file: &LogFileInfo) -> Value {
         "live_bytes": file.live_bytes,
         "batches": file.batches,
         "boot_epoch": file.boot_epoch,
+    })
+}
+
+fn snapshot(one: &SnapshotInfo) -> Value {
+    let kind = match one.kind {
+        SnapshotKind::Marked => "snapshot",
+        SnapshotKind::Checkpoint => "checkpoint",
+        SnapshotKind::Leftover => "leftover",
+        SnapshotKind::Unfinished => "unfinished",
+    };
+    json!({
+        "file": one.path,
+        "bytes": one.bytes,
+        "kind": kind,
+        "group": one.of.map(|(group, ..)| group.0),
+        "index": one.of.map(|(_, index, _)| index.0),
+        "term": one.of.map(|(.., term)| term.0),
+        "state_bytes": one.state_bytes,
+        "damage": one.damage.as_ref().map(|(_, what)| what),
     })
 }
 
@@ -111,6 +132,7 @@ fn print(out: &mut impl Write, report: &Value) -> io::Result<()> {
             ["file", "bytes", "live_bytes", "batches", "boot_epoch"].map(|key| text(&row[key]));
         writeln!(out, "{file:<32} {bytes:>12} {live:>12} {batches:>8} {start:>6}")?;
     }
+    print_snapshots(out, &rows("snapshots"), text)?;
     writeln!(
         out,
         "\n{:>12} {:>5} {:>12} {:>12} {:>8} {:>12} {:>12}",
@@ -126,6 +148,24 @@ fn print(out: &mut impl Write, report: &Value) -> io::Result<()> {
             out,
             "{group:>12} {shard:>5} {first:>12} {last:>12} {term:>8} {snapshot:>12} {live:>12}{suspect}"
         )?;
+    }
+    Ok(())
+}
+
+fn print_snapshots(out: &mut impl Write, rows: &[Value], text: impl Fn(&Value) -> String) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\n{:<44} {:>10} {:>12} {:>12} {:>12} {:>8}",
+        "snapshot file", "kind", "bytes", "group", "index", "term"
+    )?;
+    for row in rows {
+        let [file, kind, bytes, group, index, term] =
+            ["file", "kind", "bytes", "group", "index", "term"].map(|key| text(&row[key]));
+        let damaged = if row["damage"].is_null() { "" } else { "  damaged" };
+        writeln!(out, "{file:<44} {kind:>10} {bytes:>12} {group:>12} {index:>12} {term:>8}{damaged}")?;
     }
     Ok(())
 }

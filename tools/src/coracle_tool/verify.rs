@@ -33,7 +33,7 @@ pub(super) fn run(dir: &Path, as_json: bool) -> Result<bool, Error> {
     if as_json {
         writeln!(out, "{report}")?;
     } else {
-        print(&mut out, &report, &contents.findings)?;
+        print(&mut out, &report, &contents)?;
     }
     if !contents.findings.is_empty() {
         eprintln!(
@@ -56,10 +56,13 @@ fn report(directory: &Directory, contents: &Contents) -> Value {
     let sum = |of: &dyn Fn(&coracle_wal::Inspection) -> u64| {
         contents.shards.iter().map(|(_, shard)| of(shard)).sum::<u64>()
     };
-    let damage = contents.findings.iter().map(|finding| {
-        let groups: Vec<u64> = finding.groups.iter().map(|group| group.0).collect();
-        json!({ "file": finding.file, "offset": finding.offset, "groups": groups, "what": finding.what })
-    });
+    let told = |findings: &[Finding]| {
+        let one = |finding: &Finding| {
+            let groups: Vec<u64> = finding.groups.iter().map(|group| group.0).collect();
+            json!({ "file": finding.file, "offset": finding.offset, "groups": groups, "what": finding.what })
+        };
+        findings.iter().map(one).collect::<Vec<_>>()
+    };
     json!({
         "directory": directory.root,
         "in_use": directory.in_use,
@@ -69,26 +72,34 @@ fn report(directory: &Directory, contents: &Contents) -> Value {
         "batches": sum(&|shard| shard.files.iter().map(|file| file.batches).sum()),
         "groups": sum(&|shard| shard.groups.len() as u64),
         "entries": sum(&|shard| shard.report.entries),
+        "snapshot_files": contents.snapshots.len(),
         "sound": contents.findings.is_empty(),
-        "damage": damage.collect::<Vec<_>>(),
+        "damage": told(&contents.findings),
+        "notes": told(&contents.notes),
     })
 }
 
-fn print(out: &mut impl Write, report: &Value, findings: &[Finding]) -> io::Result<()> {
-    for finding in findings {
+fn print(out: &mut impl Write, report: &Value, contents: &Contents) -> io::Result<()> {
+    let notes = contents.notes.iter().map(|note| ("note: ", note));
+    for (mark, finding) in contents.findings.iter().map(|finding| ("", finding)).chain(notes) {
         let offset = finding.offset.map(|offset| format!(" at {offset}")).unwrap_or_default();
         let groups: Vec<String> = finding.groups.iter().map(ToString::to_string).collect();
         let groups = match groups.len() {
             0 => String::new(),
             _ => format!(" (groups {})", groups.join(", ")),
         };
-        writeln!(out, "{}{offset}: {}{groups}", finding.file.display(), finding.what)?;
+        writeln!(out, "{mark}{}{offset}: {}{groups}", finding.file.display(), finding.what)?;
     }
-    let verdict = if findings.is_empty() { "sound" } else { "damaged" };
+    let verdict = if contents.findings.is_empty() { "sound" } else { "damaged" };
     writeln!(
         out,
-        "{verdict}: {} shards, {} files, {} batches, {} groups, {} entries",
-        report["shards"], report["files"], report["batches"], report["groups"], report["entries"]
+        "{verdict}: {} shards, {} files, {} batches, {} groups, {} entries, {} snapshot files",
+        report["shards"],
+        report["files"],
+        report["batches"],
+        report["groups"],
+        report["entries"],
+        report["snapshot_files"]
     )
 }
 
