@@ -119,6 +119,10 @@ impl Handles {
         self.ask_about(groups, |groups, reply| Command::GroupStatus { groups, reply }).into_iter().collect()
     }
 
+    fn compact(&self) -> Result<(), Error> {
+        self.inboxes.iter().try_for_each(|inbox| ask(inbox, |begun| Command::Compact { begun }))
+    }
+
     fn status(&self) -> Result<Vec<ShardStatus>, Error> {
         self.inboxes.iter().map(|inbox| ask(inbox, |reply| Command::Status { reply })).collect()
     }
@@ -177,6 +181,16 @@ impl Node {
         groups: impl IntoIterator<Item = GroupId>,
     ) -> Result<Vec<Option<GroupStatus>>, Error> {
         self.handles().group_status(groups.into_iter())
+    }
+
+    /// Asks every shard to compact its files now, whatever the bound on garbage says: a file with a quarter of garbage and
+    /// more is copied and freed. Comes back when it has begun; [`ShardStatus::compacted_files`] tells how it goes on. By
+    /// itself a node compacts when its sealed files take more than twice what lives in them.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::Busy`].
+    pub fn compact(&self) -> Result<(), Error> {
+        self.handles().compact()
     }
 
     /// The counters of each shard.

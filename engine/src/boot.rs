@@ -324,6 +324,9 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
             Command::GroupStatus { groups, reply } => {
                 let _ = reply.send(vec![None; groups.len()]);
             }
+            Command::Compact { begun } => {
+                let _ = begun.send(());
+            }
             Command::Status { reply } => {
                 let _ = reply.send(Default::default());
             }

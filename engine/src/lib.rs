@@ -71,7 +71,9 @@ pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;
 pub use coracle_wal::IndexRange;
 pub use error::Error;
-pub use machine::{Class, Effects, Entry, Machine, RestoreError, SnapshotSource, Typed, TypedMachine, Wire};
+pub use machine::{
+    Class, Effects, Entry, Machine, ReleaseWhen, RestoreError, SnapshotSource, Typed, TypedMachine, Wire,
+};
 pub use node::Node;
 pub use outcome::{Done, NotDone, Outcome, Reason, Unknown};
 pub use shard::replies::Completions;

@@ -20,10 +20,28 @@ pub struct Entry<'a> {
     pub command: &'a [u8],
 }
 
+/// What a release waits for, besides all that it needs anyway (it never covers an entry that is not durable and applied).
+/// The default: nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReleaseWhen {
+    /// This entry is durable on this member: one that the machine expects, say, and that brings back what the release
+    /// drops.
+    pub durable: Index,
+    /// No member is being sent a snapshot of the group: it would have to begin anew.
+    pub no_transfer: bool,
+}
+
+impl ReleaseWhen {
+    /// What both allow.
+    pub(crate) fn either(self, other: Self) -> Self {
+        Self { durable: self.durable.min(other.durable), no_transfer: self.no_transfer && other.no_transfer }
+    }
+}
+
 /// What a machine asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wishes {
-    pub(crate) release: bool,
+    pub(crate) release: Option<ReleaseWhen>,
     pub(crate) checkpoint: bool,
 }
 
@@ -50,7 +68,13 @@ impl<'a> Effects<'a> {
     /// wish that comes too early, or while a snapshot is being written, is kept, and the snapshot is taken later, of the
     /// state as it is then.
     pub fn release(&mut self) {
-        self.wishes.release = true;
+        self.release_when(ReleaseWhen::default());
+    }
+
+    /// As [`release`](Self::release), once this holds. Of several wishes that wait, whatever one of them allows is done.
+    pub fn release_when(&mut self, when: ReleaseWhen) {
+        let before = self.wishes.release.unwrap_or(when);
+        self.wishes.release = Some(before.either(when));
     }
 
     /// Says that the state after this command is worth keeping for a fast restart. It is written to a file, at most every

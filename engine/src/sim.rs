@@ -101,6 +101,12 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         let _ = self.inbox.push(Command::Stop);
     }
 
+    /// Asks for a compaction, as [`Node::compact`](crate::Node::compact) does.
+    pub fn compact(&self) {
+        let (begun, _) = std::sync::mpsc::sync_channel(1);
+        let _ = self.inbox.push(Command::Compact { begun });
+    }
+
     /// Takes up a group; it runs after the next turns.
     pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
         let (started, _) = std::sync::mpsc::sync_channel(1);

@@ -212,6 +212,27 @@ fn the_short_files_of_many_crashed_boots_are_compacted() {
 }
 
 #[test]
+fn on_request_files_are_compacted_that_would_be_left_alone() {
+    let mut lone = Lone::new();
+    for boot in 0..3 {
+        let mut sim = lone.start();
+        assert!(matches!(lone.propose(&mut sim, &[boot; 500]), Outcome::Done(_)));
+        drop(sim);
+        lone.disk.crash(CrashPolicy::default());
+    }
+    let mut sim = lone.start();
+    // Long enough for a checkpoint, and for compaction to look.
+    for _ in 0..2000 {
+        lone.turn(&mut sim).unwrap();
+    }
+    let files = |sim: &Sim| sim.status().unwrap().compacted_files;
+    let before = files(&sim);
+    sim.compact();
+    lone.turn_until(&mut sim, |sim| files(sim) > before);
+    assert_eq!(lone.count(&mut sim), 3);
+}
+
+#[test]
 fn a_file_of_the_log_takes_as_many_entries_as_the_setting_says() {
     let files_after_40_commands = |entries| {
         let mut lone = Lone::new();

@@ -159,7 +159,10 @@ fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
         Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
     let machine = &mut slot.machine;
     let ran = caught(|| machine.apply(one, &mut Effects::new(reply, &mut wishes)));
-    slot.want_release |= wishes.release;
+    if let Some(when) = wishes.release {
+        slot.release_when = if slot.want_release { slot.release_when.either(when) } else { when };
+        slot.want_release = true;
+    }
     slot.want_checkpoint |= wishes.checkpoint;
     if let Err(panic) = ran {
         poison(slot, format!("applying entry {} panicked: {panic}", entry.index));

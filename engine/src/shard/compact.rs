@@ -47,6 +47,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
+    /// Somebody asked for it: all that can be made smaller is, a piece a turn as ever.
+    pub(super) fn compact_now(&mut self) {
+        self.compaction.compactor.run_now();
+    }
+
     /// Compaction could go on without a completion.
     fn compaction_is_ready(&self) -> bool {
         self.compaction.compactor.is_ready() || self.wal.has_moving_read()

@@ -53,6 +53,8 @@ pub(crate) enum Command<S> {
     GroupStatus { groups: Vec<GroupId>, reply: Reply<Vec<Option<GroupStatus>>> },
     /// Read entries of a group's log, or plan to.
     ReadEntries { group: GroupId, indexes: Vec<Index>, max_bytes: usize, to: ReadTo },
+    /// Compact all that can be made smaller.
+    Compact { begun: Reply<()> },
     /// Tell about the shard.
     Status { reply: Reply<ShardStatus> },
     /// A connection whose handshake named this shard.

@@ -217,6 +217,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::ReadEntries { group, indexes, max_bytes, to } => {
                 self.on_read_entries(group, &indexes, max_bytes, to);
             }
+            Command::Compact { begun } => {
+                self.compact_now();
+                let _ = begun.send(());
+            }
             Command::Status { reply } => {
                 let _ = reply.send(self.status());
             }

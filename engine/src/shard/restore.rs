@@ -106,6 +106,12 @@ impl Restoring {
         self.reading.values().any(|one| one.reader.name() == name)
     }
 
+    /// A member is being sent the group's snapshot.
+    pub(super) fn sends_any(&self, slot: u32) -> bool {
+        let is_sending = |one: &Reading| matches!(one.purpose, Purpose::Send { .. });
+        self.reading.values().any(|one| one.slot == slot && is_sending(one))
+    }
+
     fn sends(&self, slot: u32, node: NodeId) -> bool {
         let to = |one: &Reading| matches!(one.purpose, Purpose::Send { to, .. } if to == node);
         self.reading.values().any(|one| one.slot == slot && to(one))

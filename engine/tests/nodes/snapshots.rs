@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle::{Effects, Entry, Index, Machine, Reason, RestoreError};
+use coracle::{Effects, Entry, Index, Machine, Reason, ReleaseWhen, RestoreError};
 use coracle_io::Disk;
 use coracle_io::fake::{CrashPolicy, Damage};
 
@@ -36,6 +36,9 @@ impl Machine for Big {
         match entry.command {
             b"release" => effects.release(),
             b"keep" => effects.checkpoint(),
+            b"release when the next but one is durable" => {
+                effects.release_when(ReleaseWhen { durable: entry.index.plus(2), no_transfer: true });
+            }
             _ => {}
         }
     }
@@ -274,4 +277,18 @@ fn a_release_makes_the_newest_checkpoint_the_snapshot() {
     restart(&mut cluster, 0, &machine, |_| {});
     assert_eq!(cluster.asked(0, GROUP), Ok(8));
     assert_eq!(machine.runs.load(Ordering::Relaxed) - before, 2);
+}
+
+#[test]
+fn a_release_waits_for_what_it_was_told_to_wait_for() {
+    let mut cluster = Cluster::new(1);
+    start(&cluster, 0, &Big::new(100_000));
+    cluster.done(0, GROUP, b"1");
+    cluster.done(0, GROUP, b"release when the next but one is durable");
+    for _ in 0..2 {
+        (0..200).for_each(|_| cluster.turn());
+        assert!(!released(&cluster, 0), "{:?}", cluster.status(0));
+        cluster.done(0, GROUP, b"another");
+    }
+    cluster.turn_until("a released log", |cluster| released(cluster, 0));
 }
