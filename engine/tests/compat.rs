@@ -129,6 +129,24 @@ fn write_bodies(dir: &Path) {
     node.stop().unwrap();
 }
 
+/// Groups that get one command and are left alone: pages of the checkpoint that are named, not written.
+const QUIET: std::ops::RangeInclusive<u64> = 2..=200;
+
+fn start_quiet(node: &Node) -> Vec<Group> {
+    let groups = QUIET.map(|id| (GroupId(id), Bodies::default()));
+    node.start_groups(groups).into_iter().map(|group| group.unwrap()).collect()
+}
+
+/// As version 2, and many groups besides.
+fn write_many(dir: &Path) {
+    let (node, _) = start_bodies(dir);
+    for (id, group) in QUIET.zip(start_quiet(&node)) {
+        assert_eq!(add_body(&group, 10 * id + 1), 10 * id + 1);
+    }
+    node.stop().unwrap();
+    write_bodies(dir);
+}
+
 fn config(dir: &Path) -> Config {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut config = Config::new(1, vec![Peer { id: NodeId(1), address }], dir);
@@ -185,6 +203,27 @@ fn the_directory_of_version_2_is_read_and_goes_on() {
     for more in 1..=2 {
         let (node, group) = start_bodies(dir.path());
         assert_eq!(add_body(&group, 1), 800 * 801 / 2 + more);
+        node.stop().unwrap();
+    }
+}
+
+#[test]
+fn the_directory_of_version_3_is_read_and_goes_on() {
+    if writes("v3") {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        write_many(dir.path());
+        let _ = fs::remove_dir_all(kept("v3"));
+        copy(dir.path(), &kept("v3"));
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    copy(&kept("v3"), dir.path());
+    assert!(has(&dir.path().join("shard-0"), ".seg") && has(&dir.path().join("shard-0/snapshots"), ".snap"));
+    for more in 1..=2 {
+        let (node, group) = start_bodies(dir.path());
+        assert_eq!(add_body(&group, 1), 800 * 801 / 2 + more);
+        for (id, group) in QUIET.zip(start_quiet(&node)).filter(|(id, _)| id % 50 == 0) {
+            assert_eq!(add_body(&group, 1), 10 * id + 1 + more);
+        }
         node.stop().unwrap();
     }
 }

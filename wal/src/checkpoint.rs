@@ -28,6 +28,8 @@ const SHARE: u64 = 4;
 /// While more than this waits to be written, a step is taken only after as many bytes of other records: a busy log must
 /// neither wait for its checkpoints nor starve them.
 const BUSY_BYTES: usize = 256 * 1024;
+/// Files that hold nothing but pages, at most, when a checkpoint is begun: room enough for both copies of all.
+const PAGE_FILES_MAX: usize = 2;
 /// A root, which is one record, says where pages lie in so many bytes at most: what it does not name is written again.
 const KEPT_BYTES_MAX: usize = BATCH_BYTES_MAX / 4;
 
@@ -170,11 +172,14 @@ impl Wal {
         }
     }
 
-    /// Pages do not keep a file that holds nothing else: they are written again.
+    /// Pages keep few files that hold nothing else: what lies in older ones is written again.
     fn leave_files(&mut self) {
         let needed_from = self.checkpoints.needed_from();
-        let refs = &self.refs;
-        self.checkpoints.pages.leave(|file_no| file_no < needed_from && refs.held(file_no).is_nothing());
+        let mut kept = self.checkpoints.pages.files();
+        kept.retain(|file_no| *file_no < needed_from && self.refs.held(*file_no).is_nothing());
+        let Some(excess) = kept.len().checked_sub(PAGE_FILES_MAX + 1) else { return };
+        let left: BTreeSet<u64> = kept.into_iter().take(excess + 1).collect();
+        self.checkpoints.pages.leave(|file_no| left.contains(&file_no));
     }
 
     /// Stages the next piece of a page, or passes over a page that need not be written. Returns the bytes.

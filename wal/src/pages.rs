@@ -42,6 +42,11 @@ impl Pages {
         *older = newer.replace(copy).or(older.take());
     }
 
+    /// The files in which copies lie.
+    pub(crate) fn files(&self) -> BTreeSet<u64> {
+        self.0.iter().flatten().flatten().flatten().map(|piece| piece.at.file_no).collect()
+    }
+
     /// The copies in these files do not count any more: the files are wanted back.
     pub(crate) fn leave(&mut self, is_wanted: impl Fn(u64) -> bool) {
         for copy in self.0.iter_mut().flatten() {
