@@ -225,7 +225,7 @@ impl Preparer {
 }
 
 impl Source {
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::New => 0,
             Self::Spare { bytes, .. } | Self::Dead { bytes, .. } => *bytes,

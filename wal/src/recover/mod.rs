@@ -9,7 +9,8 @@
 //!
 //! Nothing is written before all of that is known. Then what was kept is made durable, and a new file is begun whose head
 //! cuts the old tail off for ever: that head is the one atomic step, so a crash before or after it, and another
-//! recovery, come to the same log. Only after it are void files reused and strays put aside.
+//! recovery, come to the same log. It is made of a void file, if there is one, whose head is not needed to come to the same
+//! verdict again; only after it are the others reused and strays put aside.
 
 pub(crate) mod chain;
 mod pages;
@@ -39,7 +40,7 @@ use self::scan::{Scan, Tail};
 use crate::checkpoint::{Checkpoints, Kept};
 use crate::config::{Config, Identity};
 use crate::error::WalError;
-use crate::files::{File, Files, log_path};
+use crate::files::{File, Files, log_path, spare_path};
 use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
 use crate::format::page::{Begin, FileEntry, Root, SnapshotFile, SnapshotPlace};
 use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
@@ -396,16 +397,21 @@ fn begin_anew<D: Disk>(
     let checkpoints = Checkpoints::recovered(kept, last_checkpoint, replay.batches > 0);
     let mut refs = replay.refs;
     refs.hold_pages(checkpoints.page_files());
+    let is_void = |no: u64| files.get(no).is_none() && directory.logs[&no].head.is_some();
+    // The newest first: without it the log is a shorter chain, without another one it would have a gap.
+    let void: Vec<u64> = directory.logs.keys().rev().copied().filter(|no| is_void(*no)).collect();
     let mut leftovers = spares(directory);
-    let source =
-        leftovers.pop().unwrap_or_else(|| match files.dead(checkpoints.needed_from(), tail.seq, &refs) {
-            Some(file_no) => {
-                refs.forget(file_no);
-                let bytes = files.remove(file_no).map_or(0, |file| file.bytes);
-                Source::Dead { file_no, handle: None, bytes }
-            }
-            None => Source::New,
-        });
+    // What the last start had ready and did not come to is filled already: a new file would be most of a start's time.
+    let newest_void = void.first().map(|no| dead(directory, *no));
+    let source = newest_void.filter(|one| one.bytes() >= config.file_bytes).or_else(|| leftovers.pop());
+    let source = source.unwrap_or_else(|| match files.dead(checkpoints.needed_from(), tail.seq, &refs) {
+        Some(file_no) => {
+            refs.forget(file_no);
+            let bytes = files.remove(file_no).map_or(0, |file| file.bytes);
+            Source::Dead { file_no, handle: None, bytes }
+        }
+        None => Source::New,
+    });
     let uuid_of = |file_no| links.iter().find(|link| link.file_no == file_no).map(|link| link.uuid);
     let cut = Cut { end: tail.at.offset, end_seq: tail.seq, end_chain: tail.chain, suspect: tail.suspect };
     let first_seq = tail.seq_seen.max(tail.seq) + WRITES_IN_FLIGHT_MAX as u64 + 1;
@@ -424,9 +430,6 @@ fn begin_anew<D: Disk>(
             cut: Some(cut),
         }),
     };
-    let is_void = |no: u64| files.get(no).is_none() && directory.logs[&no].head.is_some();
-    // The newest first: without it the log is a shorter chain, without another one it would have a gap.
-    let void: Vec<u64> = directory.logs.keys().rev().copied().filter(|no| is_void(*no)).collect();
     let (ready, prefill_bytes, source) = make_ready_somehow(disk, &config, head, source, directory, &void)?;
     let reused = match source {
         Source::Dead { file_no, .. } => Some(file_no),
@@ -440,8 +443,12 @@ fn begin_anew<D: Disk>(
     let orphans = orphans.into_iter().map(|file_no| log_path(&config.dir, file_no)).collect();
     // Spares first: a void file's new name must not be that of a spare that is still to be used.
     let void = void.into_iter().filter(|no| Some(*no) != reused && files.get(*no).is_none());
-    let void = void.map(|no| Source::Dead { file_no: no, handle: None, bytes: directory.logs[&no].bytes });
-    let leftovers = void.chain(leftovers).collect();
+    let void = void.map(|no| dead(directory, no));
+    // The file that was made ready may have had the name of a spare on its way, and taken its place.
+    let replaced = spare_path(&config.dir, file_no);
+    let spares =
+        leftovers.into_iter().filter(|one| !matches!(one, Source::Spare { path, .. } if *path == replaced));
+    let leftovers = void.chain(spares).collect();
     let start = Start {
         identity,
         boot_epoch: head.boot_epoch,
@@ -460,6 +467,11 @@ fn begin_anew<D: Disk>(
         config,
     };
     Ok((start, strays))
+}
+
+/// A file that holds nothing, to be made ready anew.
+fn dead(directory: &Directory, file_no: u64) -> Source {
+    Source::Dead { file_no, handle: None, bytes: directory.logs[&file_no].bytes }
 }
 
 /// A batch that was read may so far be in the device's cache only: what is kept is made durable before it is relied on.
@@ -545,10 +557,9 @@ fn make_ready_somehow<D: Disk>(
     directory: &Directory,
     void: &[u64],
 ) -> Result<(Ready, u64, Source), WalError> {
-    let void =
-        void.iter().map(|no| Source::Dead { file_no: *no, handle: None, bytes: directory.logs[no].bytes });
+    let void = void.iter().map(|no| dead(directory, *no)).filter(|one| *one != source);
     let mut full = None;
-    for source in std::iter::once(source).chain(void) {
+    for source in std::iter::once(source.clone()).chain(void) {
         match make_ready(disk, config, head, source.clone()) {
             Err(WalError::Disk(error @ DiskError::Full { .. })) => full = full.or(Some(error)),
             other => return other.map(|(ready, prefill_bytes)| (ready, prefill_bytes, source)),

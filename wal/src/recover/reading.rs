@@ -1,6 +1,7 @@
 //! The half of a recovery that only reads: what the log is, before anything is written. Tools that look into a log use it
 //! alone.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,7 +25,8 @@ pub(crate) struct LogRead<'a> {
     /// By uid.
     pub(crate) groups: Vec<RecoveredGroup>,
     pub(crate) report: Report,
-    extents: BTreeMap<GroupId, Vec<Extent>>,
+    /// Made when somebody asks: a start does without them, and they would take more memory than all else.
+    extents: OnceCell<BTreeMap<GroupId, Vec<Extent>>>,
 }
 
 impl LogRead<'_> {
@@ -35,7 +37,9 @@ impl LogRead<'_> {
 
     /// A group's entries, by index: which are in which file.
     pub(crate) fn extents(&self, group: GroupId) -> &[Extent] {
-        self.extents.get(&group).map_or(&[], Vec::as_slice)
+        let of = |group: &Group| group.live.iter().copied().chain(group.log_extents()).collect();
+        let all = || self.found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
+        self.extents.get_or_init(all).get(&group).map_or(&[], Vec::as_slice)
     }
 
     /// Where in the log's files a group's snapshot lies, readable or not.
@@ -88,7 +92,5 @@ pub(crate) fn read_log<'a, D: Disk>(
     let mut report = found.report(directory, dir);
     report.missing = missing;
     report.damaged_heads += damaged_copies(directory, &found.replay.refs) as u32;
-    let of = |group: &Group| group.live.iter().copied().chain(group.log_extents()).collect();
-    let extents = found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
-    Ok(LogRead { found, groups, report, extents })
+    Ok(LogRead { found, groups, report, extents: OnceCell::new() })
 }
