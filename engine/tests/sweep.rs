@@ -104,12 +104,23 @@ impl Lone {
 
     /// Opens the node with its groups.
     fn start(&mut self) -> Sim {
-        self.boots += 1;
-        let net = self.network.driver(1);
-        let sim =
-            SimNode::open(&self.config, self.disk.clone(), net, self.clock.clone(), self.boots).unwrap();
+        let sim = self.open();
         (1..=self.groups).for_each(|group| sim.start_group(GroupId(group), Box::new(Fold::default())));
         sim
+    }
+
+    /// Opens the node without a group.
+    fn open(&mut self) -> Sim {
+        self.boots += 1;
+        let net = self.network.driver(1);
+        SimNode::open(&self.config, self.disk.clone(), net, self.clock.clone(), self.boots).unwrap()
+    }
+
+    fn turn(&self, sim: &mut Sim) {
+        self.clock.advance(500);
+        self.disk.0.advance(self.clock.true_us());
+        self.network.advance(self.clock.true_us());
+        sim.turn().unwrap();
     }
 
     fn turn_until(&self, sim: &mut Sim, what: &str, done: impl Fn(&Sim) -> bool) {
@@ -117,10 +128,7 @@ impl Lone {
             if done(sim) {
                 return;
             }
-            self.clock.advance(500);
-            self.disk.0.advance(self.clock.true_us());
-            self.network.advance(self.clock.true_us());
-            sim.turn().unwrap();
+            self.turn(sim);
         }
         panic!("it does not come to {what}");
     }
@@ -226,6 +234,35 @@ fn a_sweep_that_fails_leaves_its_groups_to_reads_of_their_own() {
     assert!(statuses.iter().all(|status| status.poisoned.is_none()));
     assert_eq!(lone.states(&mut sim), states);
     assert!(lone.disk.1.get() - opened > log_bytes, "it was read again");
+}
+
+/// Consensus before machines: groups that are started in the middle of a sweep elect their leaders and commit, and the sweep
+/// stands still meanwhile.
+#[test]
+fn groups_start_and_elect_while_a_sweep_waits() {
+    let (mut lone, states, _) = filled(64);
+    let mut sim = lone.open();
+    let applied = |sim: &Sim| sim.status().map_or(0, |status| status.applied);
+    (1..=32).for_each(|group| sim.start_group(GroupId(group), Box::new(Fold::default())));
+    lone.turn_until(&mut sim, "a sweep that has begun", |sim| applied(sim) > 0);
+    let (before, behind) = (applied(&sim), sim.status().unwrap().groups_behind);
+    assert!(behind > 0, "the sweep is at its beginning");
+    for group in 33..=64 {
+        sim.start_group(GroupId(group), Box::new(Fold::default()));
+        let last = |sim: &Sim| sim.group_status(GroupId(group)).filter(|status| status.leader.is_some());
+        // Two writes: its vote, and its first entry.
+        for _ in 0..12 {
+            lone.turn(&mut sim);
+        }
+        let status = last(&sim).expect("it has a leader at once");
+        assert_eq!(status.commit, status.last, "group {group}");
+    }
+    assert_eq!(applied(&sim), before, "the sweep went on while groups were started");
+    lone.all_applied(&mut sim);
+    let status = sim.status().unwrap();
+    assert_eq!((status.groups_behind, status.sweep_bytes_done), (0, status.sweep_bytes));
+    assert!(status.sweep_bytes > 0);
+    assert_eq!(lone.states(&mut sim), states);
 }
 
 /// New commands are served while old ones are applied, and come after them.

@@ -51,7 +51,7 @@ pub use format::page::SnapshotFile;
 pub use format::record::{IndexRange, Moved};
 pub use groups::GroupLog;
 pub use inspect::{Damage, DamageKind, Inspection, LogFileInfo, Owner, inspect, look, owner};
-pub use read::{LiveOut, ReadOut, ReadPlan, Sweep, SweptRun};
+pub use read::{LiveOut, ReadOut, ReadPlan, Sweep, SweepProgress, SweptRun};
 pub use recover::{Hole, InlineSnapshot, RecoveredGroup, Recovery, Report};
 pub use segment::{FileUse, SegmentWriter, Space};
 pub use wal::{BatchSeq, Durable, Stats, Wal};

@@ -47,7 +47,7 @@ impl Wal {
         let seq = batch.seq;
         let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
         let place = SnapshotPlace::Inline { at, bytes: body_bytes as u32 };
-        self.groups.at_mut(slot).install(index, term, place, &snapshot.live, seq, &mut self.refs);
+        self.groups.change(slot).install(index, term, place, &snapshot.live, seq, &mut self.refs);
         BatchSeq(seq)
     }
 
@@ -74,7 +74,7 @@ impl Wal {
         record::put_mark(&mark, &mut batch.buf);
         let seq = batch.seq;
         let place = SnapshotPlace::File(file);
-        self.groups.at_mut(slot).install(index, term, place, &mark.live, seq, &mut self.refs);
+        self.groups.change(slot).install(index, term, place, &mark.live, seq, &mut self.refs);
         BatchSeq(seq)
     }
 
@@ -110,7 +110,7 @@ impl Wal {
         record::put_moved(moved, &mut batch.buf);
         let seq = batch.seq;
         let slot = self.groups.slot_or_new(moved.group);
-        self.groups.at_mut(slot).moved(moved.from, moved.to, &moved.ranges, seq, &mut self.refs);
+        self.groups.change(slot).moved(moved.from, moved.to, &moved.ranges, seq, &mut self.refs);
         BatchSeq(seq)
     }
 
@@ -121,7 +121,7 @@ impl Wal {
         batch.buf.put(&group.0.to_le_bytes());
         let seq = batch.seq;
         let slot = self.groups.slot_or_new(group);
-        self.groups.at_mut(slot).delete(seq, &mut self.refs);
+        self.groups.change(slot).delete(seq, &mut self.refs);
         BatchSeq(seq)
     }
 

@@ -261,8 +261,12 @@ impl Wal {
         self.file_entries += u64::from(header.count);
         let slot = self.groups.slot_or_new(header.group);
         let (group, runs) = self.groups.with_runs(slot);
+        let is_over = header.prev_index < group.last;
         let fit = group.append(header, spans(header, body), at, seq, &mut self.refs, runs);
         assert_eq!(fit, Fit::Fits, "{header:?} does not continue the log {:?}", group.log());
+        if is_over {
+            self.groups.note_change(slot);
+        }
         BatchSeq(seq)
     }
 

@@ -173,12 +173,12 @@ fn large_files_are_swept_in_pieces() {
     while rig.wal.is_sweeping() {
         rig.disk.submit().unwrap();
         let reads = rig.disk.flights().iter().filter(|flight| flight.kind == OpKind::Read).count();
-        swapped += usize::from(reads == 2);
+        swapped += usize::from(reads >= 2);
         rig.disk.complete(rig.disk.flights().len() - 1);
         rig.complete().unwrap();
         take(&mut rig, &mut swept);
     }
-    assert!(swapped > 3, "two reads were in flight {swapped} times");
+    assert!(swapped > 3, "several reads were in flight {swapped} times");
     rig.disk.set_completing(Completing::AtOnce);
     assert_eq!(difference(&swept, &read(&mut rig)), None);
     assert_eq!(swept.values().map(Vec::len).sum::<usize>(), 90 * 7);

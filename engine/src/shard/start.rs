@@ -162,6 +162,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.input(at, Input::LinkUp(node));
         }
         self.touch(at);
+        self.sweeping.on_unrest(self.now_us);
         Ok(())
     }
 
@@ -252,6 +253,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             ..self.status
         };
         self.tell_compaction(&mut status);
+        self.sweeping.tell(&mut status);
         status
     }
 }

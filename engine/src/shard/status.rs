@@ -58,6 +58,12 @@ pub struct ShardStatus {
     pub groups_restoring: u64,
     /// Machines that got their state back from a file.
     pub groups_restored: u64,
+    /// Groups whose next entries to apply lie in files only, as after a start.
+    pub groups_behind: u64,
+    /// Bytes of the files that the present pass over the log reads for them, or the last one did.
+    pub sweep_bytes: u64,
+    /// What of them it is done with.
+    pub sweep_bytes_done: u64,
     /// Snapshots and checkpoints written to files.
     pub snapshot_files: u64,
     /// Bytes of entries in memory.

@@ -280,6 +280,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn on_role(&mut self, slot: u32, role: Role, leader: Option<NodeId>, term: Term) {
         let group = self.slots[slot as usize].id;
         tracing::debug!(%group, ?role, ?leader, %term, "role");
+        self.sweeping.on_unrest(self.now_us);
         if role == Role::Leader {
             self.status.elections_won += 1;
             self.hurry(slot);

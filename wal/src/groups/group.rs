@@ -165,6 +165,16 @@ impl Group {
         Some(after.checked_sub(1).map_or(self.base_term, |at| self.terms[at].1))
     }
 
+    /// The term of an entry that is held, and the last entry that follows it without another one.
+    pub(crate) fn term_span(&self, index: Index) -> Option<(Term, Index)> {
+        if index <= self.base || index > self.last {
+            return None;
+        }
+        let after = self.terms.partition_point(|(first, _)| *first <= index);
+        let (_, term) = self.terms[..after].last()?;
+        Some((*term, self.terms.get(after).map_or(self.last, |(next, _)| next.prev())))
+    }
+
     /// The extent that holds an entry, live ones included.
     pub(crate) fn extent_of(&self, index: Index) -> Option<Extent> {
         if let Some(tail) = self.tail().filter(|tail| index >= tail.first) {

@@ -46,6 +46,8 @@ pub(crate) struct Groups {
     dense: Vec<u32>,
     sparse: BTreeMap<GroupId, u32>,
     slots: Vec<Group>,
+    /// By slot: rises whenever a group changes otherwise than by growing. So few bytes are always in the cache.
+    versions: Vec<u32>,
     runs: Runs,
     /// A bit for each page of the checkpoint: some of its groups may be otherwise than when it was written.
     dirty: Vec<u64>,
@@ -64,11 +66,16 @@ impl Groups {
     }
 
     pub(crate) fn slot(&self, id: GroupId) -> Option<usize> {
+        self.slot_if(id, |slot| self.slots[slot].id == id)
+    }
+
+    /// As [`slot`](Self::slot), for a caller that has the uids at hand and so need not look at the group.
+    pub(crate) fn slot_if(&self, id: GroupId, is_its: impl Fn(usize) -> bool) -> Option<usize> {
         let quotient = id.0 / self.shards;
         let slot = if quotient < DENSE_MAX {
             // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
             let slot = *self.dense.get(quotient as usize)?;
-            (slot != NO_SLOT && self.slots[slot as usize].id == id).then_some(slot)
+            (slot != NO_SLOT && is_its(slot as usize)).then_some(slot)
         } else {
             None
         };
@@ -83,6 +90,7 @@ impl Groups {
         self.slots.push(Group::new(id, slot as u32));
         self.dirty.resize(slot / PAGE_GROUPS / 64 + 1, 0);
         self.note(slot);
+        self.versions.push(0);
         let quotient = id.0 / self.shards;
         if quotient < DENSE_MAX {
             let at = quotient as usize;
@@ -116,6 +124,20 @@ impl Groups {
     pub(crate) fn at_mut(&mut self, slot: usize) -> &mut Group {
         self.note(slot);
         &mut self.slots[slot]
+    }
+
+    /// A group that is about to change otherwise than by growing: entries are dropped, released or moved.
+    pub(crate) fn change(&mut self, slot: usize) -> &mut Group {
+        self.note_change(slot);
+        self.at_mut(slot)
+    }
+
+    pub(crate) fn note_change(&mut self, slot: usize) {
+        self.versions[slot] = self.versions[slot].wrapping_add(1);
+    }
+
+    pub(crate) fn version(&self, slot: usize) -> u32 {
+        self.versions[slot]
     }
 
     /// So many groups from a slot on.

@@ -31,7 +31,7 @@ use self::load::Load;
 pub use self::plan::ReadPlan;
 use self::scattered::Gather;
 pub use self::scattered::LiveOut;
-pub use self::sweep::{Sweep, SweptRun};
+pub use self::sweep::{Sweep, SweepProgress, SweptRun};
 use crate::error::ReadError;
 use crate::files::{File, log_path};
 use crate::format::page::SnapshotPlace;

@@ -5,9 +5,13 @@
 //!   begin_sweep → open a file → 2 reads of 1 MiB in flight → lend_sweep, next .. next, return_sweep → .. → the next file
 //! ```
 //!
-//! An entry is handed out if its group's extent for it is in this file and its term is the one that the log holds at its
-//! index: an equal (index, term) is the same entry, so no index of the file is needed. Live entries below a log, and what
-//! lies in segments, are left out. What is damaged is left out, with the rest of its extent: who reads it on its own hears why.
+//! An entry is handed out if its group is one of those that the sweep is for, the group's extent for it is in this file and
+//! its term is the one that the log holds at its index: an equal (index, term) is the same entry, so no index of the file is
+//! needed. Live entries below a log, and what lies in segments, are left out. What is damaged is left out, with the rest of
+//! its extent: who reads it on its own hears why.
+//!
+//! With thousands of groups no group is in the cache when its next entry comes. What the sweep asks of a group is therefore
+//! kept in a dense table of [`Place`]s, and asked anew only where an extent or a term begins, and when the group has changed.
 //!
 //! Invariants: (1) of a group, entries come in order, each at most once, and within an extent without a gap; (2) no byte is
 //! handed out whose batch, run header and payload checksums were not checked after this very read; (3) a file that is
@@ -27,13 +31,14 @@ use crate::format::SEGMENT;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::record::Runs;
+use crate::groups::Group;
 use crate::token;
 use crate::wal::Wal;
 
 /// A read of a sweep: no less than the largest batch, so that a batch lies in two of them at most.
 const PIECE_BYTES: u64 = 1 << 20;
-/// Pieces in memory, read or being read: what is handed out at once is bounded by it, too.
-const PIECES_MAX: usize = 2;
+/// Pieces in memory, read or being read.
+const PIECES_MAX: usize = 3;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -42,6 +47,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 pub struct SweptRun<'a> {
     /// The group.
     pub group: GroupId,
+    /// Its number among the groups that the sweep was begun for.
+    pub number: u32,
     /// Index of the first.
     pub first: Index,
     /// How many.
@@ -56,8 +63,10 @@ pub struct Sweep {
     /// Files still to come.
     files: VecDeque<u64>,
     file: Option<Swept>,
-    /// The newest entry of each group that was handed out, by slot.
-    reached: Vec<Index>,
+    /// Files begun.
+    file_count: u32,
+    /// By slot.
+    places: Vec<Place>,
     pieces: VecDeque<Piece>,
     /// Number of the first of `pieces`.
     piece_no: u64,
@@ -67,9 +76,41 @@ pub struct Sweep {
     carry: Vec<u8>,
     carried: Option<BatchHead>,
     batch: Option<Batch>,
-    run: Option<Run>,
+    /// The batch's runs that are wanted, and how many of them are done with.
+    runs: Vec<Run>,
+    runs_done: usize,
+    /// Bytes of all files at the beginning, and what of them is done with.
+    bytes: u64,
+    bytes_done: u64,
     /// Buffers of pieces that are done with.
     used: Vec<Buffer>,
+}
+
+/// A group, as far as the sweep has asked about it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    id: GroupId,
+    /// Its number among those that the sweep is for; `NOT_WANTED` if it is none of them.
+    number: u32,
+    /// What follows was asked when the group had this version, of the file with this number in the sweep.
+    version: u32,
+    file: u32,
+    /// The next entry that is to be handed out.
+    next: Index,
+    /// From `next` up to here the log's entries lie in that file and have this term.
+    upto: Index,
+    term: Term,
+}
+
+const NOT_WANTED: u32 = u32::MAX;
+
+/// How far a sweep is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SweepProgress {
+    /// Bytes of the files that are passed, and of that part of the present one.
+    pub bytes_done: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
 }
 
 /// The file that is being swept.
@@ -98,12 +139,12 @@ struct Piece {
 struct Batch {
     /// In `carry`, else in the first piece.
     is_carried: bool,
-    /// Its records that are left.
+    /// Where its records lie.
     records: Range<usize>,
 }
 
-/// The run whose entries are being handed out.
-#[derive(Debug)]
+/// A run whose entries are, or will be, handed out.
+#[derive(Debug, Clone)]
 struct Run {
     slot: usize,
     next: Index,
@@ -112,32 +153,68 @@ struct Run {
 }
 
 impl Wal {
-    /// Begins to sweep what the log had in its files when it was opened, if it is not doing so: from the first file on that
-    /// holds one of these entries.
+    /// Begins to sweep what the log had in its files when it was opened, if it is not doing so: for these groups, of each from
+    /// an entry on. The first file is the first one that holds one of these entries.
     pub fn begin_sweep<D: Disk>(&mut self, disk: &mut D, wanted: impl Iterator<Item = (GroupId, Index)>) {
         if self.sweep.is_some() {
             return;
         }
-        let files =
-            wanted.filter_map(|(group, index)| Some(self.groups.find(group)?.extent_of(index)?.file_no));
-        let Some(first) = files.min() else { return };
+        let unwanted = |group: &Group| Place {
+            id: group.id,
+            number: NOT_WANTED,
+            version: 0,
+            file: 0,
+            next: Index(u64::MAX),
+            upto: Index::ZERO,
+            term: Term::ZERO,
+        };
+        let mut places: Vec<Place> = self.groups.iter().map(unwanted).collect();
+        let mut first = u64::MAX;
+        for (number, (group, next)) in (0..).zip(wanted) {
+            let Some(slot) = self.groups.slot(group) else { continue };
+            let extent = self.groups.at(slot).extent_of(next);
+            first = first.min(extent.map_or(u64::MAX, |extent| extent.file_no));
+            places[slot] = Place { number, next, ..places[slot] };
+        }
         // What this start has opened for writing is newer.
         let old = self.files.iter().filter(|(file_no, file)| file_no & SEGMENT == 0 && !file.writable);
         let held = old.filter(|(file_no, _)| *file_no >= first && self.refs.held(*file_no).extents > 0);
+        let held: Vec<(u64, u64)> = held.map(|(file_no, file)| (file_no, file.end.min(file.bytes))).collect();
+        let bytes = held.iter().map(|(_, bytes)| bytes).sum();
+        let files: VecDeque<u64> = held.into_iter().map(|(file_no, _)| file_no).collect();
+        if files.is_empty() {
+            return;
+        }
         self.sweep = Some(Box::new(Sweep {
-            files: held.map(|(file_no, _)| file_no).collect(),
+            files,
             file: None,
-            reached: vec![Index::ZERO; self.groups.len()],
+            file_count: 0,
+            places,
             pieces: VecDeque::with_capacity(PIECES_MAX),
             piece_no: 0,
             at: 0,
             carry: Vec::new(),
             carried: None,
             batch: None,
-            run: None,
+            runs: Vec::new(),
+            runs_done: 0,
+            bytes,
+            bytes_done: 0,
             used: Vec::with_capacity(PIECES_MAX),
         }));
         self.step_sweep(disk);
+    }
+
+    /// How far the sweep is, if one is going on and not lent.
+    pub fn sweep_progress(&self) -> Option<SweepProgress> {
+        let sweep = self.sweep.as_ref()?;
+        let here = sweep.file.as_ref().filter(|swept| swept.handle.is_some()).map_or(0, |_| sweep.at);
+        Some(SweepProgress { bytes_done: (sweep.bytes_done + here).min(sweep.bytes), bytes: sweep.bytes })
+    }
+
+    /// Whether the sweep has read something that it has not handed out.
+    pub fn sweep_is_ready(&self) -> bool {
+        self.sweep.as_ref().is_some_and(|sweep| sweep.has_read())
     }
 
     /// Whether a sweep is going on.
@@ -161,7 +238,7 @@ impl Wal {
         }
     }
 
-    /// Goes on with a sweep after all that it had was taken from it. At its end it is dropped.
+    /// Goes on with a sweep after some or all of what it had was taken from it. At its end it is dropped.
     pub fn return_sweep<D: Disk>(&mut self, disk: &mut D, sweep: Box<Sweep>) {
         self.sweep = Some(sweep);
         self.step_sweep(disk);
@@ -175,6 +252,7 @@ impl Wal {
             let Some(swept) = &mut sweep.file else {
                 let Some(file_no) = sweep.files.pop_front() else { return };
                 sweep.file = self.open_swept(disk, file_no, sweep.piece_no);
+                sweep.file_count += 1;
                 if sweep.file.is_some() {
                     break;
                 }
@@ -221,8 +299,9 @@ impl Wal {
         let left = sweep.file.take().and_then(|swept| self.files.get_mut(swept.file_no));
         if let Some(file) = left {
             file.busy -= 1;
+            sweep.bytes_done += file.end.min(file.bytes);
         }
-        (sweep.batch, sweep.run, sweep.carried) = (None, None, None);
+        (sweep.batch, sweep.carried) = (None, None);
     }
 
     pub(crate) fn on_sweep_done<D: Disk>(&mut self, disk: &mut D, number: u64, done: DiskDone) {
@@ -255,14 +334,30 @@ impl Wal {
         self.step_sweep(disk);
     }
 
-    /// Whether the log holds this entry in this file, above its snapshot; and it is the next one that is to be handed out.
-    fn is_next_in(&self, file_no: u64, slot: usize, index: Index, term: Term, reached: Index) -> bool {
+    /// Asks the group about an entry that was met in a file: whether the log holds it there, above its snapshot, and it is the
+    /// next one that is wanted. What holds for it and entries after it is noted.
+    fn ask_about(
+        &self,
+        place: &mut Place,
+        slot: usize,
+        (file, file_no): (u32, u64),
+        index: Index,
+        term: Term,
+    ) -> bool {
         let group = self.groups.at(slot);
-        if index <= reached || index <= group.base || group.term_at(index) != Some(term) {
+        if index < place.next || index <= group.base {
             return false;
         }
-        let extent = group.extent_of(index).filter(|extent| extent.file_no == file_no);
-        extent.is_some_and(|extent| index == reached.next() || index == extent.first)
+        let Some(extent) = group.extent_of(index).filter(|extent| extent.file_no == file_no) else {
+            return false;
+        };
+        let Some((found, last)) = group.term_span(index) else { return false };
+        if found != term || index != place.next && index != extent.first {
+            return false;
+        }
+        (place.version, place.file) = (self.groups.version(slot), file);
+        (place.next, place.upto, place.term) = (index, extent.last().min(last), term);
+        true
     }
 }
 
@@ -277,89 +372,101 @@ impl Sweep {
         self.batch.is_some() || self.pieces.front().is_some_and(|piece| piece.read.is_some())
     }
 
+    /// Numbers of the groups whose runs come next, of those that are known already: whoever is about to do something with
+    /// them can bring them into the cache.
+    pub fn upcoming(&self) -> impl Iterator<Item = u32> + '_ {
+        self.runs[self.runs_done..].iter().map(|run| self.places[run.slot].number)
+    }
+
     /// The next entries in what was read: nothing is allocated for them. `None`: all of it was handed out.
     pub fn next<'a>(&'a mut self, wal: &Wal) -> Option<SweptRun<'a>> {
         loop {
-            if self.run.is_none() && !self.next_run(wal) && !self.next_batch() {
+            if self.runs_done == self.runs.len() && !self.next_batch(wal) {
                 return None;
             }
-            if let Some((group, first, count, entries)) = self.next_entries(wal) {
+            if let Some((slot, first, count, entries)) = self.next_entries(wal) {
                 let bytes = self.batch.as_ref().map_or(&[][..], |batch| self.bytes(batch.is_carried));
-                return Some(SweptRun { group, first, count, entries: &bytes[entries] });
+                let Place { id, number, .. } = self.places[slot];
+                return Some(SweptRun { group: id, number, first, count, entries: &bytes[entries] });
             }
         }
     }
 
     fn bytes(&self, is_carried: bool) -> &[u8] {
-        match self.pieces.front() {
-            _ if is_carried => &self.carry,
-            Some(Piece { read: Some((Some(buf), _)), .. }) => buf,
-            _ => &[],
-        }
+        bytes_of(&self.pieces, &self.carry, is_carried)
     }
 
-    /// Goes on to the batch's next run of a group that the sweep is about. False if there is none.
-    fn next_run(&mut self, wal: &Wal) -> bool {
-        let Some(batch) = &self.batch else { return false };
-        let bytes = &self.bytes(batch.is_carried)[..batch.records.end];
+    /// Notes the runs of a batch that are of use.
+    fn note_runs(&mut self, wal: &Wal, batch: Batch) {
+        self.runs.clear();
+        self.runs_done = 0;
+        let bytes = &bytes_of(&self.pieces, &self.carry, batch.is_carried)[..batch.records.end];
         let mut runs = Runs::new(&bytes[batch.records.start..]);
-        let mut found = None;
         while let Some(run) = runs.next() {
             // Groups that came later have nothing in these files.
-            let slot = wal.groups.slot(run.header.group).filter(|slot| *slot < self.reached.len());
-            let Some(slot) = slot else { continue };
+            let id = run.header.group;
+            let slot =
+                wal.groups.slot_if(id, |slot| self.places.get(slot).is_some_and(|place| place.id == id));
+            let Some(slot) = slot.filter(|slot| *slot < self.places.len()) else { continue };
+            if run.header.last() < self.places[slot].next {
+                continue;
+            }
             let end = bytes.len() - runs.rest().len();
-            found = Some(Run { slot, next: run.header.first(), entries: end - run.body.len()..end });
-            break;
+            self.runs.push(Run { slot, next: run.header.first(), entries: end - run.body.len()..end });
         }
-        let start = bytes.len() - runs.rest().len();
-        if let Some(batch) = &mut self.batch {
-            batch.records.start = start;
-        }
-        self.run = found;
-        if self.run.is_none() {
-            self.batch = None;
-        }
-        self.run.is_some()
+        self.batch = Some(batch);
     }
 
-    /// The next entries of the run that are wanted: (group, first, count, where). `None`: there are no more in it.
-    fn next_entries(&mut self, wal: &Wal) -> Option<(GroupId, Index, u32, Range<usize>)> {
-        let (Some(run), Some(batch), Some(swept)) = (self.run.take(), &self.batch, &self.file) else {
+    /// The next entries of the present run that are wanted: (slot, first, count, where). `None`: there are no more in it, and
+    /// it is done with.
+    fn next_entries(&mut self, wal: &Wal) -> Option<(usize, Index, u32, Range<usize>)> {
+        let (Some(run), Some(batch), Some(swept)) =
+            (self.runs.get_mut(self.runs_done), &self.batch, &self.file)
+        else {
+            self.runs_done = self.runs.len();
             return None;
         };
-        let bytes = &self.bytes(batch.is_carried)[..run.entries.end];
+        let slot = run.slot;
+        let (place, version) = (&mut self.places[slot], wal.groups.version(slot));
+        let file = (self.file_count, swept.file_no);
+        let bytes = &bytes_of(&self.pieces, &self.carry, batch.is_carried)[..run.entries.end];
         let (mut first, mut count, mut start, mut end) = (Index::ZERO, 0, 0, run.entries.start);
-        let mut reached = self.reached[run.slot];
         let mut entries = Entries::new(run.next, &bytes[run.entries.start..]);
         while let Some(entry) = entries.next() {
-            let wanted = wal.is_next_in(swept.file_no, run.slot, entry.index, entry.header.term, reached)
+            let (index, term) = (entry.index, entry.header.term);
+            let is_known = (place.version, place.file) == (version, file.0)
+                && index == place.next
+                && index <= place.upto
+                && term == place.term;
+            let wanted = (is_known || wal.ask_about(place, slot, file, index, term))
                 && crc32c(entry.payload) == entry.header.payload_crc;
             if !wanted && count > 0 {
                 break;
             }
             if wanted {
                 if count == 0 {
-                    (first, start) = (entry.index, end);
+                    (first, start) = (index, end);
                 }
                 count += 1;
-                reached = entry.index;
+                place.next = index.next();
             }
             end = bytes.len() - entries.rest().len();
         }
-        let group = wal.groups.at(run.slot).id;
-        self.reached[run.slot] = reached;
         if count == 0 {
+            self.runs_done += 1;
             return None;
         }
         // The rest may hold more behind a gap.
-        self.run = Some(Run { next: reached.next(), entries: end..run.entries.end, ..run });
-        Some((group, first, count, start..end))
+        (run.next, run.entries.start) = (place.next, end);
+        if run.entries.is_empty() {
+            self.runs_done += 1;
+        }
+        Some((slot, first, count, start..end))
     }
 
     /// Goes on to the next batch that holds. False if more is to be read first.
-    fn next_batch(&mut self) -> bool {
-        (self.batch, self.run) = (None, None);
+    fn next_batch(&mut self, wal: &Wal) -> bool {
+        self.batch = None;
         while let Some(swept) = &self.file
             && let Some(Piece { offset, bytes, read: Some((buf, valid)) }) = self.pieces.front()
         {
@@ -375,7 +482,7 @@ impl Sweep {
                 self.carry.extend_from_slice(rest);
                 self.at += head.batch_bytes();
                 if head.payload_holds(&self.carry[BATCH_HEADER_BYTES..], swept.seed) {
-                    self.batch = Some(Batch { is_carried: true, records: records(&head, 0) });
+                    self.note_runs(wal, Batch { is_carried: true, records: records(&head, 0) });
                     return true;
                 }
                 continue;
@@ -405,7 +512,7 @@ impl Sweep {
             };
             self.at += batch.len() as u64;
             if head.payload_holds(&batch[BATCH_HEADER_BYTES..], swept.seed) {
-                self.batch = Some(Batch { is_carried: false, records: records(&head, from) });
+                self.note_runs(wal, Batch { is_carried: false, records: records(&head, from) });
                 return true;
             }
         }
@@ -422,6 +529,15 @@ impl Sweep {
     /// The handle of the file that is being swept.
     pub(crate) fn handle(&self) -> Option<FileId> {
         self.file.as_ref().and_then(|swept| swept.handle)
+    }
+}
+
+/// The bytes of the batch that is being handed out.
+fn bytes_of<'a>(pieces: &'a VecDeque<Piece>, carry: &'a [u8], is_carried: bool) -> &'a [u8] {
+    match pieces.front() {
+        _ if is_carried => carry,
+        Some(Piece { read: Some((Some(buf), _)), .. }) => buf,
+        _ => &[],
     }
 }
 
