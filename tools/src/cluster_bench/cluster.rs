@@ -239,6 +239,11 @@ impl Cluster {
         }
     }
 
+    /// The error that a node is too slow.
+    pub(crate) fn late(&self, at: usize, asked: String, within: Duration) -> ClusterError {
+        ClusterError::Late { node: self.nodes[at].id, asked, within, stderr: self.stderr(at) }
+    }
+
     /// A node whose process has ended.
     fn find_ended(&self) -> Option<usize> {
         let mut children = self.remains.children.lock().unwrap_or_else(PoisonError::into_inner);

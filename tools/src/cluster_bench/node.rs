@@ -3,6 +3,7 @@
 //!
 //! Invariant: it ends when its standard input does, so no node outlives the bench.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use coracle::{Client, Config, Group, GroupId, GroupStatus, Node, NodeId, Outcome, Peer};
+use coracle::{Client, Config, Group, GroupId, GroupStatus, Node, NodeId, Outcome, Peer, ShardStatus};
 use coracle_io::ring::{DiskOptions, RealClock, Ring, RingDisk, RingOptions};
 use coracle_io::{Clock, Strategy};
 use rand::rngs::SmallRng;
@@ -25,6 +26,9 @@ use super::options::{Machines, NodeOptions, Until};
 use super::queue::{Big, Queue, SNAPSHOT};
 use crate::latency::Latencies;
 use crate::usage::{self, Usage};
+
+/// Groups that are asked about at once.
+const ASKED_AT_ONCE: usize = 1024;
 
 /// What a request can fail of: text for the person at the bench.
 type Failure = Box<dyn std::error::Error>;
@@ -134,7 +138,7 @@ impl Servant {
             Some("state") => self.state(),
             Some("ready") => self.ready(request),
             Some("answered") => self.answered(),
-            Some("applied") => self.applied(),
+            Some("applied") => self.applied(request),
             Some("big") => self.big(),
             Some("big_snapshot") => self.big_snapshot(),
             Some("floor_serve") => {
@@ -213,29 +217,42 @@ impl Servant {
         Ok(ends_to_json(ends))
     }
 
-    /// Waits until every group has applied all that it has.
-    fn applied(&self) -> Result<Value, Failure> {
-        self.wait_for(&self.groups, |_, status| status.applied == status.last)?;
-        Ok(json!({}))
+    /// Waits, for so long, until every group has applied all that it has; tells how far it is.
+    fn applied(&self, request: &Value) -> Result<Value, Failure> {
+        let within_ms = request["within_ms"].as_u64().ok_or("applied: within_ms is missing")?;
+        let until_us = RealClock.now_us() + 1000 * within_ms;
+        loop {
+            let shards = self.node.status()?;
+            let sum = |field: fn(&ShardStatus) -> u64| shards.iter().map(field).sum::<u64>();
+            let behind = sum(|shard| shard.groups_behind) + sum(|shard| shard.groups_restoring);
+            if behind == 0 {
+                // What is left lies in memory.
+                self.wait_for(&self.groups, |_, status| status.applied == status.last)?;
+            }
+            if behind == 0 || RealClock.now_us() >= until_us {
+                let (done, all) = (sum(|shard| shard.sweep_bytes_done), sum(|shard| shard.sweep_bytes));
+                return Ok(json!({ "groups_behind": behind, "bytes_done": done, "bytes": all }));
+            }
+            thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
-    /// Waits until this holds for every one of these groups, once each.
+    /// Waits until this holds for every one of these groups, once each. A few are asked about at a time, so that asking
+    /// takes nothing from what is waited for.
     fn wait_for(&self, groups: &[Group], holds: impl Fn(usize, &GroupStatus) -> bool) -> Result<(), Failure> {
-        let mut open: Vec<usize> = (0..groups.len()).collect();
-        loop {
-            let asked: Vec<Group> = open.iter().map(|at| groups[*at].clone()).collect();
-            let statuses = self.statuses(&asked)?;
-            open = open
-                .into_iter()
-                .zip(statuses)
-                .filter(|(at, one)| !holds(*at, one))
-                .map(|(at, _)| at)
-                .collect();
-            if open.is_empty() {
-                return Ok(());
+        let mut open: VecDeque<usize> = (0..groups.len()).collect();
+        while !open.is_empty() {
+            let asked: Vec<usize> = open.drain(..open.len().min(ASKED_AT_ONCE)).collect();
+            let handles: Vec<Group> = asked.iter().map(|at| groups[*at].clone()).collect();
+            let statuses = self.statuses(&handles)?;
+            let before = open.len();
+            let still = asked.iter().zip(&statuses).filter(|(at, one)| !holds(**at, one)).map(|(at, _)| *at);
+            still.for_each(|at| open.push_back(at));
+            if open.len() == before + asked.len() {
+                thread::park_timeout(Duration::from_millis(1));
             }
-            thread::park_timeout(Duration::from_millis(1));
         }
+        Ok(())
     }
 
     /// These groups as this node has them, each of them sound.
@@ -293,7 +310,7 @@ impl Servant {
     fn sample(&self) -> Result<Value, Failure> {
         let usage = Usage::now()?;
         let shards = self.node.status()?;
-        let sum = |field: fn(&coracle::ShardStatus) -> u64| shards.iter().map(field).sum::<u64>();
+        let sum = |field: fn(&ShardStatus) -> u64| shards.iter().map(field).sum::<u64>();
         Ok(json!({
             "written_bytes": usage.written_bytes,
             "cpu_us": usage.cpu_us,

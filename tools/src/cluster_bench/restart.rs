@@ -23,6 +23,8 @@ const CLIENTS: u64 = 4;
 const PIPE: u64 = 2000;
 /// Groups that have to answer before the node counts as ready.
 const PROBES: u64 = 100;
+/// How often progress is told.
+const TELL_EVERY_MS: u64 = 1000;
 /// Time to fill or to apply, for each 10 MiB of log: far more than it takes.
 const TIME_PER_10_MIB: Duration = Duration::from_secs(10);
 
@@ -60,9 +62,7 @@ fn measure(options: &Restart) -> Result<Value, ClusterError> {
     );
     let answered = cluster.ask(host, &json!({ "do": "answered" }), patience)?;
     let answered_ms = ms();
-    for at in 0..cluster.nodes() {
-        cluster.ask(at, &json!({ "do": "applied" }), patience)?;
-    }
+    (0..cluster.nodes()).try_for_each(|at| until_applied(&mut cluster, at, patience))?;
     let applied_ms = ms();
     let after = sample(&mut cluster)?;
     let states = agree(&mut cluster)?;
@@ -102,6 +102,30 @@ fn fill(
     });
     cluster.ask(host, &load, Duration::ZERO)?;
     cluster.ask(host, &json!({ "do": "measure", "ops": ops }), patience)
+}
+
+/// Waits until a node has applied its whole log again, and says now and then how far it is.
+fn until_applied(cluster: &mut Cluster, at: usize, patience: Duration) -> Result<(), ClusterError> {
+    let until_us = RealClock.now_us() + patience.as_micros() as u64;
+    loop {
+        let told =
+            cluster.ask(at, &json!({ "do": "applied", "within_ms": TELL_EVERY_MS }), Duration::ZERO)?;
+        if told["groups_behind"] == 0 {
+            return Ok(());
+        }
+        let of_all = |key: &str| told[key].as_u64().unwrap_or(0) >> 20;
+        eprintln!(
+            "cluster-bench: node {}: {} of {} MiB swept, {} groups are behind",
+            at + 1,
+            of_all("bytes_done"),
+            of_all("bytes"),
+            told["groups_behind"]
+        );
+        if RealClock.now_us() > until_us {
+            let asked = format!("apply its log; {told}");
+            return Err(cluster.late(at, asked, patience));
+        }
+    }
 }
 
 fn rss(sample: &Sample) -> Vec<f64> {
