@@ -39,6 +39,8 @@ pub(crate) struct Kept {
     pub(crate) id: u64,
     pub(crate) begin: Begin,
     pub(crate) root_seq: u64,
+    /// The batch that its root lies in.
+    pub(crate) root_at: Position,
     /// Where the pages lie that its root names.
     pub(crate) page_files: BTreeSet<u64>,
 }
@@ -120,6 +122,11 @@ impl Checkpoints {
     pub(crate) fn page_files(&self) -> BTreeSet<u64> {
         let both = self.newest.iter().chain(&self.older);
         both.flat_map(|kept| kept.page_files.iter().copied()).collect()
+    }
+
+    /// The batch that the newest durable root lies in.
+    pub(crate) fn newest_root(&self) -> Option<Position> {
+        self.newest.as_ref().map(|kept| kept.root_at)
     }
 
     /// Files before this number hold no record that recovery could need.
@@ -247,7 +254,8 @@ impl Wal {
         self.place_record(RecordKind::PagedRoot, root.encoded_bytes());
         let batch = self.stage.batch();
         root.encode(&mut batch.buf);
-        self.checkpoints.closing = Some(Kept { id, begin, root_seq: batch.seq, page_files });
+        self.checkpoints.closing =
+            Some(Kept { id, begin, root_seq: batch.seq, root_at: batch.at, page_files });
     }
 }
 

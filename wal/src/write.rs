@@ -13,7 +13,7 @@ use coracle_base::limits::{WRITES_IN_FLIGHT, WRITES_IN_FLIGHT_MAX};
 use coracle_io::{Disk, DiskDone, DiskOp, FileId};
 
 use crate::error::WalError;
-use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
+use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK, RootHint};
 use crate::format::page::Begin;
 use crate::format::{Position, Uuid};
 use crate::stage::Batch;
@@ -103,6 +103,10 @@ impl Wal {
             prev_chain: self.chain,
             chain: 0,
             payload_crc: batch.payload_crc,
+            root: self
+                .checkpoints
+                .newest_root()
+                .map_or(RootHint::default(), |at| RootHint::new(batch.at.file_no, at)),
         };
         batch.buf[..BATCH_HEADER_BYTES].copy_from_slice(&head.encode(uuid.seed()));
         self.chain = head.chain;

@@ -17,7 +17,8 @@
 //!   64      8     prev_chain     chain value of the batch before
 //!   72      8     chain          mix(prev_chain, checksum of [0, 64), payload_crc)
 //!   80      4     payload_crc    crc32c of the records, from the file's seed
-//!   84      8     zeros
+//!   84      4     root_back      newest durable checkpoint: its root lies so many files back, in the batch that begins
+//!   88      4     root_block     at this block; 0: none is known. A hint: a search finds it, too
 //!   92      4     header_crc     crc32c of [0, 92), from the file's seed
 //!   96      ..    records, then zeros up to the next block
 //! ```
@@ -28,6 +29,7 @@ use coracle_base::checksum::{crc32c_from, mix64};
 use coracle_base::codec::{Reader, Truncated};
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 
+use super::Position;
 use super::record::RECORD_HEADER_BYTES;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CWB1");
@@ -53,6 +55,33 @@ pub(crate) struct BatchHead {
     /// Made by [`encode`](Self::encode).
     pub(crate) chain: u64,
     pub(crate) payload_crc: u32,
+    pub(crate) root: RootHint,
+}
+
+/// Where a checkpoint's root lies, as a batch says: relative to itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RootHint {
+    files_back: u32,
+    /// 0: nowhere; there is the file's head.
+    block: u32,
+}
+
+impl RootHint {
+    /// What a batch in file `file_no` says of a root at `root`.
+    pub(crate) fn new(file_no: u64, root: Position) -> Self {
+        let block = u32::try_from(root.offset / BLOCK_BYTES as u64);
+        let files_back = file_no.checked_sub(root.file_no).map(u32::try_from);
+        match (files_back, block) {
+            (Some(Ok(files_back)), Ok(block)) => Self { files_back, block },
+            _ => Self::default(),
+        }
+    }
+
+    /// Where the root lies, said by a batch in file `file_no`.
+    pub(crate) fn at(self, file_no: u64) -> Option<Position> {
+        let file_no = file_no.checked_sub(u64::from(self.files_back)).filter(|_| self.block > 0)?;
+        Some(Position { file_no, offset: u64::from(self.block) * BLOCK_BYTES as u64 })
+    }
 }
 
 impl BatchHead {
@@ -93,6 +122,8 @@ impl BatchHead {
         bytes[64..72].copy_from_slice(&self.prev_chain.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.chain.to_le_bytes());
         bytes[80..84].copy_from_slice(&self.payload_crc.to_le_bytes());
+        bytes[84..88].copy_from_slice(&self.root.files_back.to_le_bytes());
+        bytes[88..92].copy_from_slice(&self.root.block.to_le_bytes());
         let crc = crc32c_from(fields_crc, &bytes[64..92]);
         bytes[92..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -127,6 +158,7 @@ impl BatchHead {
         let (record_count, flags) = (reader.u32()?, reader.u32()?);
         let (durable_upto, repeated_upto) = (reader.u64()?, reader.u64()?);
         let (prev_chain, chain, payload_crc) = (reader.u64()?, reader.u64()?, reader.u32()?);
+        let root = RootHint { files_back: reader.u32()?, block: reader.u32()? };
         Ok(Self {
             uuid_low,
             seq,
@@ -140,6 +172,7 @@ impl BatchHead {
             prev_chain,
             chain,
             payload_crc,
+            root,
         })
     }
 

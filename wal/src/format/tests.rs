@@ -8,7 +8,7 @@ use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, ShardId, Term};
 use proptest::prelude::*;
 
-use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK};
+use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK, RootHint};
 use super::head::{Cut, Head, HeadCopy, Prev};
 use super::page::{Begin, Extent, FileEntry, Page, Part, Piece, Root, SnapshotFile, SnapshotPlace};
 use super::record::{self, IndexRange, Mark, Moved, Record, RecordError, RecordKind, SnapshotRef};
@@ -193,6 +193,7 @@ fn batch_of(put: fn(&mut Vec<u8>)) -> Vec<u8> {
         prev_chain: 0xCAFE,
         chain: 0,
         payload_crc: coracle_base::checksum::crc32c_from(UUID.seed(), &records),
+        root: RootHint::default(),
     };
     let mut batch = head.encode(UUID.seed()).to_vec();
     batch.extend(records);
@@ -322,6 +323,19 @@ fn golden_marker() {
     let mut head = BatchHead { seq: 7, uuid_low: UUID.low(), flags: FLAG_MARK, ..BatchHead::default() };
     assert_golden(&head.encode(UUID.seed()), include_str!("../../testdata/mark-v1.hex"));
     assert_eq!(head.batch_bytes(), BLOCK_BYTES as u64);
+}
+
+#[test]
+fn a_batch_says_where_the_newest_root_lies() {
+    let root = Position { file_no: 40, offset: 0x0102 * BLOCK_BYTES as u64 };
+    let mut head =
+        BatchHead { seq: 7, uuid_low: UUID.low(), root: RootHint::new(43, root), ..BatchHead::default() };
+    let bytes = head.encode(UUID.seed());
+    assert_eq!(bytes[84..92], [3, 0, 0, 0, 2, 1, 0, 0]);
+    let found = BatchHead::decode(&bytes, UUID.seed(), UUID.low()).unwrap();
+    assert_eq!((found.root.at(43), found.root.at(2)), (Some(root), None));
+    assert_eq!(BatchHead::default().root.at(43), None, "as batches were before");
+    assert_eq!(RootHint::new(39, root), RootHint::default(), "it cannot lie ahead");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reading.rs  all of it that writes nothing
-//!   chain.rs    which files, in which order          roots.rs   where a replay may begin
+//!   chain.rs    which files, in which order          find.rs, roots.rs   where a replay begins
 //!   pages.rs    what the root only names                       replay.rs  what the records make
 //!   scan.rs     which batches, and what a bad one means
 //! ```
@@ -13,6 +13,7 @@
 //! verdict again; only after it are the others reused and strays put aside.
 
 pub(crate) mod chain;
+mod find;
 mod pages;
 pub(crate) mod reader;
 pub(crate) mod reading;
@@ -35,18 +36,16 @@ use self::reading::{LogRead, read_log};
 pub use self::replay::Hole;
 use self::replay::Replay;
 pub(crate) use self::replay::placed;
-use self::roots::FoundRoot;
-use self::scan::{Scan, Tail};
+use self::scan::Tail;
 use crate::checkpoint::{Checkpoints, Kept};
 use crate::config::{Config, Identity};
 use crate::error::WalError;
 use crate::files::{File, Files, log_path, spare_path};
-use crate::format::head::{Cut, HEAD_AREA_BYTES, Head, Prev};
-use crate::format::page::{Begin, FileEntry, Root, SnapshotFile, SnapshotPlace};
+use crate::format::head::{Cut, Head, Prev};
+use crate::format::page::{FileEntry, SnapshotFile, SnapshotPlace};
 use crate::format::record::{IndexRange, RECORD_HEADER_BYTES, Record, SNAPSHOT_PREFIX_BYTES};
 use crate::format::{Position, SEGMENT, Uuid};
 use crate::groups::Group;
-use crate::pages::files_of;
 use crate::prepare::{Preparer, Ready, Source};
 use crate::token::{self, Token};
 use crate::wal::Start;
@@ -212,76 +211,7 @@ impl Found<'_> {
     }
 }
 
-// ---- finding -----------------------------------------------------------------------------------------------------
-
-/// Replays from the newest checkpoint that is complete, or from the beginning if the log still has it.
-fn find_log<'a, D: Disk>(
-    readers: &mut Readers<'_, D>,
-    dir: &'a Path,
-    links: &[Link],
-    identity: &Identity,
-) -> Result<Found<'a>, WalError> {
-    let mut roots: Vec<FoundRoot> = Vec::new();
-    let mut tried = 0;
-    let mut last_checkpoint = 0;
-    let mut unread = links.iter().rev();
-    loop {
-        while tried == roots.len() {
-            let Some(link) = unread.next() else { break };
-            roots.extend(roots::in_file(readers, link)?.into_iter().rev());
-        }
-        let Some(candidate) = roots.get(tried).cloned() else { break };
-        tried += 1;
-        last_checkpoint = last_checkpoint.max(candidate.root.checkpoint);
-        let from = candidate.root.begin;
-        let replay = Replay::new(dir, identity.shards, Some(candidate.root.clone()));
-        let Some((replay, tail)) = replay_from(readers, links, from, replay)? else { continue };
-        while tried == roots.len() {
-            let Some(link) = unread.next() else { break };
-            roots.extend(roots::in_file(readers, link)?.into_iter().rev());
-        }
-        let older = roots.get(tried).map(kept);
-        let kept = [Some(kept(&candidate)), older];
-        return Ok(Found { replay, tail, kept, last_checkpoint, ends: candidate.root.files });
-    }
-    let origin = links.first().and_then(|link| link.head).filter(|head| head.prev.is_none());
-    let Some(origin) = origin else {
-        let missing = if links.is_empty() {
-            "no file has a sound head".to_owned()
-        } else {
-            "there is no whole checkpoint, and the first file is gone".to_owned()
-        };
-        return Err(WalError::Lost { dir: dir.to_owned(), missing });
-    };
-    let at = Position { file_no: origin.file_no, offset: HEAD_AREA_BYTES };
-    let from = Begin { at, seq: origin.first_seq, chain: 0 };
-    match replay_from(readers, links, from, Replay::new(dir, identity.shards, None))? {
-        Some((replay, tail)) => {
-            Ok(Found { replay, tail, kept: [None, None], last_checkpoint, ends: Vec::new() })
-        }
-        None => Err(WalError::Lost { dir: dir.to_owned(), missing: "the first file is gone".to_owned() }),
-    }
-}
-
-fn kept(found: &FoundRoot) -> Kept {
-    let Root { checkpoint, begin, kept, .. } = &found.root;
-    Kept { id: *checkpoint, begin: *begin, root_seq: found.seq, page_files: files_of(kept) }
-}
-
-/// `None` if the checkpoint turns out not to be whole.
-fn replay_from<'a, D: Disk>(
-    readers: &mut Readers<'_, D>,
-    links: &[Link],
-    from: Begin,
-    mut replay: Replay<'a>,
-) -> Result<Option<(Replay<'a>, Tail)>, WalError> {
-    if !pages::take_kept(readers, &mut replay)? {
-        return Ok(None);
-    }
-    let Some(scan) = Scan::new(readers, links, from) else { return Ok(None) };
-    let tail = scan.run(&mut replay)?;
-    Ok(replay.complete.then_some((replay, tail)))
-}
+// ---- what was found -------------------------------------------------------------------------------------------------
 
 fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<RecoveredGroup, WalError> {
     let (snapshot, snapshot_file) = match group.snapshot {

@@ -9,9 +9,10 @@ use coracle_base::GroupId;
 use coracle_io::Disk;
 
 use super::chain::{Directory, Link};
+use super::find::find_log;
 use super::reader::Readers;
 use super::segments::{damaged_copies, insert_held, mark_missing};
-use super::{Found, RecoveredGroup, Report, find_log, recovered};
+use super::{Found, RecoveredGroup, Report, recovered};
 use crate::config::Identity;
 use crate::error::WalError;
 use crate::files::Files;

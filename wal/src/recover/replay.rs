@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use coracle_base::codec::Reader;
 use coracle_base::{GroupId, RunHeader, RunRef};
 
+use super::roots::FoundRoot;
 use super::scan::Sink;
 use crate::error::WalError;
 use crate::files::log_path;
@@ -38,6 +39,12 @@ pub(crate) struct Replay<'a> {
     /// The checkpoint to begin with.
     root: Option<Root>,
     pages_met: u32,
+    /// The highest number of a checkpoint of which a page or the root was met.
+    pub(crate) last_checkpoint: u64,
+    /// The last two roots that were met after the one that the replay began with, the newest last.
+    pub(super) later: Vec<FoundRoot>,
+    /// Where the present batch begins.
+    batch_at: Position,
     /// The checkpoint's root was met after all of its pages.
     pub(crate) complete: bool,
     /// Records may have been lost before here, of groups that nothing names so far.
@@ -75,6 +82,9 @@ impl<'a> Replay<'a> {
             states_lost: false,
             root,
             pages_met: 0,
+            last_checkpoint: 0,
+            later: Vec::new(),
+            batch_at: Position::default(),
             failed: false,
             parts: Vec::new(),
             segments_upto: 0,
@@ -152,8 +162,11 @@ impl<'a> Replay<'a> {
                 let slot = self.slot(group);
                 self.groups.at_mut(slot).delete(seq, &mut self.refs);
             }
-            Record::Page(page) => return self.apply_page(page, seq),
-            Record::Root(root) => self.apply_root(&root),
+            Record::Page(page) => {
+                self.last_checkpoint = self.last_checkpoint.max(page.checkpoint);
+                return self.apply_page(page, seq);
+            }
+            Record::Root(root) => self.apply_root(root, seq),
             Record::Skipped => {}
         }
         true
@@ -229,8 +242,15 @@ impl<'a> Replay<'a> {
         self.groups.at_mut(slot).become_parts(parts, seq, &mut self.refs)
     }
 
-    fn apply_root(&mut self, root: &Root) {
-        let Some(ours) = self.root.as_ref().filter(|ours| ours.checkpoint == root.checkpoint) else { return };
+    fn apply_root(&mut self, root: Root, seq: u64) {
+        self.last_checkpoint = self.last_checkpoint.max(root.checkpoint);
+        let Some(ours) = self.root.as_ref().filter(|ours| ours.checkpoint == root.checkpoint) else {
+            if self.complete {
+                self.later.drain(..self.later.len().saturating_sub(1));
+                self.later.push(FoundRoot { root, seq, at: self.batch_at });
+            }
+            return;
+        };
         #[cfg(feature = "breaks")]
         if crate::breaks::is_on(crate::breaks::Break::TornCheckpointAccepted) {
             (self.pages_met, self.failed) = (ours.page_count, false);
@@ -249,6 +269,7 @@ impl Sink for Replay<'_> {
             let within = payload.len() - reader.rest().len() + RECORD_HEADER_BYTES;
             Position { offset: at.offset + (BATCH_HEADER_BYTES + within) as u64, ..at }
         };
+        self.batch_at = at;
         let mut records = Vec::with_capacity(head.record_count as usize);
         let mut reader = Reader::new(payload);
         while !reader.is_empty() {
