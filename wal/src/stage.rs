@@ -16,6 +16,8 @@ use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::{Position, Uuid};
 
+/// The checksum of a batch goes on in pieces of this.
+const SUM_BYTES: usize = 24 * 1024;
 /// Buffers kept for the next batches. Beyond it they go back to the disk.
 const BUFFERS_MAX: usize = 16;
 /// Buffers taken from the disk at the start: four in flight, one open, one on its way.
@@ -30,7 +32,9 @@ pub(crate) struct Batch {
     pub(crate) buf: Buffer,
     pub(crate) records: u32,
     pub(crate) payload_bytes: u32,
+    /// Of the first `summed` bytes of `buf` after the header; of all records once it is closed.
     pub(crate) payload_crc: u32,
+    summed: usize,
     /// Nothing but proof that earlier batches are durable.
     pub(crate) mark: bool,
     /// Closed because the next record did not fit.
@@ -39,6 +43,12 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Goes on with the checksum over the records so far.
+    fn sum(&mut self) {
+        self.payload_crc = crc32c_from(self.payload_crc, &self.buf[self.summed..]);
+        self.summed = self.buf.len();
+    }
+
     /// Where the batch ends, once it is closed.
     pub(crate) fn end(&self) -> Position {
         Position { file_no: self.at.file_no, offset: self.at.offset + self.buf.len() as u64 }
@@ -151,7 +161,8 @@ impl Stage {
             buf,
             records: 0,
             payload_bytes: 0,
-            payload_crc: 0,
+            payload_crc: Uuid::of(self.seed, at.file_no).seed(),
+            summed: BATCH_HEADER_BYTES,
             mark: false,
             full: false,
             repeated_upto: 0,
@@ -164,13 +175,20 @@ impl Stage {
         self.open.as_mut().expect("open_next was called before")
     }
 
-    /// Closes the open batch, if there is one: pads it and makes its checksum while it is in the cache.
+    /// A record is about to be staged, all before it are whole: they are summed while they are in the nearest cache.
+    pub(crate) fn sum_so_far(&mut self) {
+        let batch = self.batch();
+        if batch.buf.len() - batch.summed >= SUM_BYTES {
+            batch.sum();
+        }
+    }
+
+    /// Closes the open batch, if there is one: pads it and ends its checksum.
     fn close(&mut self, full: bool) {
         let Some(mut batch) = self.open.take() else { return };
         batch.full = full;
-        let seed = Uuid::of(self.seed, batch.at.file_no).seed();
         batch.payload_bytes = (batch.buf.len() - BATCH_HEADER_BYTES) as u32;
-        batch.payload_crc = crc32c_from(seed, &batch.buf[BATCH_HEADER_BYTES..]);
+        batch.sum();
         batch.buf.resize(batch.buf.len().next_multiple_of(BLOCK_BYTES));
         self.next_at = batch.end();
         self.closed_bytes += batch.buf.len();

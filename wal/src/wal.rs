@@ -314,6 +314,7 @@ impl Wal {
         while !self.stage.fits(bytes) {
             self.open_batch(bytes);
         }
+        self.stage.sum_so_far();
         let batch = self.stage.batch();
         record::put_header(kind, false, body_bytes, &mut batch.buf);
         batch.records += 1;
