@@ -8,6 +8,8 @@ use coracle_base::{GroupId, Index};
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Damage, OpKind};
 use coracle_wal::ReadError;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 /// Simulator seed 763: a file was indexed for a reader while its last batches were on their way; they were missing from
 /// the index ever after, and their entries were taken for damaged.
@@ -155,4 +157,148 @@ fn what_was_placed_is_read_and_not_what_the_log_held_there() {
     }
     let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
     assert_eq!(read[0].1, Ok(payload(1, 1, 3, 100)));
+}
+
+/// Restarted, so that nothing is known of the files but what is read: two groups in each of several files.
+fn restarted(seed: u64) -> Rig {
+    let mut rig = Rig::fresh(seed);
+    for last in 0..60 {
+        for group in 1..5 {
+            rig.append(group, last, 1, 1, 1, 700);
+        }
+        rig.settle();
+    }
+    let model = rig.model().clone();
+    let (mut rig, _) = Rig::open(rig.disk.clone(), common::config(seed + 100)).unwrap();
+    rig.history[0].1 = model;
+    rig
+}
+
+#[test]
+fn a_file_that_is_slow_to_read_holds_up_nobody_else() {
+    let mut rig = restarted(41);
+    rig.disk.set_completing(Completing::Manual);
+    for group in 1..4 {
+        rig.wal.read(&mut rig.disk, group, GroupId(group), Index(1), Index(60), 500);
+    }
+    rig.wal.read(&mut rig.disk, 9, GroupId(1), Index(50), Index(60), 500);
+    rig.wal.read(&mut rig.disk, 4, GroupId(4), Index(60), Index(60), 500);
+    let mut finished = Vec::new();
+    for _ in 0..200 {
+        rig.disk.submit().unwrap();
+        // The oldest file does not answer.
+        let flights = rig.disk.flights();
+        let Some(at) = flights.iter().position(|flight| !flight.path.ends_with("00000001.wal")) else {
+            break;
+        };
+        rig.disk.complete(at);
+        rig.complete().unwrap();
+        finished.extend(std::iter::from_fn(|| rig.wal.poll_read()).map(|(id, out)| (id, out.unwrap().first)));
+    }
+    assert_eq!(
+        finished,
+        [(4, Index(60))],
+        "another group is served, and of one group one read after the other"
+    );
+    rig.disk.set_completing(Completing::AtOnce);
+    while finished.len() < 5 {
+        rig.disk.submit().unwrap();
+        rig.complete().unwrap();
+        finished.extend(std::iter::from_fn(|| rig.wal.poll_read()).map(|(id, out)| (id, out.unwrap().first)));
+    }
+    assert!(finished.contains(&(9, Index(50))));
+    assert_eq!(rig.check(), Ok(()));
+}
+
+/// Whether entries are those of this group, one after the other from `first` on.
+fn are_of(group: u64, first: Index, encoded: &[u8]) -> bool {
+    let mut entries = coracle_base::run::Entries::new(first, encoded).peekable();
+    let is_of = |entry: coracle_base::EntryRef<'_>| {
+        entry.payload.starts_with(format!("g{group} i{} ", entry.index).as_bytes())
+    };
+    entries.peek().is_some() && entries.all(is_of)
+}
+
+#[test]
+fn reads_of_many_groups_at_once_in_any_order_are_right_while_the_log_goes_on() {
+    let mut served = 0;
+    for seed in 0..12 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut rig = restarted(seed + 50);
+        rig.disk.set_completing(Completing::Manual);
+        let mut waiting = 0_usize;
+        for id in 0..2500 {
+            let group = rng.random_range(1..5);
+            let (last, base) = (rig.model().last(group), rig.model().get(group).base.0);
+            let index = Index(rng.random_range(1..=last));
+            match rng.random_range(0..20) {
+                0 => rig.append(group, last, 1, 1, rng.random_range(1..4), 2000),
+                1 if last > base && rng.random_ratio(1, 4) => {
+                    rig.put_snapshot_live(group, rng.random_range(base + 1..=last), 1, &[], b"s");
+                }
+                2 | 3 if waiting < 9 => {
+                    rig.wal.read(&mut rig.disk, id << 8 | group, group.into(), index, Index(last), 9000);
+                    waiting += 1;
+                }
+                4 | 5 if waiting < 9 => {
+                    let some: Vec<Index> = (0..5).map(|_| Index(rng.random_range(1..=last))).collect();
+                    rig.wal.read_live(&mut rig.disk, id << 8 | group, group.into(), &some, 9000);
+                    waiting += 1;
+                }
+                _ => {}
+            }
+            rig.now_us += 5000;
+            rig.submit().unwrap();
+            for _ in 0..rng.random_range(0..4) {
+                let flights = rig.disk.flights().len();
+                if flights > 0 {
+                    rig.disk.complete(rng.random_range(0..flights));
+                }
+            }
+            rig.complete().unwrap();
+            rig.history.drain(..rig.history.len() - 1);
+            while let Some((id, result)) = rig.wal.poll_read() {
+                waiting -= 1;
+                match result {
+                    Ok(out) => {
+                        assert!(are_of(id & 255, out.first, &out.body), "seed {seed}");
+                        served += 1;
+                    }
+                    Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
+                    Err(error) => panic!("seed {seed}: {error}"),
+                }
+            }
+            while let Some((id, out)) = rig.wal.poll_live() {
+                waiting -= 1;
+                for (group, index, result) in out.entries {
+                    match result {
+                        Ok(encoded) => assert!(id & 255 == group.0 && are_of(group.0, index, &encoded)),
+                        Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
+                        Err(error) => panic!("seed {seed}: {error}"),
+                    }
+                }
+            }
+        }
+        rig.settle();
+        while waiting > 0 {
+            rig.settle();
+            waiting -= std::iter::from_fn(|| rig.wal.poll_read()).count();
+            waiting -= std::iter::from_fn(|| rig.wal.poll_live()).count();
+        }
+        assert_eq!(rig.check(), Ok(()), "seed {seed}");
+    }
+    assert!(served > 500, "{served}");
+}
+
+#[test]
+fn entries_that_are_larger_than_they_were_thought_to_be_are_fewer() {
+    let mut rig = Rig::fresh(45);
+    for last in 0..50 {
+        rig.append(1, last, 1, 1, 1, if last % 10 == 9 { 20_000 } else { 10 });
+    }
+    rig.settle();
+    let large: Vec<Index> = (1..=5).map(|ten| Index(10 * ten)).collect();
+    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &large, 30_000);
+    let bytes: usize = read.iter().map(|(_, payload)| payload.as_ref().unwrap().len()).sum();
+    assert!(!read.is_empty() && read.len() < 5 && bytes <= 30_000, "{} of {bytes} bytes", read.len());
 }

@@ -15,7 +15,7 @@ use crate::wal::Wal;
 impl Wal {
     /// Carries one snapshot at a time out of a file that holds nothing else.
     pub(crate) fn step_carry<D: Disk>(&mut self, disk: &mut D) {
-        if self.reads.current.is_some() || !self.reads.queue.is_empty() {
+        if !self.reads.is_idle() {
             return;
         }
         if std::mem::take(&mut self.reads.carry_due)

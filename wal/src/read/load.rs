@@ -72,12 +72,12 @@ impl Wal {
     pub(super) fn go_on_loading<D: Disk>(&mut self, disk: &mut D, mut job: Job, load: Box<Load>) {
         match load.wants() {
             Some((offset, bytes)) => {
-                self.start_read(disk, 0, Position { file_no: load.file_no(), offset }, bytes);
+                self.start_read(disk, job.seat, 0, Position { file_no: load.file_no(), offset }, bytes);
                 job.doing = Doing::Loading(load);
             }
             None => self.reads.keep_index(load.file_no(), load.finish()),
         }
-        self.reads.current = Some(job);
+        self.reads.put_back(job);
     }
 
     /// A piece was read, or could not be: what cannot be read now is not kept as something that is not there.

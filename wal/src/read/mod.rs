@@ -1,9 +1,10 @@
 //! Entries back from files: for followers that are behind what is kept in memory.
 //!
-//! One read at a time, each a few disk operations: find the extent, open its file, look the run up (in memory for the
-//! newest file of a group, in the file's index otherwise, which a segment brings along, and which is built by one scan of a
-//! file of the log; it is kept for a while), read it, check it. Scattered entries: `scattered.rs`. All of the log in one pass: `sweep.rs`. Between two operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or
-//! begins again.
+//! A few reads at a time, each of another group, and each a few disk operations: find the extent, open its file, look the
+//! run up (in memory for the newest files, in the file's index otherwise, which a segment brings along, and which is built by
+//! one scan of a file of the log; it is kept for a while), read it, check it. A range: `range.rs`. Scattered entries:
+//! `scattered.rs`. Where they lie, for another thread: `plan.rs`. All of the log in one pass: `sweep.rs`. Between two
+//! operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or begins again.
 //!
 //! Invariants: (1) no byte is handed out whose run header and payload checksums were not checked after this very read;
 //! (2) a file with an operation in flight is not reused; (3) what is handed out is what the log held when it was handed out.
@@ -12,6 +13,7 @@ mod carry;
 mod index;
 mod load;
 mod plan;
+mod range;
 mod scan;
 mod scattered;
 mod spans;
@@ -20,10 +22,9 @@ mod sweep;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
-use coracle_base::run::{Entries, RUN_HEADER_BYTES};
-use coracle_base::{GroupId, Index, RunError, RunRef, Term};
-use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
+use coracle_base::limits::BLOCK_BYTES;
+use coracle_base::{GroupId, Index, Term};
+use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
 use self::index::FileIndex;
 pub(crate) use self::index::IndexRun;
@@ -34,20 +35,19 @@ pub use self::scattered::LiveOut;
 pub use self::sweep::{Sweep, SweepProgress, SweptRun};
 use crate::error::ReadError;
 use crate::files::{File, log_path};
-use crate::format::page::SnapshotPlace;
 use crate::format::{Position, SEGMENT};
 use crate::groups::Groups;
 use crate::token;
 use crate::wal::Wal;
 
+/// Reads that are done at once. Of one group only one: a group that is far behind, or much asked for, holds up no other.
+const SEATS: usize = 4;
+/// Operations in flight for one of them.
+const FLIGHTS_MAX: usize = 8;
 /// Files kept open for reading only.
 const HANDLES_MAX: usize = 64;
 /// Bytes of indexes kept in memory, unless one alone is larger.
 const INDEX_BYTES_MAX: usize = 16 << 20;
-/// Reads are at least this long: a run is seldom alone.
-const WINDOW_BYTES_MIN: usize = 16 * 1024;
-/// And at most this long, unless one run is longer.
-const WINDOW_BYTES_MAX: usize = 256 * 1024;
 
 /// Entries read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,17 @@ struct Job {
     full: bool,
     /// The entries of one that reads scattered ones.
     gather: Option<Box<Gather>>,
+    /// The file whose index it needs until its read is done.
+    uses: Option<u64>,
+    seat: usize,
     doing: Doing,
+}
+
+impl Job {
+    fn new(want: Want, group: GroupId, first: Index, gather: Option<Box<Gather>>) -> Self {
+        let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
+        Self { want, group, out, cuts: 0, full: false, gather, uses: None, seat: 0, doing: Doing::Nothing }
+    }
 }
 
 /// The operation in flight.
@@ -130,7 +140,8 @@ enum Next {
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     queue: VecDeque<Job>,
-    current: Option<Job>,
+    /// Those that are being done; of a group one at a time.
+    seats: [Option<Job>; SEATS],
     finished: VecDeque<(u64, Result<ReadOut, ReadError>)>,
     live: VecDeque<(u64, LiveOut)>,
     moving: VecDeque<LiveOut>,
@@ -173,9 +184,43 @@ impl Reads {
         self.indexes.push((file_no, index));
         let bytes =
             |indexes: &[(u64, FileIndex)]| indexes.iter().map(|(_, index)| index.bytes()).sum::<usize>();
-        while self.indexes.len() > 1 && bytes(&self.indexes) > INDEX_BYTES_MAX {
-            self.indexes.remove(0);
+        while bytes(&self.indexes) > INDEX_BYTES_MAX {
+            // One that somebody needs would be made again and again, in turn with another one's.
+            let is_used = |of: u64| self.seats.iter().flatten().any(|job| job.uses == Some(of));
+            let needless = self.indexes.iter().position(|(of, _)| *of != file_no && !is_used(*of));
+            let Some(at) = needless else { return };
+            self.indexes.remove(at);
         }
+    }
+
+    /// The job that is next, and its seat: the first of a group that has none.
+    fn next_job(&mut self) -> Option<(usize, Job)> {
+        let seat = self.seats.iter().position(Option::is_none)?;
+        let is_seated = |group| self.seats.iter().flatten().any(|job| job.group == group);
+        let at = self.queue.iter().position(|job| !is_seated(job.group))?;
+        let job = self.queue.remove(at)?;
+        Some((seat, Job { seat, ..job }))
+    }
+
+    fn put_back(&mut self, job: Job) {
+        let seat = job.seat;
+        self.seats[seat] = Some(job);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.seats.iter().all(Option::is_none)
+    }
+
+    /// Somebody is waiting for this file to be opened.
+    fn is_opening(&self, of: u64) -> bool {
+        let mut seated = self.seats.iter().flatten();
+        seated.any(|job| matches!(job.doing, Doing::Opening { file_no } if file_no == of))
+    }
+
+    /// Somebody is making this file's index.
+    fn is_loading(&self, of: u64) -> bool {
+        let mut seated = self.seats.iter().flatten();
+        seated.any(|job| matches!(&job.doing, Doing::Loading(load) if load.file_no() == of))
     }
 }
 
@@ -211,46 +256,53 @@ impl Wal {
     }
 
     fn queue_job(&mut self, want: Want, group: GroupId, first: Index, gather: Option<Box<Gather>>) {
-        let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
-        let job = Job { want, group, out, cuts: 0, full: false, gather, doing: Doing::Nothing };
-        self.reads.queue.push_back(job);
+        self.reads.queue.push_back(Job::new(want, group, first, gather));
     }
 
-    /// Goes on with reads until an operation is in flight or nothing is left to do.
+    /// Goes on with reads until operations are in flight for all that are seated, or nothing is left to do.
     fn step_reads<D: Disk>(&mut self, disk: &mut D) {
+        for seat in 0..SEATS {
+            self.step_seat(disk, seat);
+        }
+        while let Some((seat, job)) = self.reads.next_job() {
+            let job = self.begin_job(job);
+            self.reads.put_back(job);
+            self.step_seat(disk, seat);
+        }
+    }
+
+    /// Goes on with a job until an operation is in flight for it, it waits for what another one has begun, or it is done.
+    fn step_seat<D: Disk>(&mut self, disk: &mut D, seat: usize) {
         loop {
-            let mut job = match self.reads.current.take() {
-                Some(job) if !matches!(job.doing, Doing::Nothing) => {
-                    self.reads.current = Some(job);
-                    return;
-                }
-                Some(job) => job,
-                None => match self.reads.queue.pop_front() {
-                    Some(job) => self.begin_job(job),
-                    None => return,
-                },
-            };
+            let is_ready = |job: &mut Job| matches!(job.doing, Doing::Nothing);
+            let Some(mut job) = self.reads.seats[seat].take_if(is_ready) else { return };
             match self.next_step(&mut job) {
                 Next::Finish => self.finish_job(job, Ok(())),
-                Next::Again => self.reads.current = Some(job),
+                Next::Again => self.reads.put_back(job),
                 Next::Gather => {
                     if let Some(gather) = &mut job.gather {
-                        self.start_spans(disk, gather);
+                        self.start_spans(disk, seat, gather);
                         job.doing = if gather.is_flying() { Doing::Gathering } else { Doing::Nothing };
                     }
-                    self.reads.current = Some(job);
+                    self.reads.put_back(job);
                 }
                 Next::Fail(error) => self.finish_job(job, Err(error)),
+                Next::Open { file_no } if self.reads.is_opening(file_no) => {
+                    return self.reads.put_back(job);
+                }
                 Next::Open { file_no } => {
                     let op = DiskOp::Open { path: log_path(&self.config.dir, file_no), mode: FileMode::Read };
-                    disk.start(token::read(0), op);
+                    disk.start(token::read((seat * FLIGHTS_MAX) as u64), op);
                     job.doing = Doing::Opening { file_no };
-                    self.reads.current = Some(job);
+                    self.reads.put_back(job);
                 }
                 Next::Read { from, bytes } => {
-                    self.start_read(disk, 0, from, bytes);
+                    self.start_read(disk, seat, 0, from, bytes);
                     job.doing = Doing::Reading { from };
-                    self.reads.current = Some(job);
+                    self.reads.put_back(job);
+                }
+                Next::Load(load) if self.reads.is_loading(load.file_no()) => {
+                    return self.reads.put_back(job);
                 }
                 Next::Load(load) => self.go_on_loading(disk, job, load),
             }
@@ -264,11 +316,19 @@ impl Wal {
         }
         job.out.count = 0;
         job.out.body.clear();
-        job.full = false;
+        (job.full, job.uses) = (false, None);
         job
     }
 
-    fn start_read<D: Disk>(&mut self, disk: &mut D, number: u64, from: Position, bytes: usize) {
+    /// Starts one of the reads of the job in this seat.
+    fn start_read<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        seat: usize,
+        number: usize,
+        from: Position,
+        bytes: usize,
+    ) {
         let Some(file) = self.files.get_mut(from.file_no) else { return };
         let Some(handle) = file.handle else { return };
         file.busy += 1;
@@ -276,70 +336,19 @@ impl Wal {
         let bytes = bytes.next_multiple_of(BLOCK_BYTES);
         let mut buf = disk.buffer(bytes);
         buf.resize(bytes);
-        disk.start(token::read(number), DiskOp::Read { file: handle, offset: from.offset, buf });
+        let token = token::read((seat * FLIGHTS_MAX + number) as u64);
+        disk.start(token, DiskOp::Read { file: handle, offset: from.offset, buf });
     }
 
     /// What the job needs next.
     fn next_step(&mut self, job: &mut Job) -> Next {
-        let (last, max_bytes) = match job.want {
-            Want::Carry { slot, at, bytes } => return self.next_for_carry(slot, at, bytes),
-            Want::Entries { last, max_bytes, .. } => (last, max_bytes),
-            Want::Live { .. } | Want::Moving => {
-                return match &mut job.gather {
-                    Some(gather) => self.next_for_gather(gather),
-                    None => Next::Finish,
-                };
-            }
-            Want::Plan { .. } => {
-                return match &mut job.gather {
-                    Some(gather) => self.next_for_plan(gather),
-                    None => Next::Finish,
-                };
-            }
-        };
-        let index = job.out.first.plus(u64::from(job.out.count));
-        let Some(group) = self.groups.find(job.group) else {
-            return Next::Fail(ReadError::Released { index, first: Index(1), last: Index::ZERO });
-        };
-        let over = index > last || job.out.body.len() >= max_bytes || job.full;
-        if job.out.count > 0 && over {
-            return Next::Finish;
+        match (job.want, &mut job.gather) {
+            (Want::Carry { slot, at, bytes }, _) => self.next_for_carry(slot, at, bytes),
+            (Want::Entries { last, max_bytes, .. }, _) => self.next_for_range(job, last, max_bytes),
+            (Want::Live { .. } | Want::Moving, Some(gather)) => self.next_for_gather(gather),
+            (Want::Plan { .. }, Some(gather)) => self.next_for_plan(gather),
+            (_, None) => Next::Finish,
         }
-        let Some(extent) = group.extent_of(index) else {
-            let log = group.log();
-            return Next::Fail(ReadError::Released { index, first: log.first, last: log.last });
-        };
-        let file_no = extent.file_no;
-        let Some(file) = self.files.get(file_no) else {
-            return Next::Fail(self.missing(file_no, index));
-        };
-        let run = group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
-        let is_whole = self.is_whole_on_disk(file_no, file);
-        let run = match run {
-            Some(offset) => Some(offset),
-            None => match self.reads.index(file_no, &self.groups, self.stage_file) {
-                Some(found) => found.find(job.group, index, index <= group.base).map(|run| run.offset),
-                // An index that is made before every batch of the file is there would miss the last ones for ever.
-                None if !is_whole => {
-                    return Next::Fail(ReadError::NotDurable { index });
-                }
-                None if file.handle.is_none() => return Next::Open { file_no },
-                None => return Next::Load(Box::new(Load::new(file_no, file))),
-            },
-        };
-        let Some(offset) = run else {
-            return Next::Fail(self.corrupt(file_no, index, "its run is damaged"));
-        };
-        if file_no & SEGMENT == 0 && (Position { file_no, offset: u64::from(offset) }) >= self.durable_at {
-            return Next::Fail(ReadError::NotDurable { index });
-        }
-        if file.handle.is_none() {
-            return Next::Open { file_no };
-        }
-        let wanted = max_bytes.saturating_sub(job.out.body.len()).saturating_add(BLOCK_BYTES);
-        let from = Position { file_no, offset: u64::from(offset) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 };
-        let bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
-        Next::Read { from, bytes: bytes.min((file.bytes.saturating_sub(from.offset)) as usize) }
     }
 
     /// Whether the log has gone on from this file, and all that it wrote there is durable; or it is a segment.
@@ -379,9 +388,10 @@ impl Wal {
     // ---- completions ---------------------------------------------------------------------------------------------
 
     pub(crate) fn on_read_done<D: Disk>(&mut self, disk: &mut D, number: u64, done: DiskDone) {
-        if let Some(mut job) = self.reads.current.take() {
+        let (seat, number) = (number as usize / FLIGHTS_MAX, number as usize % FLIGHTS_MAX);
+        if let Some(mut job) = self.reads.seats.get_mut(seat).and_then(Option::take) {
             match std::mem::replace(&mut job.doing, Doing::Nothing) {
-                Doing::Nothing => self.reads.current = Some(job),
+                Doing::Nothing => self.reads.put_back(job),
                 Doing::Opening { file_no } => {
                     let needless = self.on_opened(job, file_no, &done.result);
                     let surplus = self.files.surplus_handle(HANDLES_MAX, file_no);
@@ -402,13 +412,15 @@ impl Wal {
                 Doing::Loading(load) => self.on_loaded(disk, job, load, &done),
                 Doing::Gathering => {
                     self.on_span(disk, &mut job, number, &done);
-                    self.reads.current = Some(job);
+                    self.reads.put_back(job);
                 }
             }
         }
         if let Some(buf) = done.buf {
             disk.recycle(buf);
         }
+        // This one first: what was loaded for it is there now.
+        self.step_seat(disk, seat.min(SEATS - 1));
         self.step_reads(disk);
     }
 
@@ -418,17 +430,24 @@ impl Wal {
         }
     }
 
-    /// Returns the handle if it is not needed: the file was reused or removed meanwhile.
+    /// Returns the handle if it is not needed: the file was reused or removed meanwhile, or is open by now.
     fn on_opened(&mut self, job: Job, file_no: u64, result: &Result<DiskOk, DiskError>) -> Option<FileId> {
-        match result {
-            Ok(DiskOk::Opened { file: handle, bytes }) => {
-                self.reads.current = Some(job);
-                let Some(file) = self.files.get_mut(file_no) else { return Some(*handle) };
+        let file = self.files.get_mut(file_no);
+        match (result, file) {
+            (Ok(DiskOk::Opened { file: handle, bytes }), Some(file)) => {
+                self.reads.put_back(job);
                 file.bytes = *bytes;
-                return file.handle.replace(*handle);
+                let is_open = file.handle.is_some();
+                return Some(*file.handle.get_or_insert(*handle)).filter(|_| is_open).map(|_| *handle);
             }
-            Ok(_) => self.finish_job(job, Ok(())),
-            Err(error) => self.fail_file(job, file_no, error),
+            (Ok(DiskOk::Opened { file: handle, .. }), None) => {
+                self.reads.put_back(job);
+                return Some(*handle);
+            }
+            (Err(error), Some(_)) => self.fail_file(job, file_no, error),
+            // The file has left while it was opened: its entries are elsewhere, or released.
+            (Err(_), None) => self.reads.put_back(job),
+            (Ok(_), _) => self.finish_job(job, Ok(())),
         }
         None
     }
@@ -439,138 +458,8 @@ impl Wal {
             None => self.finish_job(job, Err(error.clone().into())),
             Some(gather) => {
                 self.fail_keys(gather, file_no, error);
-                self.reads.current = Some(job);
+                self.reads.put_back(job);
             }
-        }
-    }
-
-    fn on_bytes<D: Disk>(&mut self, disk: &mut D, mut job: Job, from: Position, buf: &Buffer, bytes: usize) {
-        let bytes = &buf[..bytes.min(buf.len())];
-        if let Want::Carry { slot, at, bytes: length } = job.want {
-            let place = SnapshotPlace::Inline { at, bytes: length };
-            self.carry_snapshot(slot, place, &bytes[((at.offset - from.offset) as usize).min(bytes.len())..]);
-            return;
-        }
-        match self.take_runs(&mut job, from, bytes) {
-            Ok(None) => self.reads.current = Some(job),
-            Ok(Some((from, bytes))) => {
-                self.start_read(disk, 0, from, bytes);
-                job.doing = Doing::Reading { from };
-                self.reads.current = Some(job);
-            }
-            Err(error) => self.finish_job(job, Err(error)),
-        }
-    }
-
-    /// Takes the entries wanted from all runs that lie whole in these bytes. If not even the first does, says what to
-    /// read instead.
-    fn take_runs(
-        &mut self,
-        job: &mut Job,
-        from: Position,
-        bytes: &[u8],
-    ) -> Result<Option<(Position, usize)>, ReadError> {
-        let Want::Entries { last, max_bytes, .. } = job.want else { return Ok(None) };
-        let before = job.out.count;
-        loop {
-            let index = job.out.first.plus(u64::from(job.out.count));
-            let over = index > last || job.out.body.len() >= max_bytes || job.full;
-            if job.out.count > 0 && over {
-                return Ok(None);
-            }
-            let Some(offset) = self.run_in(from.file_no, job.group, index) else { return Ok(None) };
-            let at = offset.checked_sub(from.offset).map(|at| at as usize);
-            let Some(run_bytes) = at.and_then(|at| bytes.get(at..)) else { return Ok(None) };
-            if offset >= self.durable_at.offset && from.file_no == self.durable_at.file_no {
-                return Ok(None);
-            }
-            match RunRef::parse(run_bytes) {
-                Ok(run) => self.take_run(job, run, index, Position { offset, ..from })?,
-                Err(RunError::Truncated(_)) if job.out.count > before => return Ok(None),
-                Err(RunError::Truncated(short)) => {
-                    let wanted = (bytes.len() + short.missing).next_multiple_of(BLOCK_BYTES);
-                    let is_all = self.files.get(from.file_no).is_none_or(|file| {
-                        from.offset + wanted as u64 > file.bytes.next_multiple_of(BLOCK_BYTES as u64)
-                    });
-                    if is_all || wanted > BATCH_BYTES_MAX + BLOCK_BYTES {
-                        return Err(self.corrupt(from.file_no, index, "its run ends beyond the file"));
-                    }
-                    return Ok(Some((from, wanted)));
-                }
-                Err(error) => return Err(self.corrupt(from.file_no, index, &error.to_string())),
-            }
-        }
-    }
-
-    /// Where an entry's run lies in the file that has it, if that file's index is in memory.
-    pub fn place_of(&mut self, group: GroupId, index: Index) -> Option<u64> {
-        let file_no = self.groups.find(group)?.extent_of(index)?.file_no;
-        self.run_in(file_no, group, index)
-    }
-
-    /// The offset of the run that holds an entry, if its extent is in this file.
-    fn run_in(&mut self, file_no: u64, group: GroupId, index: Index) -> Option<u64> {
-        let of_group = self.groups.find(group)?;
-        if of_group.extent_of(index)?.file_no != file_no {
-            return None;
-        }
-        let run = of_group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
-        let offset = match run {
-            Some(offset) => offset,
-            None => {
-                self.reads
-                    .index(file_no, &self.groups, self.stage_file)?
-                    .find(group, index, index <= of_group.base)?
-                    .offset
-            }
-        };
-        Some(u64::from(offset))
-    }
-
-    /// Takes the entries of a run from `index` on, as far as the log holds them there.
-    fn take_run(
-        &mut self,
-        job: &mut Job,
-        run: RunRef<'_>,
-        index: Index,
-        at: Position,
-    ) -> Result<(), ReadError> {
-        let Want::Entries { last, max_bytes, .. } = job.want else { return Ok(()) };
-        let file_no = at.file_no;
-        if run.header.group != job.group || run.header.first() > index || run.header.last() < index {
-            return Err(self.corrupt(file_no, index, "another run lies there"));
-        }
-        let mut entries = Entries::new(run.header.first(), run.body);
-        loop {
-            let encoded = entries.rest();
-            let Some(entry) = entries.next() else { return Ok(()) };
-            if entry.index < index {
-                continue;
-            }
-            let encoded = &encoded[..encoded.len() - entries.rest().len()];
-            job.full = job.out.count > 0 && job.out.body.len() + encoded.len() > max_bytes;
-            if entry.index > last || job.full {
-                return Ok(());
-            }
-            let Some(group) = self.groups.find(job.group) else { return Ok(()) };
-            // Of live entries below the log the term is not kept: their place says which they are.
-            let is_held = match group.term_at(entry.index).filter(|_| entry.index > group.base) {
-                Some(term) => term == entry.header.term,
-                None => self.run_in(file_no, job.group, entry.index) == Some(at.offset),
-            };
-            if !is_held {
-                // Beyond what the log holds of this run.
-                return if entry.index > index {
-                    Ok(())
-                } else {
-                    Err(self.corrupt(file_no, index, "it is of another term"))
-                };
-            }
-            if coracle_base::checksum::crc32c(entry.payload) != entry.header.payload_crc {
-                return Err(self.corrupt(file_no, entry.index, "its payload checksum does not hold"));
-            }
-            job.out.body.extend_from_slice(encoded);
-            job.out.count += 1;
         }
     }
 
@@ -588,4 +477,52 @@ impl Wal {
     }
 }
 
-const _: () = assert!(WINDOW_BYTES_MIN > RUN_HEADER_BYTES + BLOCK_BYTES);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(group: u64) -> Job {
+        Job::new(Want::Moving, GroupId(group), Index(1), None)
+    }
+
+    /// The order in which jobs begin, if the oldest one always ends next.
+    fn order(queued: &[u64]) -> Vec<u64> {
+        let mut reads = Reads { queue: queued.iter().map(|group| job(*group)).collect(), ..Reads::default() };
+        let (mut begun, mut seated) = (Vec::new(), VecDeque::new());
+        while begun.len() < queued.len() {
+            while let Some((seat, job)) = reads.next_job() {
+                begun.push(job.group.0);
+                seated.push_back(seat);
+                reads.seats[seat] = Some(job);
+            }
+            let done: usize = seated.pop_front().unwrap();
+            reads.seats[done] = None;
+        }
+        begun
+    }
+
+    #[test]
+    fn a_group_that_reads_much_does_not_hold_up_the_others() {
+        assert_eq!(order(&[1, 1, 1, 1, 2, 3]), [1, 2, 3, 1, 1, 1]);
+        assert_eq!(order(&[1, 2, 3, 4, 5, 1, 2]), [1, 2, 3, 4, 5, 1, 2]);
+        assert_eq!(order(&[7; 9]), [7; 9]);
+    }
+
+    #[test]
+    fn an_index_that_is_in_use_stays_and_others_go_when_there_is_no_room() {
+        let large = || {
+            let run = |first| IndexRun { group: GroupId(1), first, count: 1, offset: 0 };
+            FileIndex::new(
+                (0..INDEX_BYTES_MAX as u64 / 2 / size_of::<IndexRun>() as u64).map(run).collect(),
+                0,
+            )
+        };
+        let mut reads = Reads::default();
+        reads.seats[2] = Some(Job { uses: Some(10), ..job(1) });
+        (10..14).for_each(|file_no| reads.keep_index(file_no, large()));
+        assert_eq!(reads.indexes.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [10, 13]);
+        reads.seats[2] = None;
+        reads.keep_index(14, large());
+        assert_eq!(reads.indexes.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [13, 14]);
+    }
+}

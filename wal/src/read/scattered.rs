@@ -15,7 +15,7 @@ use coracle_io::{Disk, DiskDone, DiskError, DiskOk};
 
 use super::load::Load;
 use super::spans::{Found, Place, RunEntries, SPAN_BYTES_MAX, Span, run_at, spans};
-use super::{Doing, Job, Next, Want};
+use super::{Doing, FLIGHTS_MAX, Job, Next, Want};
 use crate::error::ReadError;
 use crate::format::{Position, SEGMENT};
 use crate::groups::Group;
@@ -25,8 +25,6 @@ use crate::wal::Wal;
 pub(super) const KEYS_MAX: usize = 1024;
 /// The same for compaction, which waits for a turn between two of them.
 const MOVING_KEYS_MAX: usize = 4096;
-/// Reads of one job in flight.
-const FLIGHTS_MAX: usize = 8;
 
 /// An entry with its header, or why it could not be read.
 pub(super) type Fetched = Result<Vec<u8>, ReadError>;
@@ -251,7 +249,7 @@ impl Wal {
     }
 
     /// Starts as many reads as may be in flight.
-    pub(super) fn start_spans<D: Disk>(&mut self, disk: &mut D, gather: &mut Gather) {
+    pub(super) fn start_spans<D: Disk>(&mut self, disk: &mut D, seat: usize, gather: &mut Gather) {
         gather.flying.resize_with(FLIGHTS_MAX, || None);
         for slot in 0..FLIGHTS_MAX {
             while gather.flying[slot].is_none()
@@ -272,7 +270,7 @@ impl Wal {
                 });
                 let is_open = self.files.get(span.from.file_no).is_some_and(|file| file.handle.is_some());
                 if !span.keys.is_empty() && is_open {
-                    self.start_read(disk, slot as u64, span.from, span.bytes as usize);
+                    self.start_read(disk, seat, slot, span.from, span.bytes as usize);
                     gather.flying[slot] = Some(span);
                 }
             }
@@ -290,9 +288,9 @@ impl Wal {
     }
 
     /// One of the job's reads has completed.
-    pub(super) fn on_span<D: Disk>(&mut self, disk: &mut D, job: &mut Job, number: u64, done: &DiskDone) {
+    pub(super) fn on_span<D: Disk>(&mut self, disk: &mut D, job: &mut Job, number: usize, done: &DiskDone) {
         let Some(gather) = &mut job.gather else { return };
-        let Some(span) = gather.flying.get_mut(number as usize).and_then(Option::take) else { return };
+        let Some(span) = gather.flying.get_mut(number).and_then(Option::take) else { return };
         self.let_go(span.from.file_no);
         let mut keys = Vec::with_capacity(span.keys.len());
         for at in span.keys.iter().copied() {
@@ -318,7 +316,7 @@ impl Wal {
             _ => {}
         }
         shed(&mut gather.keys, gather.max_bytes, |key| &key.found);
-        self.start_spans(disk, gather);
+        self.start_spans(disk, job.seat, gather);
         job.doing = if gather.is_flying() { Doing::Gathering } else { Doing::Nothing };
     }
 
