@@ -1,8 +1,13 @@
 //! Full disks: who may still write, whom it concerns, and that it passes by itself. On simulated disks with a quota.
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
+use std::collections::VecDeque;
+
 use coracle::sim::{Answer, SimNode};
-use coracle::{Class, Config, Effects, Entry, GroupId, Machine, NodeId, Outcome, Peer, Reason, RestoreError};
+use coracle::{
+    Class, Config, Effects, Entry, GroupId, Index, IndexRange, Machine, NodeId, Outcome, Peer, Reason,
+    RestoreError,
+};
 use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork};
 
 const GROUP: GroupId = GroupId(1);
@@ -36,6 +41,40 @@ impl Machine for Count {
     }
 }
 
+/// Counts commands, and keeps every tenth of them in the log, the last thirty of these.
+#[derive(Default)]
+struct Keep {
+    count: Count,
+    kept: VecDeque<u64>,
+}
+
+impl Machine for Keep {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        if entry.index.0.is_multiple_of(10) {
+            self.kept.push_back(entry.index.0);
+        }
+        while self.kept.len() > 30 {
+            self.kept.pop_front();
+        }
+        self.count.apply(entry, effects);
+    }
+    fn class(&self, command: &[u8]) -> Class {
+        self.count.class(command)
+    }
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        self.kept.iter().map(|index| IndexRange { first: Index(*index), count: 1 }).collect()
+    }
+    fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
+        self.count.query(query, reply);
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        self.count.snapshot(out);
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        self.count.restore(snapshot)
+    }
+}
+
 struct Cluster {
     clock: FakeClock,
     network: FakeNetwork,
@@ -46,6 +85,10 @@ struct Cluster {
 impl Cluster {
     /// Nodes with one group, once it has a leader.
     fn new(count: u64, file_bytes: u64) -> Self {
+        Self::of(count, file_bytes, || Box::new(Count::default()))
+    }
+
+    fn of(count: u64, file_bytes: u64, machine: fn() -> Box<dyn Machine>) -> Self {
         let (clock, network) = (FakeClock::new(), FakeNetwork::new(3));
         let disks: Vec<FakeDisk> = (1..=count).map(FakeDisk::new).collect();
         let address = |id| FakeNetwork::address(id, 7101);
@@ -56,7 +99,7 @@ impl Cluster {
             config.wal_max_size_bytes = file_bytes;
             let net = network.driver(id);
             let node = SimNode::open(&config, disk.clone(), net, clock.clone(), id).unwrap();
-            node.start_group(GROUP, Box::new(Count::default()));
+            node.start_group(GROUP, machine());
             node
         };
         let nodes = (1..).zip(&disks).map(open).collect();
@@ -154,6 +197,31 @@ fn a_full_log_that_is_released_takes_commands_again_on_the_same_disk() {
         assert_eq!(lone.propose(0, b"free all"), None, "round {round}");
         lone.turn_until("room again", |lone| !lone.nodes[0].status().unwrap().disk_full);
     }
+}
+
+/// In every file a few entries live on, so that no file is free before they have moved; and for that the disk has no room
+/// but the reserve.
+#[test]
+fn a_full_log_in_which_entries_live_on_is_compacted_on_the_same_disk_again_and_again() {
+    let mut lone = Cluster::of(1, FILE, || Box::new(Keep::default()));
+    let reserve =
+        |lone: &Cluster| lone.disks[0].read_file("shard-0/compaction.reserve").map(|file| file.len());
+    // While there is room, a reserve is made.
+    while reserve(&lone).is_none_or(|bytes| bytes < 48 * 1024) {
+        assert_eq!(lone.propose(0, &[7; 3000]), None);
+        (0..20).for_each(|_| lone.turn());
+    }
+    lone.disks[0].set_quota(Some(10 * FILE));
+    let mut done = Vec::new();
+    for round in 0..30 {
+        done.push(lone.fill(0, &[7; 3000]));
+        assert_eq!(lone.propose(0, b"free all"), None, "round {round}");
+        lone.turn_until("room again", |lone| !lone.nodes[0].status().unwrap().disk_full);
+    }
+    let status = lone.nodes[0].status().unwrap();
+    assert!(done.iter().sum::<usize>() > 300, "{done:?}");
+    assert!(status.compacted_files > 20, "{status:?}");
+    assert!(reserve(&lone) >= Some(48 * 1024), "it is there for the next time");
 }
 
 #[test]

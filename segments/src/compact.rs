@@ -16,6 +16,7 @@ use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 use coracle_wal::{BatchSeq, IndexRange, LiveOut, Moved, SegmentWriter, Space, Wal};
 
 use crate::copy::{Copied, Copying, Span};
+use crate::reserve::Reserve;
 use crate::victims::{Bounds, choose, sums};
 
 const TOKEN: u64 = 0x53 << 56;
@@ -37,6 +38,8 @@ const RETRY_FACTOR_MAX: u64 = 64;
 pub struct CompactStats {
     /// Segments that entries were moved to.
     pub segments: u64,
+    /// Of these, those that were written into the reserve, because the disk was full.
+    pub in_reserve: u64,
     /// Bytes of entries copied.
     pub bytes_copied: u64,
     /// Entries moved.
@@ -56,6 +59,8 @@ pub struct CompactStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Idle,
+    /// Seeing to it that there is a reserve.
+    Reserving,
     /// All files before this one were looked at.
     Choosing {
         from: u64,
@@ -70,6 +75,8 @@ enum State {
     Writing,
     Syncing,
     Closing,
+    /// The reserve becomes the segment.
+    Renaming,
     Naming,
     Moving,
     Draining(BatchSeq),
@@ -89,6 +96,10 @@ struct Run {
     copied: VecDeque<Span>,
     /// Nothing more is to be added.
     finished: bool,
+    /// The segment is written into the reserve, which has its own name still.
+    in_reserve: bool,
+    /// What comes next does not fit the reserve.
+    is_full: bool,
 }
 
 /// Compacts one log.
@@ -102,6 +113,10 @@ pub struct Compactor {
     /// What lives in them.
     found: Vec<(GroupId, IndexRange, u64)>,
     run: Option<Run>,
+    reserve: Reserve,
+    /// The disk is full: the next compaction is to use the reserve.
+    use_reserve: bool,
+    now_us: u64,
     /// The operation in flight has ended.
     done: Option<Result<DiskOk, DiskError>>,
     forced: bool,
@@ -124,6 +139,9 @@ impl Compactor {
             victims: Vec::new(),
             found: Vec::new(),
             run: None,
+            reserve: Reserve::new(bounds.reserve_bytes),
+            use_reserve: false,
+            now_us: 0,
             done: None,
             forced: false,
             next_check_us: 0,
@@ -181,6 +199,7 @@ impl Compactor {
 
     /// A bounded piece of work. To be called once a turn; the caller then submits the disk's queue.
     pub fn step<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, now_us: u64) {
+        self.now_us = now_us;
         match self.state {
             State::Idle => self.look(wal, disk, now_us),
             State::Choosing { from } => self.choose(wal, disk, from),
@@ -201,7 +220,7 @@ impl Compactor {
             _ => match self.done.take() {
                 None => {}
                 Some(Ok(ok)) => self.advance(wal, disk, ok),
-                Some(Err(error)) => self.fail(disk, &error, now_us),
+                Some(Err(error)) => self.fail(wal, disk, &error, now_us),
             },
         }
     }
@@ -231,8 +250,19 @@ impl Compactor {
         if space.dead_files > self.bounds.dead_files_max as u64 {
             wal.remove_dead(disk, self.bounds.dead_files_max);
         }
-        self.victims = choose(&space, &self.bounds, &self.damaged, self.forced);
+        // A log that never wrote a checkpoint is too short to need one.
+        let is_begun = !space.held.is_empty() || space.dead_files > 0 || wal.stats().checkpoints > 0;
+        if let Some(op) = is_begun.then(|| self.reserve.begin(wal, self.now_us)).flatten() {
+            return self.start(disk, State::Reserving, op);
+        }
+        let least = if self.use_reserve { self.bounds.reserve_bytes } else { 0 };
+        // On a full disk no garbage is so little that it could stay.
+        let forced = self.forced || wal.room().is_some();
+        self.victims = choose(&space, &self.bounds, &self.damaged, forced, least);
         if self.victims.is_empty() {
+            if std::mem::take(&mut self.use_reserve) {
+                self.retry_at_us = Some(self.now_us + self.bounds.retry_us);
+            }
             self.forced = false;
             self.state = State::Idle;
             return;
@@ -254,7 +284,8 @@ impl Compactor {
             return;
         }
         let segment = wal.begin_segment();
-        let path = segment.path().to_owned();
+        let in_reserve = std::mem::take(&mut self.use_reserve) && self.reserve.is_there();
+        let path = if in_reserve { self.reserve.path() } else { segment.path() }.to_owned();
         self.run = Some(Run {
             victims: std::mem::take(&mut self.victims),
             copying: Copying::new(spans),
@@ -263,6 +294,8 @@ impl Compactor {
             file: None,
             copied: VecDeque::new(),
             finished: false,
+            in_reserve,
+            is_full: false,
         });
         self.start(disk, State::Opening, DiskOp::Open { path, mode: FileMode::Write });
     }
@@ -273,14 +306,24 @@ impl Compactor {
     }
 
     fn advance<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, ok: DiskOk) {
+        if self.state == State::Reserving {
+            self.next_check_us = self.now_us;
+            return match self.reserve.on_ok(wal, ok) {
+                Some(op) => self.start(disk, State::Reserving, op),
+                None => self.state = State::Idle,
+            };
+        }
         let Some(run) = &mut self.run else {
             self.state = State::Idle;
             return;
         };
         match self.state {
             State::Opening => {
-                if let DiskOk::Opened { file, .. } = ok {
+                if let DiskOk::Opened { file, bytes } = ok {
                     run.file = Some(file);
+                    if run.in_reserve {
+                        run.segment.set_size(bytes);
+                    }
                 }
                 self.go_on(wal, disk);
             }
@@ -289,7 +332,15 @@ impl Compactor {
                 let file = run.file.take().expect("the file was written to");
                 self.start(disk, State::Closing, DiskOp::Close { file });
             }
-            State::Closing => {
+            State::Closing if run.in_reserve => {
+                let (from, to) = (self.reserve.path().to_owned(), run.segment.path().to_owned());
+                self.start(disk, State::Renaming, DiskOp::Rename { from, to });
+            }
+            State::Closing | State::Renaming => {
+                if std::mem::take(&mut run.in_reserve) {
+                    self.reserve.is_gone(wal);
+                    self.stats.in_reserve += 1;
+                }
                 let path = run.segment.path().parent().map(ToOwned::to_owned).unwrap_or_default();
                 self.start(disk, State::Naming, DiskOp::SyncDir { path });
             }
@@ -303,6 +354,7 @@ impl Compactor {
             }
             State::GivingUp => self.give_up(disk),
             State::Idle
+            | State::Reserving
             | State::Choosing { .. }
             | State::Listing { .. }
             | State::Reading
@@ -319,6 +371,10 @@ impl Compactor {
             let Some(file) = run.file else { return };
             while run.draining && run.segment.takable_bytes() < WRITE_BYTES {
                 match run.copying.next() {
+                    Some(copied) if !run.segment.fits(copied.encoded.len()) => {
+                        run.copying.give_back(copied);
+                        (run.draining, run.is_full) = (false, true);
+                    }
                     Some(copied) => self.stats.bytes_copied += run.add(copied, &mut self.damaged),
                     None => run.draining = false,
                 }
@@ -333,7 +389,8 @@ impl Compactor {
                 return self.start(disk, State::Syncing, DiskOp::Sync { file });
             }
             let (bytes, entries) = run.copying.gathered();
-            let is_full = run.segment.bytes() + bytes as u64 >= self.bounds.segment_bytes
+            let is_full = run.is_full
+                || run.segment.bytes() + bytes as u64 >= self.bounds.segment_bytes
                 || entries >= run.segment.runs_left();
             let is_last = is_full || run.copying.is_read();
             if entries > 0 && (is_last || run.copying.is_enough()) {
@@ -402,8 +459,22 @@ impl Compactor {
 
     // ---- giving up -----------------------------------------------------------------------------------------------
 
-    fn fail<D: Disk>(&mut self, disk: &mut D, error: &DiskError, now_us: u64) {
-        if self.state != State::GivingUp {
+    fn fail<D: Disk>(&mut self, wal: &mut Wal, disk: &mut D, error: &DiskError, now_us: u64) {
+        if self.state == State::Reserving {
+            return match self.reserve.on_error(wal) {
+                Some(op) => self.start(disk, State::Reserving, op),
+                None => self.state = State::Idle,
+            };
+        }
+        let in_reserve = self.run.as_ref().is_some_and(|run| run.in_reserve);
+        if in_reserve && self.state == State::Renaming {
+            self.reserve.is_gone(wal);
+        }
+        if matches!(error, DiskError::Full { .. }) && !in_reserve && self.reserve.is_there() {
+            // At once, and with what is kept for this.
+            (self.use_reserve, self.next_check_us) = (true, now_us);
+            self.stats.failures += 1;
+        } else if self.state != State::GivingUp {
             self.stats.failures += 1;
             let factor = (1 << self.failures_in_row.min(6)).min(RETRY_FACTOR_MAX);
             self.failures_in_row += 1;
@@ -422,6 +493,10 @@ impl Compactor {
         };
         match run.file.take() {
             Some(file) => self.start(disk, State::GivingUp, DiskOp::Close { file }),
+            None if run.in_reserve => {
+                self.run = None;
+                self.state = State::Idle;
+            }
             None => {
                 let path = run.segment.path().to_owned();
                 self.run = None;

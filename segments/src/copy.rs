@@ -157,6 +157,14 @@ impl Copying {
         self.gathered.sort_unstable_by(|a, b| b.cmp(a));
     }
 
+    /// What is gathered cannot be written: it is left, behind all else.
+    pub(crate) fn give_back(&mut self, first: Copied) {
+        for Copied { group, index, from, .. } in std::iter::once(first).chain(self.gathered.drain(..)) {
+            self.left.push_back(Span { group, range: IndexRange { first: index, count: 1 }, from });
+        }
+        self.gathered_bytes = 0;
+    }
+
     /// The next entry to be written.
     pub(crate) fn next(&mut self) -> Option<Copied> {
         let copied = self.gathered.pop()?;

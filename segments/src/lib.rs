@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`snapshot`] has snapshot files. `victims.rs` says whether there is anything to do and which files are worth it, `compact.rs` does it, one operation at
-//! a time, `copy.rs` says in which order what lives is read and written. What a segment is made of, what a move means and when a file is free is the log's own business
+//! a time, `copy.rs` says in which order what lives is read and written, `reserve.rs` keeps room for it. What a segment is made of, what a move means and when a file is free is the log's own business
 //! (`coracle_wal`: `segment.rs`, `records.rs`, `files.rs`); whoever owns the log calls [`Compactor::step`] once a turn.
 //!
 //! Invariants: (1) nothing is moved to a segment that is not durable; (2) compaction never stops the log: a full disk or a
@@ -15,6 +15,7 @@
 
 mod compact;
 mod copy;
+mod reserve;
 pub mod snapshot;
 mod victims;
 

@@ -21,6 +21,8 @@ pub struct Bounds {
     pub slack_bytes: u64,
     /// Files that hold nothing are kept for use again up to this number, and removed beyond it.
     pub dead_files_max: usize,
+    /// A file of this size is kept so that compaction can go on when the disk is full; 0: none is.
+    pub reserve_bytes: u64,
     /// A segment is closed at this size.
     pub segment_bytes: u64,
     /// Entries read in one step, in bytes.
@@ -36,6 +38,7 @@ impl Bounds {
             space_percent: 200,
             slack_bytes: file_bytes,
             dead_files_max: 4,
+            reserve_bytes: file_bytes,
             segment_bytes: file_bytes,
             read_bytes: 1 << 20,
             retry_us: 1_000_000,
@@ -44,8 +47,14 @@ impl Bounds {
 }
 
 /// The files to compact now, those with the least that lives first; none if it is not worth it. `forced`: whatever makes
-/// the log smaller is.
-pub(crate) fn choose(space: &Space, bounds: &Bounds, damaged: &BTreeSet<u64>, forced: bool) -> Vec<u64> {
+/// the log smaller is. What comes out takes `least` bytes on the disk, if not more.
+pub(crate) fn choose(
+    space: &Space,
+    bounds: &Bounds,
+    damaged: &BTreeSet<u64>,
+    forced: bool,
+    least: u64,
+) -> Vec<u64> {
     let (bytes, live) = sums(&space.held);
     if !forced && bytes <= live / 100 * bounds.space_percent + bounds.slack_bytes {
         return Vec::new();
@@ -69,8 +78,8 @@ pub(crate) fn choose(space: &Space, bounds: &Bounds, damaged: &BTreeSet<u64>, fo
     files.truncate(taken);
     // What comes out is a file, too.
     let (bytes, live) = sums(&files);
-    let result = SEGMENT_OVERHEAD_BYTES + live / 8 * 9;
-    let gain_enough = if forced { bytes > result } else { bytes >= 2 * result };
+    let result = least.max(SEGMENT_OVERHEAD_BYTES + live / 8 * 9);
+    let gain_enough = if forced && least == 0 { bytes > result } else { bytes >= 2 * result };
     if gain_enough { files.iter().map(|file| file.file_no).collect() } else { Vec::new() }
 }
 
@@ -96,7 +105,7 @@ mod tests {
     }
 
     fn chosen(files: &[(u64, u64, u64)], forced: bool) -> Vec<u64> {
-        choose(&space(files), &Bounds::new(128 * MIB), &BTreeSet::new(), forced)
+        choose(&space(files), &Bounds::new(128 * MIB), &BTreeSet::new(), forced, 0)
     }
 
     #[test]
@@ -117,8 +126,12 @@ mod tests {
             ..Space::default()
         };
         let bounds = Bounds { slack_bytes: 0, ..Bounds::new(128 * MIB) };
-        assert_eq!(choose(&small, &bounds, &BTreeSet::new(), false), [], "a segment is as small as it gets");
-        assert_eq!(choose(&small, &bounds, &BTreeSet::new(), true), []);
+        assert_eq!(
+            choose(&small, &bounds, &BTreeSet::new(), false, 0),
+            [],
+            "a segment is as small as it gets"
+        );
+        assert_eq!(choose(&small, &bounds, &BTreeSet::new(), true, 0), []);
     }
 
     #[test]
@@ -126,7 +139,19 @@ mod tests {
         let files: Vec<_> = (1..20).map(|no| (no, 128, 30)).collect();
         assert_eq!(chosen(&files, false), [1, 2, 3, 4]);
         let damaged = BTreeSet::from([1, 3]);
-        assert_eq!(choose(&space(&files), &Bounds::new(128 * MIB), &damaged, false), [2, 4, 5, 6]);
+        assert_eq!(choose(&space(&files), &Bounds::new(128 * MIB), &damaged, false, 0), [2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn into_a_reserve_is_copied_what_frees_more_than_that_takes() {
+        let bounds = Bounds::new(128 * MIB);
+        let chosen = |files: &[(u64, u64, u64)], forced| {
+            choose(&space(files), &bounds, &BTreeSet::new(), forced, 128 * MIB)
+        };
+        for forced in [false, true] {
+            assert_eq!(chosen(&[(1, 128, 1), (2, 128, 127), (3, 128, 127)], forced), [], "one for another");
+        }
+        assert_eq!(chosen(&[(1, 128, 1), (2, 128, 1), (3, 128, 1)], false), [1, 2, 3]);
     }
 
     #[test]

@@ -169,7 +169,8 @@ fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
     const GROUPS: u64 = 1400;
     let config = coracle_wal::Config { file_entries_max: 4, ..common::config(9) };
     let (rig, _) = common::log::Rig::open(FakeDisk::new(9), config).unwrap();
-    let mut yard = Yard { rig, compactor: Compactor::new(Bounds { slack_bytes: 0, ..bounds() }) };
+    let mut yard =
+        Yard { rig, compactor: Compactor::new(Bounds { slack_bytes: 0, reserve_bytes: 0, ..bounds() }) };
     let files = |yard: &Yard| yard.rig.wal.stats().files;
     for group in 1..=GROUPS {
         yard.rig.append(group, 0, 1, 1, 1, 40);
@@ -308,6 +309,7 @@ fn a_compaction_that_fails_is_given_up_and_tried_again() {
                 sparse.round();
             }
             let yard = &mut sparse.yard;
+            yard.compactor = Compactor::new(Bounds { reserve_bytes: 0, ..bounds() });
             let before = segments_of(&yard.rig.disk);
             for no in 1..30 {
                 let path = format!("{}/{no:08}.seg", common::log::DIR);

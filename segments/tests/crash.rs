@@ -32,15 +32,18 @@ enum Story {
     Deleting,
     /// Snapshots come with live entries that the log does not hold.
     Placing,
+    /// Nothing else is written, and the disk is full: the reserve is made, used, and made again of what became free.
+    Full,
 }
 
-const STORIES: [Story; 4] = [Story::Mixed, Story::Quiet, Story::Deleting, Story::Placing];
+const STORIES: [Story; 5] = [Story::Mixed, Story::Quiet, Story::Deleting, Story::Placing, Story::Full];
 
 #[derive(Debug, Default)]
 struct Tally {
     images: u64,
     again: u64,
     moved: u64,
+    in_reserve: u64,
     removed: u64,
     reused: u64,
 }
@@ -67,6 +70,16 @@ impl Telling {
                 telling.yard.settle();
             }
         }
+        if story == Story::Full {
+            // The reserve is there, and there are files again from which it could be taken.
+            telling.yard.settle();
+            for _ in 0..60 {
+                telling.record();
+                telling.yard.rig.settle();
+            }
+            let used = telling.yard.disk_bytes();
+            telling.yard.rig.disk.set_quota(Some(used));
+        }
         telling.yard.rig.disk.set_completing(Completing::Manual);
         telling.yard.compactor.run_now();
         telling
@@ -91,7 +104,7 @@ impl Telling {
     fn step(&mut self) {
         let flights = self.yard.rig.disk.flights().len();
         if flights == 0 || (self.rng.random_ratio(1, 3) && flights < 5) {
-            let writes = self.story != Story::Quiet && self.rng.random_ratio(2, 3);
+            let writes = !matches!(self.story, Story::Quiet | Story::Full) && self.rng.random_ratio(2, 3);
             for _ in 0..u32::from(writes) {
                 self.record();
             }
@@ -272,6 +285,7 @@ fn tell(story: Story, seed: u64, steps: usize, tally: &mut Tally) -> Result<(), 
         }
     }
     tally.moved += telling.yard.compactor.stats().entries_moved;
+    tally.in_reserve += telling.yard.compactor.stats().in_reserve;
     tally.removed += telling.yard.rig.wal.stats().files_removed;
     tally.reused += telling.yard.rig.wal.stats().files_reused;
     Ok(())
@@ -294,6 +308,7 @@ fn every_crash_of_a_compaction_leaves_a_log_that_recovery_understands() {
     println!("{tally:?}");
     assert!(tally.images > 2000 && tally.again > 1000, "{tally:?}");
     assert!(tally.moved > 50 && tally.removed > 5 && tally.reused > 0, "{tally:?}");
+    assert!(tally.in_reserve > 0, "{tally:?}");
 }
 
 /// The enumeration can fail: each planted bug is caught.

@@ -4,7 +4,7 @@
 //! Invariant: a file is removed only when the durable log has nothing in it and nobody reads it.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_io::{Disk, DiskDone, DiskOp, FileId};
 
@@ -84,6 +84,28 @@ impl Wal {
             self.remove_file(disk, file_no);
         }
         dead.is_some()
+    }
+
+    /// Takes a file out of the log that holds nothing and has at least so many bytes, to be used for something else: where
+    /// it lies, and its handle, which is to be closed before it is renamed.
+    pub fn take_dead(&mut self, least_bytes: u64) -> Option<(PathBuf, Option<FileId>)> {
+        let file_no = self.files.dead(self.checkpoints.needed_from(), self.durable, &self.refs)?;
+        self.files.get(file_no).filter(|file| file.bytes >= least_bytes)?;
+        self.refs.forget(file_no);
+        self.reads.forget(file_no);
+        let handle = self.files.remove(file_no).and_then(|file| file.handle);
+        Some((log_path(&self.config.dir, file_no), handle))
+    }
+
+    /// While the disk is full, files that hold nothing are left for [`take_dead`](Self::take_dead), as long as another one
+    /// is ready.
+    pub fn keep_dead(&mut self, keep: bool) {
+        self.dead_is_kept = keep;
+    }
+
+    /// The log's own directory, relative to the disk's.
+    pub fn dir(&self) -> &Path {
+        &self.config.dir
     }
 
     fn remove_file<D: Disk>(&mut self, disk: &mut D, file_no: u64) {

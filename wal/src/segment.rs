@@ -35,6 +35,12 @@ pub struct SegmentWriter {
     at: u64,
     run: Option<OpenRun>,
     index: Vec<SegmentRun>,
+    /// The file's size, if it has one already and keeps it.
+    size: Option<u64>,
+    /// Of such a file: the trailer, until it is taken.
+    tail: Option<Vec<u8>>,
+    /// What it takes in the file, once it is finished.
+    used: u64,
 }
 
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl SegmentWriter {
         let mut made = Vec::new();
         head.encode(&mut made);
         let path = log_path(dir, head.file_no);
-        Self { head, path, made, at: 0, run: None, index: Vec::new() }
+        Self { head, path, made, at: 0, run: None, index: Vec::new(), size: None, tail: None, used: 0 }
     }
 
     /// Its number: what `Moved` records call it.
@@ -110,6 +116,17 @@ impl SegmentWriter {
         self.at + (self.made.len() + run + index + 3 * BLOCK_BYTES) as u64
     }
 
+    /// It is written into a file of this size, a multiple of 4 KiB: the trailer goes to its end.
+    pub fn set_size(&mut self, bytes: u64) {
+        self.size = Some(bytes);
+    }
+
+    /// Whether an entry of so many bytes still fits its file, if that has a size.
+    pub fn fits(&self, entry_bytes: usize) -> bool {
+        let more = entry_bytes + RUN_HEADER_BYTES + 2 * INDEX_ENTRY_BYTES;
+        self.size.is_none_or(|size| self.bytes() + more as u64 <= size)
+    }
+
     /// Runs that may be added, so that the index is not too long: at worst each entry is one.
     pub fn runs_left(&self) -> usize {
         RUNS_MAX.saturating_sub(self.index.len() + 1)
@@ -137,7 +154,12 @@ impl SegmentWriter {
         };
         self.made.put(&index);
         self.pad();
-        self.made.put(&trailer.encode(seed));
+        let trailer = trailer.encode(seed);
+        self.used = self.at + (self.made.len() + trailer.len()) as u64;
+        match self.size {
+            None => self.made.put(&trailer),
+            Some(_) => self.tail = Some(trailer),
+        }
     }
 
     fn pad(&mut self) {
@@ -146,11 +168,18 @@ impl SegmentWriter {
 
     /// Whole blocks that can be taken.
     pub fn takable_bytes(&self) -> usize {
-        self.made.len() / BLOCK_BYTES * BLOCK_BYTES
+        let made = self.made.len() / BLOCK_BYTES * BLOCK_BYTES;
+        if made == 0 { self.tail.as_ref().map_or(0, Vec::len) } else { made }
     }
 
     /// Moves at most `max_bytes`, in whole blocks, to `out`. Returns their offset in the file.
     pub fn take_blocks(&mut self, max_bytes: usize, out: &mut impl Sink) -> u64 {
+        if self.made.is_empty()
+            && let (Some(size), Some(tail)) = (self.size, self.tail.take())
+        {
+            self.at = size - tail.len() as u64;
+            self.made = tail;
+        }
         let bytes = self.takable_bytes().min(max_bytes / BLOCK_BYTES * BLOCK_BYTES);
         out.put(&self.made[..bytes]);
         self.made.drain(..bytes);
@@ -199,17 +228,19 @@ impl Wal {
     /// [`release_segment`](Self::release_segment), and then for as long as it holds something.
     pub fn adopt_segment(&mut self, segment: &SegmentWriter) {
         let SegmentHead { file_no, uuid, .. } = segment.head;
-        self.files.insert(file_no, File::closed(uuid, segment.at, segment.at));
+        self.files.insert(file_no, File::closed(uuid, segment.used, segment.at));
         self.moving_to = Some(file_no);
         self.stats.segments_written += 1;
-        self.stats.segment_bytes += segment.at;
+        self.stats.segment_bytes += segment.used;
     }
 
     /// All moves to the segment that was adopted last are staged.
     pub fn release_segment(&mut self) {
         let Some(file_no) = self.moving_to.take() else { return };
         if let Some(file) = self.files.get_mut(file_no) {
-            file.end = self.refs.held(file_no).live_bytes;
+            // A file that is larger than what is in it was never full: what lives is of that part alone.
+            let live = u128::from(self.refs.held(file_no).live_bytes);
+            file.end = (live * u128::from(file.bytes) / u128::from(file.end.max(1))) as u64;
         }
     }
 

@@ -131,6 +131,8 @@ pub struct Wal {
     pub(crate) segments_upto: u64,
     /// The segment that entries are being moved to.
     pub(crate) moving_to: Option<u64>,
+    /// Files that hold nothing are wanted for something else when the disk is full.
+    pub(crate) dead_is_kept: bool,
     /// Spares that were found, not yet made ready.
     pub(crate) leftovers: Vec<Source>,
     /// The newest file that is ready.
@@ -204,6 +206,7 @@ impl Wal {
             remover: Remover::new(start.orphans),
             segments_upto: start.segments_upto,
             moving_to: None,
+            dead_is_kept: false,
             reads: Reads::default(),
             pins: Pins::default(),
             sweep: None,
