@@ -71,6 +71,8 @@ fn a_start_reads_little_more_than_it_replays_and_writes_no_new_file() {
     for round in 0..570 {
         let group = round % 3 + 1;
         rig.append(group, rig.model().last(group), 1, 1, 7, 20_000);
+        // Only the last model is asked: with all of them the test would take gigabytes.
+        rig.history.drain(..rig.history.len() - 1);
         rig.settle();
     }
     let (read, written) = (Rc::default(), Rc::default());
