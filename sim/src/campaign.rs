@@ -10,7 +10,7 @@ use coracle::breaks::Breaks;
 use coracle_base::checksum::mix64;
 
 use crate::oracle::Violation;
-use crate::run::{Verdict, run_seed};
+use crate::run::{Verdict, Worlds, run_seed};
 use crate::tally::Tally;
 
 /// A seed that broke an invariant.
@@ -22,7 +22,7 @@ pub struct Failure {
     pub violation: Violation,
 }
 
-/// What the seed in the middle had of each.
+/// What the cluster of the seed in the middle had of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Medians {
     /// Simulated time.
@@ -40,8 +40,10 @@ pub struct Medians {
 pub struct Report {
     /// How many were run.
     pub seeds: u64,
-    /// Simulated time of all of them.
+    /// Simulated time of all their clusters.
     pub simulated_us: u64,
+    /// And of all their logs.
+    pub storage_us: u64,
     /// All their counters; the trace is over the traces of all seeds, in order.
     pub tally: Tally,
     /// Those that failed, in order.
@@ -53,14 +55,11 @@ impl Report {
     fn add(&mut self, verdict: Verdict) {
         self.seeds += 1;
         self.simulated_us += verdict.simulated_us;
-        let Tally { faults, marks, trace_hash, events } = verdict.tally;
-        let figures = [verdict.simulated_us, verdict.commands, faults.values().sum(), verdict.crashes];
+        self.storage_us += verdict.storage_us;
+        let figures = [verdict.simulated_us, verdict.commands, verdict.faults, verdict.crashes];
         self.figures.iter_mut().zip(figures).for_each(|(all, one)| all.push(one));
-        for (into, from) in [(&mut self.tally.faults, faults), (&mut self.tally.marks, marks)] {
-            from.into_iter().for_each(|(name, count)| *into.entry(name).or_default() += count);
-        }
-        self.tally.events += events;
-        self.tally.trace_hash = mix64(self.tally.trace_hash, mix64(verdict.seed, trace_hash));
+        let trace_hash = mix64(verdict.seed, verdict.tally.trace_hash);
+        self.tally.add(Tally { trace_hash, ..verdict.tally });
         self.failures.extend(verdict.violation.map(|violation| Failure { seed: verdict.seed, violation }));
     }
 
@@ -79,6 +78,7 @@ impl Report {
 /// Runs `seeds` in order, on so many threads, for as long as `go_on` says after each verdict.
 pub fn campaign(
     seeds: Range<u64>,
+    worlds: Worlds,
     breaks: Breaks,
     threads: usize,
     mut go_on: impl FnMut(&Report, &Verdict) -> bool,
@@ -91,7 +91,7 @@ pub fn campaign(
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || sender.send(run_seed(seed, breaks)).is_err() {
+                    if seed >= seeds.end || sender.send(run_seed(seed, worlds, breaks)).is_err() {
                         break;
                     }
                 }

@@ -19,25 +19,33 @@ mod oracle;
 mod panics;
 mod plan;
 mod run;
+mod storage;
 mod tally;
 mod watch;
 mod workload;
 
 pub use campaign::{Failure, Medians, Report, campaign};
 pub use oracle::Violation;
-pub use run::{Verdict, run_seed};
+pub use run::{Verdict, Worlds, run_seed};
 pub use tally::Tally;
 
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 6] = [
+pub const BREAKS: [&str; 13] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
     "torn-tail-accepted",
     "stale-completion",
     "read-without-noop",
+    "recycled-truncation-revives",
+    "recycle-before-moved",
+    "place-truncates",
+    "higher-term-wins-replay",
+    "corrupt-tail-dropped",
+    "read-plan-races-reuse",
+    "torn-checkpoint-accepted",
 ];
 
 #[cfg(test)]

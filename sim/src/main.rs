@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use coracle_sim::{BREAKS, Breaks, Report, Verdict, campaign};
+use coracle_sim::{BREAKS, Breaks, Report, Verdict, Worlds, campaign};
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -34,6 +34,9 @@ struct Options {
     /// Plant this known bug, and try seeds from 0 on until it is caught: 2,000 seeds or 30 s at most.
     #[arg(long = "break", value_name = "NAME", value_parser = parse_break)]
     planted: Option<Planted>,
+    /// Run only this one of a seed's two worlds.
+    #[arg(long, value_name = "cluster|storage", value_parser = parse_world)]
+    world: Option<Worlds>,
     /// List the bugs that can be planted.
     #[arg(long)]
     list_breaks: bool,
@@ -66,6 +69,14 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 fn parse_break(name: &str) -> Result<Planted, String> {
     let breaks = Breaks::named(name).ok_or_else(|| format!("there are: {}", BREAKS.join(", ")))?;
     Ok(Planted { name: name.to_owned(), breaks })
+}
+
+fn parse_world(name: &str) -> Result<Worlds, String> {
+    match name {
+        "cluster" => Ok(Worlds::Cluster),
+        "storage" => Ok(Worlds::Storage),
+        _ => Err("there are: cluster, storage".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -120,18 +131,24 @@ fn run(options: &Options) -> Report {
     };
     let breaks = options.planted.as_ref().map(|planted| planted.breaks).unwrap_or_default();
     let until_caught = options.planted.is_some();
-    campaign(seeds, breaks, threads, |report: &Report, verdict: &Verdict| {
-        if report.seeds.is_multiple_of(100) {
-            eprintln!(
-                "{} seeds, {} failed, {} s",
-                report.seeds,
-                report.failures.len(),
-                started.elapsed().as_secs()
-            );
-        }
-        let caught = until_caught && verdict.violation.is_some();
-        !caught && started.elapsed() < limit
-    })
+    campaign(
+        seeds,
+        options.world.unwrap_or_default(),
+        breaks,
+        threads,
+        |report: &Report, verdict: &Verdict| {
+            if report.seeds.is_multiple_of(100) {
+                eprintln!(
+                    "{} seeds, {} failed, {} s",
+                    report.seeds,
+                    report.failures.len(),
+                    started.elapsed().as_secs()
+                );
+            }
+            let caught = until_caught && verdict.violation.is_some();
+            !caught && started.elapsed() < limit
+        },
+    )
 }
 
 fn hours(report: &Report) -> f64 {

@@ -279,7 +279,7 @@ fn rarely(rng: &mut SmallRng) -> u32 {
 }
 
 /// One of `choices`.
-fn pick<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
+pub(crate) fn pick<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
     choices.choose(rng).expect("the lists above are not empty").clone()
 }
 

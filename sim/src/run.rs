@@ -1,5 +1,6 @@
-//! One seed: a cluster is formed, things go wrong for a while, everything is repaired, and then the cluster has to be
-//! well again: one leader a group, equal machines, new commands done, every question answered.
+//! One seed, two worlds. One log alone (`storage/`); then a cluster: it is formed, things go wrong for a while, everything
+//! is repaired, and then it has to be well again: one leader a group, equal machines, new commands done, every question
+//! answered.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,6 +12,7 @@ use crate::faults::Faults;
 use crate::oracle::Violation;
 use crate::panics;
 use crate::plan::Plan;
+use crate::storage::Yard;
 use crate::tally::Tally;
 use crate::workload::Workload;
 
@@ -22,8 +24,20 @@ const NOTICE_US: u64 = 2_000_000;
 /// How often it is looked whether it is.
 const LOOK_US: u64 = 50_000;
 
+/// Which of a seed's worlds are run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Worlds {
+    /// The log alone, then the cluster if nothing broke.
+    #[default]
+    Both,
+    /// The log alone.
+    Storage,
+    /// The cluster.
+    Cluster,
+}
+
 /// What became of one seed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Verdict {
     /// Which seed.
     pub seed: u64,
@@ -31,23 +45,41 @@ pub struct Verdict {
     pub violation: Option<Violation>,
     /// What happened, counted.
     pub tally: Tally,
-    /// Simulated time.
+    /// Simulated time of the log alone.
+    pub storage_us: u64,
+    /// Simulated time of the cluster.
     pub simulated_us: u64,
-    /// Commands proposed.
+    /// Commands proposed to the cluster.
     pub commands: u64,
-    /// Processes that ended by kill, power loss or disk error.
+    /// Faults that the cluster saw.
+    pub faults: u64,
+    /// Its processes that ended by kill, power loss or disk error.
     pub crashes: u64,
 }
 
 /// Runs one seed.
-pub fn run_seed(seed: u64, breaks: Breaks) -> Verdict {
-    let mut run = Run::new(seed, breaks);
-    let result = panics::told(|| catch_unwind(AssertUnwindSafe(|| run.go())));
-    let violation = match result {
+pub fn run_seed(seed: u64, worlds: Worlds, breaks: Breaks) -> Verdict {
+    let mut verdict = Verdict { seed, ..Verdict::default() };
+    if worlds != Worlds::Cluster {
+        let mut yard = Yard::new(seed);
+        verdict.violation = told(|| yard.go(breaks));
+        verdict.storage_us = yard.now_us();
+        verdict.tally.add(yard.tally);
+    }
+    if worlds != Worlds::Storage && verdict.violation.is_none() {
+        let mut run = Run::new(seed, breaks);
+        verdict.violation = told(|| run.go());
+        run.end(&mut verdict);
+    }
+    verdict
+}
+
+/// What broke; an assertion that fails is an invariant, too.
+fn told(run: impl FnOnce() -> Result<(), Violation>) -> Option<Violation> {
+    match panics::told(|| catch_unwind(AssertUnwindSafe(run))) {
         (Ok(result), _) => result.err(),
         (Err(_), message) => Some(Violation { invariant: "assertions hold", detail: message }),
-    };
-    run.verdict(seed, violation)
+    }
 }
 
 struct Run {
@@ -63,17 +95,15 @@ impl Run {
         Self { cluster: Cluster::new(plan, breaks), workload, faults }
     }
 
-    fn verdict(mut self, seed: u64, violation: Option<Violation>) -> Verdict {
+    fn end(mut self, verdict: &mut Verdict) {
         self.count_small_faults();
         (0..self.cluster.nodes.len()).for_each(|at| self.cluster.count_log_work(at));
-        Verdict {
-            seed,
-            violation,
-            simulated_us: self.cluster.now_us(),
-            commands: self.cluster.oracle.proposed(),
-            crashes: self.cluster.crashes,
-            tally: self.cluster.tally,
-        }
+        let cluster = self.cluster;
+        verdict.simulated_us = cluster.now_us();
+        verdict.commands = cluster.oracle.proposed();
+        verdict.faults = cluster.tally.faults.values().sum();
+        verdict.crashes = cluster.crashes;
+        verdict.tally.add(cluster.tally);
     }
 
     fn go(&mut self) -> Result<(), Violation> {

@@ -28,6 +28,15 @@ impl Tally {
         }
     }
 
+    /// Takes in what another one has counted, after what this one has.
+    pub(crate) fn add(&mut self, other: Self) {
+        for (into, from) in [(&mut self.faults, other.faults), (&mut self.marks, other.marks)] {
+            from.into_iter().for_each(|(name, count)| *into.entry(name).or_default() += count);
+        }
+        self.trace_hash = mix64(self.trace_hash, other.trace_hash);
+        self.events += other.events;
+    }
+
     /// Counts a fault.
     pub(crate) fn fault(&mut self, kind: &'static str) {
         *self.faults.entry(kind).or_default() += 1;

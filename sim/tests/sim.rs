@@ -1,12 +1,12 @@
 //! The simulator is worth something only if it repeats itself, runs clean seeds clean, and notices what is broken.
 #![allow(clippy::unwrap_used)]
 
-use coracle_sim::{BREAKS, Breaks, Report, campaign, run_seed};
+use coracle_sim::{BREAKS, Breaks, Report, Worlds, campaign, run_seed};
 
 const THREADS: usize = 2;
 
 fn all(seeds: std::ops::Range<u64>, threads: usize) -> Report {
-    campaign(seeds, Breaks::default(), threads, |_, _| true)
+    campaign(seeds, Worlds::Both, Breaks::default(), threads, |_, _| true)
 }
 
 #[test]
@@ -24,8 +24,8 @@ fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
     let again = all(0..20, 1);
     assert_eq!(again.tally, report.tally, "same seeds, same run, on any number of threads");
     assert_ne!(
-        run_seed(20, Breaks::default()).tally.trace_hash,
-        run_seed(21, Breaks::default()).tally.trace_hash
+        run_seed(20, Worlds::Both, Breaks::default()).tally.trace_hash,
+        run_seed(21, Worlds::Both, Breaks::default()).tally.trace_hash
     );
 }
 
@@ -33,7 +33,8 @@ fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
 fn caught_within(name: &str, seeds_max: u64) {
     assert!(BREAKS.contains(&name));
     let breaks = Breaks::named(name).unwrap();
-    let report = campaign(0..seeds_max, breaks, THREADS, |_, verdict| verdict.violation.is_none());
+    let report =
+        campaign(0..seeds_max, Worlds::Both, breaks, THREADS, |_, verdict| verdict.violation.is_none());
     assert_eq!(report.failures.len(), 1, "{name} was not caught in {seeds_max} seeds");
     println!("{name}: {:?}", report.failures);
 }
@@ -46,4 +47,15 @@ fn planted_bugs_are_noticed() {
     caught_within("read-without-noop", 40);
     caught_within("torn-tail-accepted", 60);
     caught_within("stale-completion", 150);
+}
+
+#[test]
+fn planted_bugs_of_storage_are_noticed() {
+    caught_within("recycled-truncation-revives", 20);
+    caught_within("recycle-before-moved", 40);
+    caught_within("place-truncates", 60);
+    caught_within("higher-term-wins-replay", 40);
+    caught_within("corrupt-tail-dropped", 40);
+    caught_within("read-plan-races-reuse", 60);
+    caught_within("torn-checkpoint-accepted", 80);
 }

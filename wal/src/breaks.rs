@@ -11,6 +11,9 @@ pub enum Break {
     AckBeforeDurable,
     /// A file is reused, or removed, before the records that emptied it are durable.
     RecycleBeforeMoved,
+    /// A file in which nothing lives is reused, or removed, though no checkpoint has its records: what they truncated comes
+    /// back.
+    RecycledTruncationRevives,
     /// A placed entry drops what the log holds from its index on.
     PlaceTruncates,
     /// Of two entries for one index the one of the higher term wins a replay, not the later one.
@@ -25,10 +28,11 @@ pub enum Break {
 
 impl Break {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Break); 8] = [
+    pub const ALL: [(&'static str, Break); 9] = [
         ("torn-tail-accepted", Break::TornTailAccepted),
         ("ack-before-durable", Break::AckBeforeDurable),
         ("recycle-before-moved", Break::RecycleBeforeMoved),
+        ("recycled-truncation-revives", Break::RecycledTruncationRevives),
         ("place-truncates", Break::PlaceTruncates),
         ("higher-term-wins-replay", Break::HigherTermWinsReplay),
         ("corrupt-tail-dropped", Break::CorruptTailDropped),

@@ -211,6 +211,15 @@ impl Wal {
         staged
     }
 
+    /// Files before this number may be used for something else once nothing in them lives: no recovery reads them.
+    pub(crate) fn reusable_before(&self) -> u64 {
+        #[cfg(feature = "breaks")]
+        if crate::breaks::is_on(crate::breaks::Break::RecycledTruncationRevives) {
+            return self.durable_at.file_no;
+        }
+        self.checkpoints.needed_from()
+    }
+
     /// The disk is full, and nothing but the age of the checkpoints keeps a file from being used again.
     fn checkpoint_makes_room(&self) -> bool {
         let dead_before = |file_no| self.files.dead(file_no, self.durable, &self.refs).is_some();

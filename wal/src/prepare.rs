@@ -290,7 +290,7 @@ impl Wal {
         }
         // A file that is there before one that is still to be filled: the disk may be full.
         let is_kept = self.dead_is_kept && self.prepare.is_full() && self.ready_upto > self.stage_file;
-        let dead = self.files.dead(self.checkpoints.needed_from(), self.durable, &self.refs);
+        let dead = self.files.dead(self.reusable_before(), self.durable, &self.refs);
         let Some(file_no) = dead.filter(|_| !is_kept) else {
             return self.prepare.take_unfinished().unwrap_or(Source::New);
         };

@@ -78,8 +78,8 @@ impl Wal {
         if self.remover.busy {
             return false;
         }
-        let needed_from = self.checkpoints.needed_from();
-        let dead = self.files.dead_beyond(keep, needed_from, self.durable, &self.refs);
+        let reusable_before = self.reusable_before();
+        let dead = self.files.dead_beyond(keep, reusable_before, self.durable, &self.refs);
         if let Some(file_no) = dead {
             self.remove_file(disk, file_no);
         }

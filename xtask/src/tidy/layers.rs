@@ -46,7 +46,11 @@ const LAYERS: [Layer; 12] = [
     },
     Layer { package: "coracle", below: ENGINE_BELOW, outside: None },
     Layer { package: "coracle-queue", below: &["coracle-base", "coracle-io", "coracle"], outside: None },
-    Layer { package: "coracle-sim", below: &["coracle-base", "coracle-io", "coracle"], outside: None },
+    Layer {
+        package: "coracle-sim",
+        below: &["coracle-base", "coracle-io", "coracle-wal", "coracle-segments", "coracle"],
+        outside: None,
+    },
     Layer { package: "coracle-tools", below: TOP_BELOW, outside: None },
     Layer { package: "coracle-benches", below: TOP_BELOW, outside: None },
     Layer { package: "coracle-fuzz", below: TOP_BELOW, outside: None },
@@ -227,7 +231,7 @@ mod tests {
         assert_eq!(complaints("coracle-raft", ("coracle-io", true, &[])), 1);
         assert_eq!(complaints("coracle-wal", ("coracle-raft", false, &[])), 1);
         assert_eq!(complaints("coracle", ("coracle-sim", true, &[])), 1);
-        assert_eq!(complaints("coracle-sim", ("coracle-wal", false, &[])), 1);
+        assert_eq!(complaints("coracle-sim", ("coracle-raft", false, &[])), 1);
         assert_eq!(complaints("coracle-unheard-of", ("coracle-io", false, &[])), 1);
     }
 
