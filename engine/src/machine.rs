@@ -31,17 +31,42 @@ pub struct ReleaseWhen {
     pub no_transfer: bool,
 }
 
-impl ReleaseWhen {
-    /// What both allow.
-    pub(crate) fn either(self, other: Self) -> Self {
-        Self { durable: self.durable.min(other.durable), no_transfer: self.no_transfer && other.no_transfer }
+/// Wishes for a release that wait: whatever one of them allows is done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ReleaseWishes {
+    /// The lowest index of those that do not mind transfers.
+    any: Option<Index>,
+    /// And of those that do.
+    quiet: Option<Index>,
+}
+
+impl ReleaseWishes {
+    pub(crate) fn add(&mut self, when: ReleaseWhen) {
+        let least = if when.no_transfer { &mut self.quiet } else { &mut self.any };
+        *least = Some(least.map_or(when.durable, |index| index.min(when.durable)));
+    }
+
+    pub(crate) fn join(&mut self, other: Self) {
+        for (durable, no_transfer) in [(other.any, false), (other.quiet, true)] {
+            durable.into_iter().for_each(|durable| self.add(ReleaseWhen { durable, no_transfer }));
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether one of them allows a release now.
+    pub(crate) fn allow(&self, durable: Index, transfers: bool) -> bool {
+        let is_there = |index: Option<Index>| index.is_some_and(|index| index <= durable);
+        is_there(self.any) || (is_there(self.quiet) && !transfers)
     }
 }
 
 /// What a machine asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wishes {
-    pub(crate) release: Option<ReleaseWhen>,
+    pub(crate) release: ReleaseWishes,
     pub(crate) checkpoint: bool,
 }
 
@@ -73,8 +98,7 @@ impl<'a> Effects<'a> {
 
     /// As [`release`](Self::release), once this holds. Of several wishes that wait, whatever one of them allows is done.
     pub fn release_when(&mut self, when: ReleaseWhen) {
-        let before = self.wishes.release.unwrap_or(when);
-        self.wishes.release = Some(before.either(when));
+        self.wishes.release.add(when);
     }
 
     /// Says that the state after this command is worth keeping for a fast restart. It is written to a file, at most every
@@ -325,6 +349,20 @@ wire_number!(u8, u16, u32, u64, i32, i64);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_is_allowed_by_one_wish_as_a_whole_not_by_parts_of_several() {
+        let mut wishes = ReleaseWishes::default();
+        assert!(wishes.is_empty() && !wishes.allow(Index(9), false));
+        wishes.add(ReleaseWhen { durable: Index(100), no_transfer: false });
+        wishes.add(ReleaseWhen { durable: Index(3), no_transfer: true });
+        assert!(!wishes.allow(Index(50), true), "neither of them does");
+        assert!(wishes.allow(Index(50), false) && wishes.allow(Index(100), true));
+        let mut more = ReleaseWishes::default();
+        more.add(ReleaseWhen::default());
+        wishes.join(more);
+        assert!(wishes.allow(Index(0), true));
+    }
 
     #[test]
     fn live_entries_are_put_in_order() {

@@ -261,7 +261,7 @@ impl Compactor {
         self.victims = choose(&space, &self.bounds, &self.damaged, forced, least);
         if self.victims.is_empty() {
             if std::mem::take(&mut self.use_reserve) {
-                self.retry_at_us = Some(self.now_us + self.bounds.retry_us);
+                self.wait(self.now_us);
             }
             self.forced = false;
             self.state = State::Idle;
@@ -476,13 +476,18 @@ impl Compactor {
             self.stats.failures += 1;
         } else if self.state != State::GivingUp {
             self.stats.failures += 1;
-            let factor = (1 << self.failures_in_row.min(6)).min(RETRY_FACTOR_MAX);
-            self.failures_in_row += 1;
-            self.retry_at_us = Some(now_us + self.bounds.retry_us * factor);
+            self.wait(now_us);
             self.forced = false;
             tracing::warn!(%error, "a compaction was given up; it is tried again later");
         }
         self.give_up(disk);
+    }
+
+    /// The next try is later, the later the more have failed in a row.
+    fn wait(&mut self, now_us: u64) {
+        let factor = (1 << self.failures_in_row.min(6)).min(RETRY_FACTOR_MAX);
+        self.failures_in_row += 1;
+        self.retry_at_us = Some(now_us + self.bounds.retry_us * factor);
     }
 
     /// Closes and removes the segment.

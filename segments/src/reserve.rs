@@ -49,6 +49,8 @@ pub(crate) struct Reserve {
     file: Option<FileId>,
     dead: Option<(PathBuf, Option<FileId>)>,
     not_before_us: u64,
+    /// Tries in a row that did not bring it about.
+    failures: u32,
 }
 
 impl Reserve {
@@ -62,6 +64,7 @@ impl Reserve {
             file: None,
             dead: None,
             not_before_us: 0,
+            failures: 0,
         }
     }
 
@@ -86,7 +89,9 @@ impl Reserve {
         }
         wal.keep_dead(true);
         (self.dir, self.path) = (wal.dir().to_owned(), wal.dir().join("compaction.reserve"));
-        self.not_before_us = now_us + RETRY_US;
+        // Counts as failed until it is there: each try may write, and remove, as much as the reserve has.
+        self.not_before_us = now_us + (RETRY_US << self.failures.min(6));
+        self.failures += 1;
         self.step = Step::Look;
         Some(DiskOp::Open { path: self.path.clone(), mode: FileMode::Write })
     }
@@ -113,7 +118,8 @@ impl Reserve {
                     Some((from, None)) => (Step::Rename, self.rename(from.clone())),
                     // Too short, and no room for more: it takes none.
                     None if bytes < self.bytes => (Step::Remove, DiskOp::Unlink { path: self.path.clone() }),
-                    None => return self.done(wal),
+                    // A process that was killed may have given it its name and not made that durable.
+                    None => (Step::SyncDir, DiskOp::SyncDir { path: self.dir.clone() }),
                 }
             }
             Step::CloseDead => {
@@ -140,6 +146,7 @@ impl Reserve {
 
     fn done(&mut self, wal: &mut Wal) -> Option<DiskOp> {
         self.is_there = true;
+        self.failures = 0;
         wal.keep_dead(false);
         None
     }

@@ -160,7 +160,7 @@ impl Wal {
             let is_needed =
                 if file_no & SEGMENT == 0 { file_no >= needed_from } else { self.moving_to == Some(file_no) };
             let held = self.refs.held(file_no);
-            if !is_needed && held.extents == 0 && held.snapshots == 0 {
+            if !is_needed && held.is_nothing() && !self.refs.has_pages(file_no) {
                 kept.insert(file_no);
                 bytes += file.bytes;
             }

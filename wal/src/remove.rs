@@ -93,6 +93,7 @@ impl Wal {
         self.files.get(file_no).filter(|file| file.bytes >= least_bytes)?;
         self.refs.forget(file_no);
         self.reads.forget(file_no);
+        self.groups.forget(file_no);
         let handle = self.files.remove(file_no).and_then(|file| file.handle);
         Some((log_path(&self.config.dir, file_no), handle))
     }

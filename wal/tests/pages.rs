@@ -142,6 +142,33 @@ fn one_sound_copy_of_a_page_is_enough_and_without_any_the_older_checkpoint_serve
     }
 }
 
+/// Pages are found by their place: a file of which nothing else is needed may have lost its head, and is not put aside.
+#[test]
+fn a_file_with_pages_and_no_sound_head_is_kept_and_read() {
+    let mut rig = with_idle_groups(Config { file_bytes: 256 << 10, ..config(45) });
+    go_on(&mut rig, 9);
+    let image = rig.disk.image();
+    let sound = open(&image, &[]).report.checkpoint;
+    let files: std::collections::BTreeSet<PathBuf> =
+        pages_of(&image, 100).into_iter().map(|(file, _)| file).collect();
+    let mut kept = 0;
+    for file in files {
+        let mut disk = FakeDisk::from_image(image.clone(), 1);
+        for copy in [100, BLOCK_BYTES as u64 + 100] {
+            disk.corrupt(&file, copy, Damage::FlipBit { bit: 3 });
+        }
+        let recovery = Wal::open(&mut disk, config(30), identity()).unwrap().1;
+        check(&recovery);
+        if recovery.report.checkpoint == sound && !recovery.report.is_incomplete() {
+            kept += 1;
+            assert_eq!(recovery.report.strays, Vec::<PathBuf>::new());
+            let image = disk.image();
+            check(&open(&image, &[]));
+        }
+    }
+    assert!(kept > 0, "no file held nothing but pages");
+}
+
 /// A change to one group of a page costs its page, and no other.
 #[test]
 fn a_change_brings_its_page_along() {

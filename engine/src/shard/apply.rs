@@ -159,10 +159,8 @@ fn run_machine(slot: &mut Slot, entry: &EntryRef<'_>, reply: &mut Vec<u8>) {
         Entry { index: entry.index, term: entry.header.term, time_ms: slot.time_ms, command: entry.payload };
     let machine = &mut slot.machine;
     let ran = caught(|| machine.apply(one, &mut Effects::new(reply, &mut wishes)));
-    if let Some(when) = wishes.release {
-        slot.release_when = if slot.want_release { slot.release_when.either(when) } else { when };
-        slot.want_release = true;
-    }
+    slot.want_release |= !wishes.release.is_empty();
+    slot.release_when.join(wishes.release);
     slot.want_checkpoint |= wishes.checkpoint;
     if let Err(panic) = ran {
         poison(slot, format!("applying entry {} panicked: {panic}", entry.index));

@@ -15,7 +15,7 @@ use super::restore::MachineState;
 use super::snapshots::Checkpoint;
 use super::waiting::WaitingList;
 use crate::log::MemLog;
-use crate::machine::{Machine, ReleaseWhen, RestoreError, in_order};
+use crate::machine::{Machine, ReleaseWishes, RestoreError, in_order};
 use crate::panics::caught;
 
 /// What waits for a leader.
@@ -122,7 +122,7 @@ pub(crate) struct Slot {
     pub(crate) snapshot_in_flight: Option<Index>,
     pub(crate) want_release: bool,
     /// What that waits for.
-    pub(crate) release_when: ReleaseWhen,
+    pub(crate) release_when: ReleaseWishes,
     /// Somebody else needs the snapshot: no interval holds it up.
     pub(crate) force_release: bool,
     pub(crate) want_checkpoint: bool,
@@ -168,7 +168,7 @@ impl Slot {
             state: MachineState::Ready,
             snapshot_in_flight: None,
             want_release: false,
-            release_when: ReleaseWhen::default(),
+            release_when: ReleaseWishes::default(),
             force_release: false,
             want_checkpoint: false,
             bytes_since: 0,

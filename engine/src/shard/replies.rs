@@ -183,27 +183,32 @@ impl<T> Parcel<T> {
 
 /// The duty to answer: whoever drops it without doing so has stopped.
 #[derive(Debug)]
-pub(crate) struct Asked<T>(Arc<Parcel<Result<T, Error>>>);
+pub(crate) struct Asked<T> {
+    parcel: Arc<Parcel<Result<T, Error>>>,
+    is_answered: bool,
+}
 
 impl<T> Asked<T> {
     /// A question, and where its answer will be.
     pub(crate) fn new() -> (Self, Arc<Parcel<Result<T, Error>>>) {
         let parcel = Arc::new(Parcel { answer: ArrayQueue::new(1), waker: AtomicWaker::new() });
-        (Self(parcel.clone()), parcel)
+        (Self { parcel: parcel.clone(), is_answered: false }, parcel)
     }
 
     /// Answers.
-    pub(crate) fn answer(self, answer: Result<T, Error>) {
-        let _ = self.0.answer.push(answer);
+    pub(crate) fn answer(mut self, answer: Result<T, Error>) {
+        self.is_answered = true;
+        let _ = self.parcel.answer.push(answer);
         // Dropping it wakes.
     }
 }
 
 impl<T> Drop for Asked<T> {
     fn drop(&mut self) {
-        // Refused if it was answered, also if that was taken already: then nobody takes this one.
-        let _ = self.0.answer.push(Err(Error::Stopped(None)));
-        self.0.waker.wake();
+        if !self.is_answered {
+            let _ = self.parcel.answer.push(Err(Error::Stopped(None)));
+        }
+        self.parcel.waker.wake();
     }
 }
 

@@ -25,7 +25,7 @@ use super::groups::{Held, Slot, Snapshot};
 use super::restore::Restoring;
 use super::step::poison;
 use super::{OnDurable, Shard};
-use crate::machine::{ReleaseWhen, SnapshotSource, in_order};
+use crate::machine::{ReleaseWishes, SnapshotSource, in_order};
 use crate::panics::caught;
 
 /// Completions with these are of snapshot files.
@@ -224,9 +224,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// What the machine's wish waits for has come, or another member needs the snapshot.
     fn may_release(&self, slot: u32) -> bool {
         let one = &self.slots[slot as usize];
-        let when = one.release_when;
-        let is_sent = when.no_transfer && self.snapshots.restoring.sends_any(slot);
-        one.force_release || (one.raft.durable() >= when.durable && !is_sent)
+        let is_sent = self.snapshots.restoring.sends_any(slot);
+        one.force_release || one.release_when.allow(one.raft.durable(), is_sent)
     }
 
     /// The machine said that its log may go: its state goes into the log or a file, and the log when that is durable.
@@ -477,6 +476,6 @@ impl Slot {
     /// The wish to release the log is being fulfilled.
     fn settle_wish(&mut self) {
         (self.want_release, self.force_release) = (false, false);
-        self.release_when = ReleaseWhen::default();
+        self.release_when = ReleaseWishes::default();
     }
 }

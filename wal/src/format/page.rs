@@ -20,8 +20,8 @@
 //!              78   2   placed_count
 //!              80   ..  state, then terms (first index u64, term u64), then extents: those of the log, then live ones, then
 //!                       placed ones (file_no u64, first u64, count u64, and with bit 5 bytes u64); packed ones are
-//!                       first u64, length u32, then for each: count, file_no (see `order`; difference to the one before,
-//!                       zigzag), bytes; 7 bits a byte, the last one below 0x80
+//!                       first u64, length u32, then for each: count, file_no (rotated left by a bit, so that
+//!                       the one for segments comes last; difference to the one before, zigzag), bytes; 7 bits a byte, the last one below 0x80
 //!
 //!   root body: checkpoint u64, boot_epoch u64, begin {file_no u64, offset u64, seq u64, chain u64}, page_count u32 (bit 31:
 //!              records of groups that are not named may have been lost, bit 30: kept pages follow), file_count u32, then
@@ -55,6 +55,8 @@ const FILE_BYTES: usize = 32;
 const PART_PREFIX_BYTES: usize = 80;
 const EXTENT_BYTES: usize = 32;
 const PACKED_PREFIX_BYTES: usize = 12;
+/// What the entries of an extent take in a file, at most: sums of very many do not overflow.
+const FILE_BYTES_MAX: u64 = 1 << 40;
 /// Terms, and extents, in one part at most: a part always fits a page.
 pub(crate) const PART_ITEMS_MAX: usize = 512;
 
@@ -265,7 +267,8 @@ fn decode_place(reader: &mut Reader<'_>, flags: u32) -> Result<Option<SnapshotPl
 fn decode_extent(reader: &mut Reader<'_>, with_bytes: bool) -> Result<Extent, RecordError> {
     let (file_no, first, count) = (reader.u64()?, Index(reader.u64()?), reader.u64()?);
     let bytes = if with_bytes { reader.u64()? } else { 0 };
-    if count == 0 || first.0.checked_add(count).is_none_or(|end| end > NUMBER_MAX) {
+    let is_long = first.0.checked_add(count).is_none_or(|end| end > NUMBER_MAX);
+    if count == 0 || is_long || bytes > FILE_BYTES_MAX {
         return Err(RecordError::Field("extent"));
     }
     Ok(Extent { file_no, first, count, bytes })
@@ -275,7 +278,10 @@ fn decode_packed(reader: &mut Reader<'_>, count: usize) -> Result<Extents, Recor
     let (first, length) = (Index(reader.u64()?), reader.u32()?);
     let packed = reader.bytes(length as usize)?;
     let extents = Extents::unpack(first, count, packed);
-    extents.filter(|extents| extents.end().0 <= NUMBER_MAX).ok_or(RecordError::Field("packed extent"))
+    let is_possible = |extents: &Extents| {
+        extents.end().0 <= NUMBER_MAX && extents.iter().all(|extent| extent.bytes <= FILE_BYTES_MAX)
+    };
+    extents.filter(is_possible).ok_or(RecordError::Field("packed extent"))
 }
 
 /// One page of a checkpoint, or a piece of a large one.
@@ -404,7 +410,8 @@ impl Root {
         let at = Position { file_no: reader.u64()?, offset: reader.u64()? };
         let begin = Begin { at, seq: reader.u64()?, chain: reader.u64()? };
         let (page_count, count) = (reader.u32()?, reader.u32()?);
-        if checkpoint.max(boot_epoch).max(begin.seq) > NUMBER_MAX {
+        let place = at.file_no.max(at.offset);
+        if checkpoint.max(boot_epoch).max(begin.seq).max(place) > NUMBER_MAX {
             return Err(RecordError::Field("number"));
         }
         let mut files = Vec::new();

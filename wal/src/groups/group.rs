@@ -299,7 +299,7 @@ impl Group {
             self.newest = NONE;
             self.marks.clear();
         }
-        let goes_on = |extent: &mut Extent| u32::try_from(extent.count).is_ok();
+        let goes_on = |extent: &mut Extent| extent.count < u64::from(u32::MAX / 2);
         let is_last = self.extents.last_file() == Some(file_no);
         let before = if is_last { self.extents.change(|extents| extents.pop_if(goes_on)) } else { None };
         if before.is_none() {

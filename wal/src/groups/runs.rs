@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   group: newest ─→ run ─before─→ run ─before─→ run      of one group, in one file
-//!          marks  ────────────────────↗                   of one run in MARK_EVERY, about: no walk is long
+//!          marks  ────────────────────↗                   of one run in 64, about: walks are short
 //! ```
 //!
 //! Invariants: (1) of the runs of a group in one file that cover an index, the newest is the one that counts; later files
@@ -17,8 +17,9 @@ use coracle_base::Index;
 const BYTES_MAX: usize = 8 << 20;
 /// Runs in one allocation: lists grow without copying.
 const CHUNK: usize = 4096;
-/// A group notes one of so many runs, by its number.
-const MARK_EVERY: u32 = 64;
+/// A group notes one run in `1 << MARK_BITS`: those whose mixed number begins with so many zeros. By the number itself groups
+/// that are written in turn would have every run noted, or none.
+const MARK_BITS: u32 = 6;
 /// No run.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -105,7 +106,7 @@ impl Runs {
         let number = file.len() as u32;
         if let Some((newest, marks)) = chain {
             run.before = std::mem::replace(newest, number);
-            if number.is_multiple_of(MARK_EVERY) {
+            if number.wrapping_mul(0x9E37_79B1) >> (32 - MARK_BITS) == 0 {
                 marks.0.push((run.first, number));
             }
         }
@@ -206,6 +207,23 @@ mod tests {
                 }
             }
             prop_assert!(runs.find(8, newest, &marks, Index(1)).is_none());
+        }
+    }
+
+    /// Groups that are written one after the other, round and round: each has its marks.
+    #[test]
+    fn groups_that_are_written_in_turn_are_found_by_short_walks() {
+        let mut runs = Runs::default();
+        let mut groups: Vec<(u32, Marks)> = (0..64).map(|_| (NONE, Marks::default())).collect();
+        for round in 0..2000 {
+            for (slot, (newest, marks)) in (0..).zip(&mut groups) {
+                runs.push(1, RunAt::new(slot, Index(round + 1), 1, 0), Some((newest, marks)));
+            }
+        }
+        for (newest, marks) in &groups {
+            let longest = marks.0.windows(2).map(|pair| pair[1].0 - pair[0].0).max();
+            assert!(longest.is_some_and(|runs| runs < 1000), "{longest:?} runs between two marks");
+            assert!(runs.find(1, *newest, marks, Index(700)).is_some_and(|run| run.first == 700));
         }
     }
 

@@ -22,6 +22,7 @@ mod roots;
 pub(crate) mod scan;
 mod segments;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use coracle_base::codec::Reader;
@@ -323,7 +324,9 @@ fn begin_anew<D: Disk>(
     let is_damaged = tail.suspect || !replay.holes.is_empty();
     let segments_upto = segments::highest(directory, &replay, &ends);
     sync_kept(disk, &config, links, &tail)?;
-    let mut files = files_in_use(directory, links, &tail, &ends, &replay);
+    let pages: BTreeSet<u64> =
+        kept.iter().flatten().flat_map(|kept| kept.page_files.iter().copied()).collect();
+    let mut files = files_in_use(directory, links, &tail, &ends, &replay, &pages);
     let checkpoints = Checkpoints::recovered(kept, last_checkpoint, replay.batches > 0);
     let mut refs = replay.refs;
     refs.hold_pages(checkpoints.page_files());
@@ -369,7 +372,7 @@ fn begin_anew<D: Disk>(
     let orphans = segments::orphans(directory, &files);
     // What a damaged log does not name may be what it has lost: then nothing is thrown away.
     let (aside, orphans) = if is_damaged { (orphans, Vec::new()) } else { (Vec::new(), orphans) };
-    let strays = put_strays_aside(disk, &config, directory, &files, &aside, head.boot_epoch)?;
+    let strays = put_strays_aside(disk, &config, directory, &files, &aside, (head.boot_epoch, reused))?;
     let orphans = orphans.into_iter().map(|file_no| log_path(&config.dir, file_no)).collect();
     // Spares first: a void file's new name must not be that of a spare that is still to be used.
     let void = void.into_iter().filter(|no| Some(*no) != reused && files.get(*no).is_none());
@@ -419,13 +422,14 @@ fn sync_kept<D: Disk>(disk: &mut D, config: &Config, links: &[Link], tail: &Tail
     Ok(())
 }
 
-/// The files of the log: those up to the tail, and whatever the groups hold something in.
+/// The files of the log: those up to the tail, and whatever groups or named pages of the checkpoints lie in.
 fn files_in_use(
     directory: &Directory,
     links: &[Link],
     tail: &Tail,
     ends: &[FileEntry],
     replay: &Replay<'_>,
+    pages: &BTreeSet<u64>,
 ) -> Files {
     let mut files = Files::default();
     let known_end = |file_no: u64| ends.iter().find(|entry| entry.file_no == file_no);
@@ -444,7 +448,9 @@ fn files_in_use(
         files.insert(link.file_no, File::closed(link.uuid, end, link.bytes));
     }
     segments::insert_held(&mut files, directory, ends, replay);
-    for file_no in replay.refs.files().filter(|file_no| file_no & SEGMENT == 0) {
+    // Pages are found by their place, whatever became of their file's head.
+    let held = replay.refs.files().filter(|file_no| file_no & SEGMENT == 0);
+    for file_no in held.chain(pages.iter().copied()) {
         let (Some(entry), Some(log)) = (known_end(file_no), directory.logs.get(&file_no)) else { continue };
         if files.get(file_no).is_none() {
             files.insert(file_no, File::closed(entry.uuid, entry.end, log.bytes));
@@ -453,16 +459,17 @@ fn files_in_use(
     files
 }
 
-/// Renames files that are not what they should be, for a person to look at.
+/// Renames files that are not what they should be, for a person to look at. Not the one that was `reused`: it has gone on.
 fn put_strays_aside<D: Disk>(
     disk: &mut D,
     config: &Config,
     directory: &Directory,
     files: &Files,
     aside: &[u64],
-    boot_epoch: u64,
+    (boot_epoch, reused): (u64, Option<u64>),
 ) -> Result<Vec<PathBuf>, WalError> {
-    let headless = directory.logs.iter().filter(|(no, log)| log.head.is_none() && files.get(**no).is_none());
+    let is_stray = |no: u64| files.get(no).is_none() && reused != Some(no);
+    let headless = directory.logs.iter().filter(|(no, log)| log.head.is_none() && is_stray(**no));
     let headless = headless.map(|(no, _)| no).chain(aside).map(|no| log_path(&config.dir, *no));
     let mut strays = Vec::new();
     for from in directory.strays.iter().cloned().chain(headless) {

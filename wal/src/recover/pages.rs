@@ -1,5 +1,6 @@
-//! Pages of a checkpoint that its root only names: read from where they lie, before the replay begins. Nothing happened to
-//! their groups between then and the root, or they would have been written for it.
+//! Pages of a checkpoint that its root only names: read from where they lie, before the replay begins. Nothing had happened
+//! to their groups when the checkpoint passed over them, which was after its beginning; whatever happened since lies behind
+//! its beginning, and is replayed.
 //!
 //! Invariant: a page is taken whole from one copy, or not; one sound copy is enough.
 
