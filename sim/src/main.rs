@@ -130,25 +130,21 @@ fn run(options: &Options) -> Report {
         (None, None) => DEFAULT_SEEDS,
     };
     let breaks = options.planted.as_ref().map(|planted| planted.breaks).unwrap_or_default();
+    // A bug of the log is looked for where logs are many and quick.
+    let world = if breaks.wal.is_some() { Worlds::Storage } else { Worlds::Both };
     let until_caught = options.planted.is_some();
-    campaign(
-        seeds,
-        options.world.unwrap_or_default(),
-        breaks,
-        threads,
-        |report: &Report, verdict: &Verdict| {
-            if report.seeds.is_multiple_of(100) {
-                eprintln!(
-                    "{} seeds, {} failed, {} s",
-                    report.seeds,
-                    report.failures.len(),
-                    started.elapsed().as_secs()
-                );
-            }
-            let caught = until_caught && verdict.violation.is_some();
-            !caught && started.elapsed() < limit
-        },
-    )
+    campaign(seeds, options.world.unwrap_or(world), breaks, threads, |report: &Report, verdict: &Verdict| {
+        if report.seeds.is_multiple_of(100) {
+            eprintln!(
+                "{} seeds, {} failed, {} s",
+                report.seeds,
+                report.failures.len(),
+                started.elapsed().as_secs()
+            );
+        }
+        let caught = until_caught && verdict.violation.is_some();
+        !caught && started.elapsed() < limit
+    })
 }
 
 fn hours(report: &Report) -> f64 {
