@@ -7,29 +7,34 @@ use crate::run::ENTRY_HEADER_BYTES;
 /// Goes on with each piece that is added.
 pub(crate) struct HeaderSum {
     crc: u32,
-    gathered: [u8; HeaderSum::ROOM],
+    gathered: Gathered,
     len: usize,
 }
 
-impl HeaderSum {
-    const ROOM: usize = 16 * ENTRY_HEADER_BYTES;
+/// Of a few entries: most runs have no more, and what is not used was zeroed in vain.
+const ROOM: usize = 44 + 4 * ENTRY_HEADER_BYTES;
 
+/// Whole words for the checksum: bytes before the first and after the last one cost as much as a word each.
+#[repr(align(8))]
+struct Gathered([u8; ROOM]);
+
+impl HeaderSum {
     pub(crate) fn new(fields: &[u8; 44]) -> Self {
-        let mut gathered = [0; Self::ROOM];
-        gathered[..44].copy_from_slice(fields);
+        let mut gathered = Gathered([0; ROOM]);
+        gathered.0[..44].copy_from_slice(fields);
         Self { crc: 0, gathered, len: 44 }
     }
 
     pub(crate) fn add(&mut self, entry: &[u8; ENTRY_HEADER_BYTES]) {
-        if self.len + ENTRY_HEADER_BYTES > Self::ROOM {
-            self.crc = crc32c_from(self.crc, &self.gathered[..self.len]);
+        if self.len + ENTRY_HEADER_BYTES > ROOM {
+            self.crc = crc32c_from(self.crc, &self.gathered.0[..self.len]);
             self.len = 0;
         }
-        self.gathered[self.len..self.len + ENTRY_HEADER_BYTES].copy_from_slice(entry);
+        self.gathered.0[self.len..self.len + ENTRY_HEADER_BYTES].copy_from_slice(entry);
         self.len += ENTRY_HEADER_BYTES;
     }
 
     pub(crate) fn finish(self) -> u32 {
-        crc32c_from(self.crc, &self.gathered[..self.len])
+        crc32c_from(self.crc, &self.gathered.0[..self.len])
     }
 }

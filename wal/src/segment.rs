@@ -282,7 +282,7 @@ impl Wal {
         for group in self.groups.some(from, groups) {
             let held = group.held_extents().filter(|extent| files.contains(&extent.file_no));
             out.extend(held.map(|extent| {
-                (group.id, IndexRange { first: extent.first, count: extent.count }, extent.file_no)
+                (group.cold.id, IndexRange { first: extent.first, count: extent.count }, extent.file_no)
             }));
         }
         Some(from + groups).filter(|next| *next < self.groups.len())

@@ -295,10 +295,10 @@ impl Wal {
         let seq = batch.seq;
         let slot = self.groups.slot_or_new(group);
         let group = self.groups.at_mut(slot);
-        group.state.clear();
-        group.state.extend_from_slice(blob);
-        if !group.repeat {
-            group.repeat = true;
+        group.cold.state.clear();
+        group.cold.state.extend_from_slice(blob);
+        if !group.cold.repeat {
+            group.cold.repeat = true;
             self.repeats.fresh.push(slot as u32);
         }
         BatchSeq(seq)
@@ -343,14 +343,14 @@ impl Wal {
         let least_room = self.stage.room() / 2;
         while let Some(slot) = self.repeats.due.last() {
             let group = self.groups.at(*slot as usize);
-            let body_bytes = STATE_PREFIX_BYTES + group.state.len();
+            let body_bytes = STATE_PREFIX_BYTES + group.cold.state.len();
             if self.stage.room() < least_room + RECORD_HEADER_BYTES + body_bytes {
                 break;
             }
             let batch = self.stage.batch();
             record::put_header(RecordKind::State, true, body_bytes, &mut batch.buf);
-            batch.buf.put(&group.id.0.to_le_bytes());
-            batch.buf.put(&group.state);
+            batch.buf.put(&group.cold.id.0.to_le_bytes());
+            batch.buf.put(&group.cold.state);
             batch.records += 1;
             self.groups.was_repeated(*slot as usize);
             self.repeats.due.pop();
@@ -378,7 +378,7 @@ impl Wal {
     pub fn clear_suspect(&mut self, group: GroupId) {
         if let Some(slot) = self.groups.slot(group) {
             let group = self.groups.at_mut(slot);
-            (group.suspect, group.state_lost) = (false, false);
+            (group.cold.suspect, group.cold.state_lost) = (false, false);
         }
     }
 

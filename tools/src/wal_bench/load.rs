@@ -5,6 +5,7 @@
 //! is copied once, into the batch.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use coracle_base::limits::{BATCH_BYTES_TARGET, RUN_BYTES_MAX};
 use coracle_base::run::ENTRY_HEADER_BYTES;
@@ -57,7 +58,7 @@ pub(super) struct Load {
     hit_slots: Vec<u32>,
     rng: SmallRng,
     noise: Vec<u8>,
-    payload: Vec<u8>,
+    entry_bytes: usize,
     run: EntryBatch,
     in_flight_max: u64,
     turn_entries_max: u64,
@@ -90,7 +91,7 @@ impl Load {
             groups,
             rng,
             noise,
-            payload: vec![0; entry_bytes],
+            entry_bytes,
             run: EntryBatch::with_capacity(RUN_BYTES_MAX),
             in_flight_max,
             turn_entries_max,
@@ -195,8 +196,9 @@ impl Load {
         let (group, last) = self.groups[slot as usize];
         self.run.clear();
         for nth in 0..u64::from(count) {
-            self.freshen(outcome.entries + nth);
-            self.run.push(outcome.entries + nth, EntryKind::Command, &self.payload)?;
+            let number = outcome.entries + nth;
+            let payload = self.fresh(number);
+            self.run.push(number, EntryKind::Command, &self.noise[payload])?;
         }
         self.run.stamp(TERM, time_ms);
         let header = RunHeader {
@@ -212,14 +214,14 @@ impl Load {
         Ok(wal.append(&header, &[self.run.bytes()]))
     }
 
-    /// Bytes that no entry has had before: noise from a random place, and the entry's number.
-    fn freshen(&mut self, number: u64) {
+    /// Where bytes lie that no entry has had before: noise from a random place, headed by the entry's number.
+    fn fresh(&mut self, number: u64) -> Range<usize> {
         let at = self.rng.random_range(0..NOISE_BYTES);
-        let noise = &self.noise[at..at + self.payload.len()];
-        self.payload.copy_from_slice(noise);
-        if let Some(head) = self.payload.first_chunk_mut() {
+        let payload = at..at + self.entry_bytes;
+        if let Some(head) = self.noise[payload.clone()].first_chunk_mut() {
             *head = number.to_le_bytes();
         }
+        payload
     }
 
     /// Takes the disk's answers; says how many entries became durable.

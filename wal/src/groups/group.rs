@@ -39,11 +39,11 @@ struct Tail {
     bytes: u32,
 }
 
-/// A group. What an append touches comes first, in one cache line: with thousands of groups they are seldom in the cache.
+/// A group: what an append touches, in one cache line, and behind a pointer all the rest. With thousands of groups they are
+/// seldom in the cache, so they lie close together.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(align(64))]
 pub(crate) struct Group {
-    pub(crate) id: GroupId,
     pub(crate) last: Index,
     /// Term at `last`.
     last_term: Term,
@@ -55,14 +55,22 @@ pub(crate) struct Group {
     pub(super) slot: u32,
     /// The number of its newest run in the tail's file.
     newest: u32,
-    // ---- the end of the first cache line
-    marks: Marks,
+    pub(crate) cold: Box<Cold>,
+}
+
+const _: () = assert!(size_of::<Group>() == 64);
+
+/// What of a group most appends do not touch.
+#[derive(Debug)]
+pub(crate) struct Cold {
+    pub(crate) id: GroupId,
+    pub(super) marks: Marks,
     pub(crate) base_term: Term,
     pub(crate) state: Vec<u8>,
     pub(crate) snapshot: Option<SnapshotPlace>,
     /// First index of each span of equal terms.
     pub(crate) terms: Vec<(Index, Term)>,
-    /// All extents of the log but `tail`.
+    /// All extents of the log but the tail.
     extents: Extents,
     /// Entries that the snapshot covers and that live on.
     pub(crate) live: Vec<Extent>,
@@ -84,15 +92,8 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn new(id: GroupId, slot: u32) -> Self {
-        Self {
+        let cold = Box::new(Cold {
             id,
-            last: Index::ZERO,
-            last_term: Term::ZERO,
-            base: Index::ZERO,
-            accepted_term: Term::ZERO,
-            tail: Tail::default(),
-            slot,
-            newest: NONE,
             marks: Marks::default(),
             base_term: Term::ZERO,
             state: Vec::new(),
@@ -107,6 +108,16 @@ impl Group {
             state_lost: false,
             repeat: false,
             cuts: 0,
+        });
+        Self {
+            last: Index::ZERO,
+            last_term: Term::ZERO,
+            base: Index::ZERO,
+            accepted_term: Term::ZERO,
+            tail: Tail::default(),
+            slot,
+            newest: NONE,
+            cold,
         }
     }
 
@@ -115,7 +126,7 @@ impl Group {
             first: self.base.next(),
             last: self.last,
             last_term: self.last_term(),
-            snapshot_index: if self.snapshot.is_some() { self.base } else { Index::ZERO },
+            snapshot_index: if self.cold.snapshot.is_some() { self.base } else { Index::ZERO },
         }
     }
 
@@ -125,7 +136,7 @@ impl Group {
 
     /// After anything but an append.
     fn reckon_last_term(&mut self) {
-        self.last_term = self.terms.last().map_or(self.base_term, |(_, term)| *term);
+        self.last_term = self.cold.terms.last().map_or(self.cold.base_term, |(_, term)| *term);
     }
 
     /// Reads something of the cache line that an append touches.
@@ -142,15 +153,15 @@ impl Group {
 
     /// The extents of the log, in order.
     pub(crate) fn log_extents(&self) -> impl Iterator<Item = Extent> {
-        self.extents.iter().chain(self.tail())
+        self.cold.extents.iter().chain(self.tail())
     }
 
     /// The extents of the log, all in one list until the next append. To be called before `last` changes.
     pub(super) fn log_extents_mut(&mut self) -> &mut Extents {
-        let fits = self.tail().is_none_or(|tail| self.extents.push(tail));
+        let fits = self.tail().is_none_or(|tail| self.cold.extents.push(tail));
         assert!(fits, "the tail begins where the other extents end");
         (self.tail.count, self.tail.bytes) = (0, 0);
-        &mut self.extents
+        &mut self.cold.extents
     }
 
     /// The term of an entry that is held, or of the base.
@@ -161,8 +172,8 @@ impl Group {
         if index < self.base || index > self.last {
             return None;
         }
-        let after = self.terms.partition_point(|(first, _)| *first <= index);
-        Some(after.checked_sub(1).map_or(self.base_term, |at| self.terms[at].1))
+        let after = self.cold.terms.partition_point(|(first, _)| *first <= index);
+        Some(after.checked_sub(1).map_or(self.cold.base_term, |at| self.cold.terms[at].1))
     }
 
     /// The term of an entry that is held, and the last entry that follows it without another one.
@@ -170,9 +181,9 @@ impl Group {
         if index <= self.base || index > self.last {
             return None;
         }
-        let after = self.terms.partition_point(|(first, _)| *first <= index);
-        let (_, term) = self.terms[..after].last()?;
-        Some((*term, self.terms.get(after).map_or(self.last, |(next, _)| next.prev())))
+        let after = self.cold.terms.partition_point(|(first, _)| *first <= index);
+        let (_, term) = self.cold.terms[..after].last()?;
+        Some((*term, self.cold.terms.get(after).map_or(self.last, |(next, _)| next.prev())))
     }
 
     /// The extent that holds an entry, live ones included.
@@ -181,18 +192,18 @@ impl Group {
             return (index <= self.last).then_some(tail);
         }
         if index > self.base {
-            return self.extents.find(index);
+            return self.cold.extents.find(index);
         }
-        let after = self.live.partition_point(|extent| extent.first <= index);
-        self.live[..after].last().copied().filter(|extent| index <= extent.last())
+        let after = self.cold.live.partition_point(|extent| extent.first <= index);
+        self.cold.live[..after].last().copied().filter(|extent| index <= extent.last())
     }
 
     /// Where an entry's run lies, if its file is the newest with entries of this group. Of entries that live on and may have
     /// been placed there only the file's index knows.
     pub(crate) fn run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
-        let may_be_placed = file_no <= self.placed_in && index <= self.base;
+        let may_be_placed = file_no <= self.cold.placed_in && index <= self.base;
         let is_known = file_no == self.tail.file_no && !may_be_placed;
-        is_known.then(|| runs.find(file_no, self.newest, &self.marks, index)).flatten()
+        is_known.then(|| runs.find(file_no, self.newest, &self.cold.marks, index)).flatten()
     }
 
     /// A run was written: `spans` are its (term, entries), `at` is where its body lies, in batch `seq`.
@@ -206,13 +217,8 @@ impl Group {
         runs: &mut Runs,
     ) -> Fit {
         self.accepted_term = self.accepted_term.max(run.accepted_term);
-        let unfit = if run.prev_index > self.last {
-            Some(Fit::Gap)
-        } else {
-            let known = (run.prev_index >= self.base).then(|| self.term_at(run.prev_index));
-            known.filter(|term| *term != Some(run.prev_term)).map(|_| Fit::Mismatch)
-        };
-        if let Some(unfit) = unfit {
+        let is_next = run.prev_index == self.last && run.prev_term == self.last_term;
+        if let Some(unfit) = (!is_next).then(|| self.unfit(run)).flatten() {
             // A checkpoint's page further on may say that it holds these entries all the same.
             runs.push(at.file_no, RunAt::new(self.slot, run.first(), run.count, at.offset), None);
             return unfit;
@@ -221,16 +227,38 @@ impl Group {
         let entry_bytes = run.encoded_bytes() as u32 / run.count.max(1);
         for (term, count) in spans {
             let end = index.plus(u64::from(count));
-            while index < end && index <= self.last && self.holds(index, term) {
-                index = index.next();
-            }
-            if index < end {
+            if index <= self.last {
+                index = self.pass_held(index, end, term);
+                if index == end {
+                    continue;
+                }
                 self.cut(index, seq, refs);
-                self.extend(end.since(index) as u32, term, entry_bytes, at, refs, runs);
-                index = end;
             }
+            self.extend(end.since(index) as u32, term, entry_bytes, at, refs, runs);
+            index = end;
         }
         Fit::Fits
+    }
+
+    // What follows is apart so that an append that only goes on does not touch, or prefetch, what is cold.
+
+    /// Why a run does not continue the log, if it does not.
+    #[cold]
+    fn unfit(&self, run: &RunHeader) -> Option<Fit> {
+        if run.prev_index > self.last {
+            return Some(Fit::Gap);
+        }
+        let known = (run.prev_index >= self.base).then(|| self.term_at(run.prev_index));
+        known.filter(|term| *term != Some(run.prev_term)).map(|_| Fit::Mismatch)
+    }
+
+    /// The first of the entries `[index, end)` of this term that is not held already.
+    #[cold]
+    fn pass_held(&self, mut index: Index, end: Index, term: Term) -> Index {
+        while index < end && index <= self.last && self.holds(index, term) {
+            index = index.next();
+        }
+        index
     }
 
     /// Whether writing this entry again would change nothing: it is held, or a snapshot covers it.
@@ -239,14 +267,15 @@ impl Group {
     }
 
     /// Drops the entries from `from` on.
+    #[cold]
     pub(crate) fn cut(&mut self, from: Index, seq: u64, refs: &mut Refs) {
         let from = from.max(self.base.next());
         if from > self.last {
             return;
         }
-        self.cuts += 1;
-        while self.terms.last().is_some_and(|(first, _)| *first >= from) {
-            self.terms.pop();
+        self.cold.cuts += 1;
+        while self.cold.terms.last().is_some_and(|(first, _)| *first >= from) {
+            self.cold.terms.pop();
         }
         self.log_extents_mut().change(|extents| {
             while let Some(extent) = extents.pop() {
@@ -259,7 +288,7 @@ impl Group {
             }
         });
         self.last = from.prev();
-        self.marks.cut(from);
+        self.cold.marks.cut(from);
         self.reckon_last_term();
     }
 
@@ -275,7 +304,7 @@ impl Group {
     ) {
         let first = self.last.next();
         if self.last_term != term || self.last == self.base {
-            self.terms.push((first, term));
+            self.cold.terms.push((first, term));
             self.last_term = term;
         }
         if self.tail.count == 0 || self.tail.file_no != at.file_no {
@@ -287,7 +316,7 @@ impl Group {
         refs.grow_extent(at.file_no, bytes);
         if !runs.grow(at.file_no, self.newest, at.offset, count) {
             let run = RunAt::new(self.slot, first, count, at.offset);
-            runs.push(at.file_no, run, Some((&mut self.newest, &mut self.marks)));
+            runs.push(at.file_no, run, Some((&mut self.newest, &mut self.cold.marks)));
         }
         self.last = self.last.plus(u64::from(count));
     }
@@ -297,11 +326,11 @@ impl Group {
         if self.tail.file_no != file_no {
             self.log_extents_mut();
             self.newest = NONE;
-            self.marks.clear();
+            self.cold.marks.clear();
         }
         let goes_on = |extent: &mut Extent| extent.count < u64::from(u32::MAX / 2);
-        let is_last = self.extents.last_file() == Some(file_no);
-        let before = if is_last { self.extents.change(|extents| extents.pop_if(goes_on)) } else { None };
+        let is_last = self.cold.extents.last_file() == Some(file_no);
+        let before = if is_last { self.cold.extents.change(|extents| extents.pop_if(goes_on)) } else { None };
         if before.is_none() {
             refs.hold_extent(&Extent { file_no, first: self.last.next(), count: 0, bytes: 0 });
         }
@@ -320,7 +349,9 @@ impl Group {
         seq: u64,
         refs: &mut Refs,
     ) -> bool {
-        if index < self.base || (index == self.base && self.snapshot.is_some() && term != self.base_term) {
+        if index < self.base
+            || (index == self.base && self.cold.snapshot.is_some() && term != self.cold.base_term)
+        {
             return false;
         }
         let mut released = Vec::new();
@@ -331,11 +362,11 @@ impl Group {
             self.last = index;
         }
         self.base = index;
-        self.base_term = term;
+        self.cold.base_term = term;
         self.reckon_last_term();
         self.keep_live(released, live, seq, refs);
         refs.hold_snapshot(&place);
-        if let Some(old) = self.snapshot.replace(place) {
+        if let Some(old) = self.cold.snapshot.replace(place) {
             refs.drop_snapshot(&old, seq);
         }
         true
@@ -362,11 +393,11 @@ impl Group {
             }
             released
         });
-        let over = self.terms.partition_point(|(first, _)| *first <= upto.next());
-        self.terms.drain(..over.saturating_sub(1));
+        let over = self.cold.terms.partition_point(|(first, _)| *first <= upto.next());
+        self.cold.terms.drain(..over.saturating_sub(1));
         if self.last == upto {
-            self.terms.clear();
-        } else if let Some((first, _)) = self.terms.first_mut() {
+            self.cold.terms.clear();
+        } else if let Some((first, _)) = self.cold.terms.first_mut() {
             *first = upto.next();
         }
         released
@@ -375,27 +406,32 @@ impl Group {
     /// The group as a checkpoint tells it: one part, or several if it has very many terms or extents; none if it is
     /// deleted.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        if self.deleted {
+        if self.cold.deleted {
             return Vec::new();
         }
-        let items = [self.terms.len(), self.extents.len() + 1, self.live.len(), self.placed.len()];
+        let items = [
+            self.cold.terms.len(),
+            self.cold.extents.len() + 1,
+            self.cold.live.len(),
+            self.cold.placed.len(),
+        ];
         let count = items.into_iter().max().unwrap_or(0).div_ceil(PART_ITEMS_MAX).max(1);
         let chunk = |i: usize, len: usize| (i * PART_ITEMS_MAX).min(len)..((i + 1) * PART_ITEMS_MAX).min(len);
         (0..count)
             .map(|i| Part {
-                group: self.id,
-                suspect: self.suspect,
-                state_lost: self.state_lost,
-                state: if i == 0 { self.state.clone() } else { Vec::new() },
+                group: self.cold.id,
+                suspect: self.cold.suspect,
+                state_lost: self.cold.state_lost,
+                state: if i == 0 { self.cold.state.clone() } else { Vec::new() },
                 accepted_term: self.accepted_term,
                 base_index: self.base,
-                base_term: self.base_term,
+                base_term: self.cold.base_term,
                 last: self.last,
-                snapshot: self.snapshot,
-                terms: self.terms[chunk(i, self.terms.len())].to_vec(),
+                snapshot: self.cold.snapshot,
+                terms: self.cold.terms[chunk(i, self.cold.terms.len())].to_vec(),
                 extents: self.extents_of_part(i, count),
-                live: self.live[chunk(i, self.live.len())].to_vec(),
-                placed: self.placed[chunk(i, self.placed.len())].to_vec(),
+                live: self.cold.live[chunk(i, self.cold.live.len())].to_vec(),
+                placed: self.cold.placed[chunk(i, self.cold.placed.len())].to_vec(),
                 more: i + 1 < count,
             })
             .collect()
@@ -404,7 +440,7 @@ impl Group {
     /// The extents of the log that part `i` of so many tells.
     fn extents_of_part(&self, i: usize, count: usize) -> Extents {
         let extents = if count == 1 {
-            let mut all = self.extents.clone();
+            let mut all = self.cold.extents.clone();
             self.tail().is_none_or(|tail| all.push(tail)).then_some(all)
         } else {
             Extents::pack(self.log_extents().skip(i * PART_ITEMS_MAX).take(PART_ITEMS_MAX))
@@ -415,35 +451,31 @@ impl Group {
     /// Becomes what the parts say. False, and unchanged, if they contradict themselves.
     pub(crate) fn become_parts(&mut self, parts: &[Part], seq: u64, refs: &mut Refs) -> bool {
         let Some(first) = parts.first() else { return false };
-        let mut new = Self {
-            state: first.state.clone(),
-            accepted_term: first.accepted_term,
-            base: first.base_index,
-            base_term: first.base_term,
-            snapshot: first.snapshot,
-            last: first.last,
-            placed_in: self.placed_in,
-            suspect: first.suspect,
-            state_lost: first.state_lost,
-            ..Self::new(self.id, self.slot)
-        };
+        let mut new = Self::new(self.cold.id, self.slot);
+        new.accepted_term = first.accepted_term;
+        (new.base, new.last) = (first.base_index, first.last);
+        let cold = &mut new.cold;
+        cold.state.clone_from(&first.state);
+        (cold.base_term, cold.snapshot) = (first.base_term, first.snapshot);
+        cold.placed_in = self.cold.placed_in;
+        (cold.suspect, cold.state_lost) = (first.suspect, first.state_lost);
         for part in parts {
-            new.terms.extend_from_slice(&part.terms);
-            if new.extents.len() == 0 {
-                new.extents = part.extents.clone();
-            } else if !part.extents.iter().all(|extent| new.extents.push(extent)) {
+            new.cold.terms.extend_from_slice(&part.terms);
+            if new.cold.extents.len() == 0 {
+                new.cold.extents = part.extents.clone();
+            } else if !part.extents.iter().all(|extent| new.cold.extents.push(extent)) {
                 return false;
             }
-            new.live.extend_from_slice(&part.live);
-            new.placed.extend_from_slice(&part.placed);
+            new.cold.live.extend_from_slice(&part.live);
+            new.cold.placed.extend_from_slice(&part.placed);
         }
         new.reckon_last_term();
         if !new.is_whole() {
             return false;
         }
         new.all_extents().for_each(|extent| refs.hold_extent(&extent));
-        new.placed.iter().for_each(|extent| refs.place_extent(extent));
-        if let Some(place) = &new.snapshot {
+        new.cold.placed.iter().for_each(|extent| refs.place_extent(extent));
+        if let Some(place) = &new.cold.snapshot {
             refs.hold_snapshot(place);
         }
         self.drop_everything(seq, refs);
@@ -454,19 +486,21 @@ impl Group {
     /// Nothing of the group is left, and nothing of it is needed in any file.
     pub(crate) fn delete(&mut self, seq: u64, refs: &mut Refs) {
         self.drop_everything(seq, refs);
-        *self = Self { deleted: true, cuts: self.cuts + 1, ..Self::new(self.id, self.slot) };
+        let mut nothing = Self::new(self.cold.id, self.slot);
+        (nothing.cold.deleted, nothing.cold.cuts) = (true, self.cold.cuts + 1);
+        *self = nothing;
     }
 
     fn drop_everything(&self, seq: u64, refs: &mut Refs) {
         self.all_extents().for_each(|extent| refs.drop_extent(&extent, seq));
-        self.placed.iter().for_each(|extent| refs.unplace_extent(extent));
-        if let Some(place) = &self.snapshot {
+        self.cold.placed.iter().for_each(|extent| refs.unplace_extent(extent));
+        if let Some(place) = &self.cold.snapshot {
             refs.drop_snapshot(place, seq);
         }
     }
 
     fn all_extents(&self) -> impl Iterator<Item = Extent> {
-        self.log_extents().chain(self.live.iter().chain(&self.placed).copied())
+        self.log_extents().chain(self.cold.live.iter().chain(&self.cold.placed).copied())
     }
 
     /// The invariants of this file's header.
@@ -478,13 +512,13 @@ impl Group {
             }
             next = extent.last().next();
         }
-        let ordered = self.terms.windows(2).all(|pair| pair[0].0 < pair[1].0);
-        let covered = match (self.terms.first(), self.terms.last()) {
+        let ordered = self.cold.terms.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let covered = match (self.cold.terms.first(), self.cold.terms.last()) {
             (Some((first, _)), Some((last, _))) => *first == self.base.next() && *last <= self.last,
             _ => self.last == self.base,
         };
         let mut after = Index::ZERO;
-        let live = self.live.iter().all(|extent| {
+        let live = self.cold.live.iter().all(|extent| {
             let fits = extent.first > after && extent.count > 0 && extent.last() <= self.base;
             after = extent.last();
             fits
@@ -492,8 +526,6 @@ impl Group {
         next == self.last.next() && ordered && covered && live
     }
 }
-
-const _: () = assert!(std::mem::offset_of!(Group, marks) == 64);
 
 #[cfg(test)]
 #[path = "group_tests.rs"]

@@ -26,8 +26,8 @@ impl Group {
         seq: u64,
         refs: &mut Refs,
     ) {
-        let old = std::mem::take(&mut self.live);
-        let mut placed = std::mem::take(&mut self.placed);
+        let old = std::mem::take(&mut self.cold.live);
+        let mut placed = std::mem::take(&mut self.cold.placed);
         placed.sort_by_key(|extent| extent.first);
         // Old live entries lie below the released ones, so both together are in order.
         let own: Vec<Extent> = old.into_iter().chain(released).collect();
@@ -38,7 +38,7 @@ impl Group {
         kept.iter().for_each(|extent| refs.hold_extent(extent));
         own.iter().chain(&placed).for_each(|extent| refs.drop_extent(extent, seq));
         placed.iter().for_each(|extent| refs.unplace_extent(extent));
-        self.live = kept;
+        self.cold.live = kept;
     }
 
     /// A run of entries of a snapshot that is still to come.
@@ -54,8 +54,8 @@ impl Group {
         let extent = Extent { file_no: at.file_no, first: range.first, count: range.count, bytes };
         refs.hold_extent(&extent);
         refs.place_extent(&extent);
-        self.placed.push(extent);
-        self.placed_in = at.file_no;
+        self.cold.placed.push(extent);
+        self.cold.placed_in = at.file_no;
     }
 
     /// Entries that lie in file `from` lie in file `to` now.
@@ -63,12 +63,12 @@ impl Group {
         if self.log_extents().any(|extent| extent.file_no == from) {
             self.log_extents_mut().change(|extents| relocate(extents, from, to, ranges, seq, refs));
         }
-        relocate(&mut self.live, from, to, ranges, seq, refs);
+        relocate(&mut self.cold.live, from, to, ranges, seq, refs);
     }
 
     /// What the group holds, in order: live entries, then those of the log.
     pub(crate) fn held_extents(&self) -> impl Iterator<Item = Extent> {
-        self.live.iter().copied().chain(self.log_extents())
+        self.cold.live.iter().copied().chain(self.log_extents())
     }
 
     /// What of that lies in a file.

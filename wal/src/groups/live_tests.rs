@@ -69,7 +69,7 @@ fn check(group: &Group, plain: &Plain, refs: &Refs) {
         assert_eq!(refs.held(file_no).extents, group.held_in(file_no).count() as u64);
         let bytes: u64 = group.held_in(file_no).map(|extent| extent.bytes).sum();
         assert_eq!(refs.held(file_no).live_bytes, bytes);
-        let placed = group.placed.iter().filter(|extent| extent.file_no == file_no).count();
+        let placed = group.cold.placed.iter().filter(|extent| extent.file_no == file_no).count();
         assert_eq!(refs.held(file_no).placed, placed as u64);
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct Groups {
     dense: Vec<u32>,
     sparse: BTreeMap<GroupId, u32>,
     slots: Vec<Group>,
+    /// By slot. Apart from the groups, so that one is found without a look at it.
+    ids: Vec<GroupId>,
     /// By slot: rises whenever a group changes otherwise than by growing. So few bytes are always in the cache.
     versions: Vec<u32>,
     runs: Runs,
@@ -66,16 +68,11 @@ impl Groups {
     }
 
     pub(crate) fn slot(&self, id: GroupId) -> Option<usize> {
-        self.slot_if(id, |slot| self.slots[slot].id == id)
-    }
-
-    /// As [`slot`](Self::slot), for a caller that has the uids at hand and so need not look at the group.
-    pub(crate) fn slot_if(&self, id: GroupId, is_its: impl Fn(usize) -> bool) -> Option<usize> {
         let quotient = id.0 / self.shards;
         let slot = if quotient < DENSE_MAX {
             // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
             let slot = *self.dense.get(quotient as usize)?;
-            (slot != NO_SLOT && is_its(slot as usize)).then_some(slot)
+            (slot != NO_SLOT && self.ids[slot as usize] == id).then_some(slot)
         } else {
             None
         };
@@ -88,6 +85,7 @@ impl Groups {
         }
         let slot = self.slots.len();
         self.slots.push(Group::new(id, slot as u32));
+        self.ids.push(id);
         self.dirty.resize(slot / PAGE_GROUPS / 64 + 1, 0);
         self.note(slot);
         self.versions.push(0);
@@ -114,6 +112,10 @@ impl Groups {
 
     pub(crate) fn find(&self, id: GroupId) -> Option<&Group> {
         self.slot(id).map(|slot| &self.slots[slot])
+    }
+
+    pub(crate) fn id(&self, slot: usize) -> GroupId {
+        self.ids[slot]
     }
 
     pub(crate) fn at(&self, slot: usize) -> &Group {
@@ -153,7 +155,7 @@ impl Groups {
 
     /// A group's state was written once more: no change that a checkpoint would tell.
     pub(crate) fn was_repeated(&mut self, slot: usize) {
-        self.slots[slot].repeat = false;
+        self.slots[slot].cold.repeat = false;
     }
 
     fn note(&mut self, slot: usize) {
@@ -186,7 +188,7 @@ impl Groups {
     /// The runs of a file in their order, if they are known from its beginning.
     pub(crate) fn runs_in(&self, file_no: u64) -> Option<impl Iterator<Item = IndexRun>> {
         let index_run = |run: &RunAt| {
-            let group = self.slots[run.slot as usize].id;
+            let group = self.ids[run.slot as usize];
             IndexRun { group, first: run.first, count: run.count, offset: run.offset }
         };
         Some(self.runs.of_file(file_no)?.map(index_run))

@@ -22,14 +22,14 @@ impl Wal {
             && let Some(file_no) = self.files.only_snapshots(self.checkpoints.needed_from(), &self.refs)
         {
             let lies_there =
-                |group: &Group| group.snapshot.and_then(|place| place.log_file()) == Some(file_no);
+                |group: &Group| group.cold.snapshot.and_then(|place| place.log_file()) == Some(file_no);
             self.reads.carry =
                 (0..self.groups.len()).filter(|slot| lies_there(self.groups.at(*slot))).collect();
         }
         let Some(slot) = self.reads.carry.pop() else { return };
         let group = self.groups.at(slot);
-        let id = group.id;
-        if let Some(SnapshotPlace::Inline { at, bytes }) = group.snapshot
+        let id = group.cold.id;
+        if let Some(SnapshotPlace::Inline { at, bytes }) = group.cold.snapshot
             && at.file_no < self.checkpoints.needed_from()
         {
             self.queue_job(Want::Carry { slot, at, bytes }, id, Index::ZERO, None);
@@ -38,7 +38,7 @@ impl Wal {
     }
 
     pub(super) fn next_for_carry(&self, slot: usize, at: Position, bytes: u32) -> Next {
-        let is_current = self.groups.at(slot).snapshot == Some(SnapshotPlace::Inline { at, bytes });
+        let is_current = self.groups.at(slot).cold.snapshot == Some(SnapshotPlace::Inline { at, bytes });
         let file_no = at.file_no;
         match self.files.get(file_no).filter(|_| is_current) {
             None => Next::Finish,
@@ -55,8 +55,8 @@ impl Wal {
 
     pub(super) fn carry_snapshot(&mut self, slot: usize, place: SnapshotPlace, bytes: &[u8]) {
         let group = self.groups.at(slot);
-        let (id, index, term) = (group.id, group.base, group.base_term);
-        let is_current = group.snapshot == Some(place);
+        let (id, index, term) = (group.cold.id, group.base, group.cold.base_term);
+        let is_current = group.cold.snapshot == Some(place);
         match Record::read(&mut Reader::new(bytes)) {
             Ok(Record::Snapshot(found))
                 if is_current && (found.group, found.index, found.term) == (id, index, term) =>

@@ -311,7 +311,7 @@ impl Wal {
 
     fn begin_job(&self, mut job: Job) -> Job {
         if let Some(group) = self.groups.find(job.group) {
-            job.cuts = group.cuts;
+            job.cuts = group.cold.cuts;
             job.out.prev_term = group.term_at(job.out.first.prev()).unwrap_or_default();
         }
         job.out.count = 0;
@@ -372,7 +372,7 @@ impl Wal {
                 return job.gather.into_iter().for_each(|gather| self.finish_plan(id, max_bytes, *gather));
             }
         };
-        let cut = self.groups.find(job.group).is_some_and(|group| group.cuts != job.cuts);
+        let cut = self.groups.find(job.group).is_some_and(|group| group.cold.cuts != job.cuts);
         if cut && (job.out.count > 0 || matches!(result, Err(ReadError::Corrupt { .. }))) {
             // Part of it may have been overwritten since it was read, or since it was looked for.
             self.reads.queue.push_front(job);

@@ -153,7 +153,7 @@ impl Wal {
     /// Finds out where all keys' runs lie that are not found yet. `Some`: something is to be done before.
     pub(super) fn locate_all(&mut self, gather: &mut Gather) -> Option<Next> {
         for key in gather.keys.iter_mut().filter(|key| key.found.is_none()) {
-            let log = self.groups.find(key.group).filter(|log| log.cuts == key.cuts);
+            let log = self.groups.find(key.group).filter(|log| log.cold.cuts == key.cuts);
             let extent = log.and_then(|log| log.extent_of(key.index));
             key.place =
                 key.place.filter(|place| extent.is_some_and(|extent| extent.file_no == place.file_no));
@@ -183,7 +183,9 @@ impl Wal {
             let held = self.held(key.group, key.index);
             match (&key.found, held) {
                 // It was read, and may have been overwritten since; or it was not there, and now it is.
-                (Some(Ok(_)), Ok(group)) if group.cuts != key.cuts => (key.found, key.place) = (None, None),
+                (Some(Ok(_)), Ok(group)) if group.cold.cuts != key.cuts => {
+                    (key.found, key.place) = (None, None)
+                }
                 (Some(Err(ReadError::Released { .. })), Ok(_)) => (key.found, key.place) = (None, None),
                 (Some(Ok(_)), Err(released)) => key.found = Some(Err(released)),
                 _ => {}
@@ -213,7 +215,7 @@ impl Wal {
             }
         };
         let extent = group.extent_of(index)?;
-        key.cuts = group.cuts;
+        key.cuts = group.cold.cuts;
         let lives_on = index <= group.base;
         let file_no = extent.file_no;
         let Some(file) = self.files.get(file_no) else {
@@ -258,7 +260,7 @@ impl Wal {
                 span.keys.retain(|at| {
                     let Some(key) = gather.keys.get_mut(*at) else { return false };
                     let is_there = self.groups.find(key.group).is_some_and(|group| {
-                        group.cuts == key.cuts
+                        group.cold.cuts == key.cuts
                             && group
                                 .extent_of(key.index)
                                 .is_some_and(|extent| extent.file_no == span.from.file_no)
@@ -295,7 +297,7 @@ impl Wal {
         let mut keys = Vec::with_capacity(span.keys.len());
         for at in span.keys.iter().copied() {
             let Some(key) = gather.keys.get_mut(at) else { continue };
-            if self.groups.find(key.group).is_some_and(|group| group.cuts == key.cuts) {
+            if self.groups.find(key.group).is_some_and(|group| group.cold.cuts == key.cuts) {
                 keys.push(at);
             } else {
                 // It may have been overwritten in the same file: what was read is no longer what was looked for.

@@ -31,7 +31,6 @@ use crate::format::SEGMENT;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::record::Runs;
-use crate::groups::Group;
 use crate::token;
 use crate::wal::Wal;
 
@@ -89,7 +88,6 @@ pub struct Sweep {
 /// A group, as far as the sweep has asked about it.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    id: GroupId,
     /// Its number among those that the sweep is for; `NOT_WANTED` if it is none of them.
     number: u32,
     /// What follows was asked when the group had this version, of the file with this number in the sweep.
@@ -159,8 +157,7 @@ impl Wal {
         if self.sweep.is_some() {
             return;
         }
-        let unwanted = |group: &Group| Place {
-            id: group.id,
+        let unwanted = Place {
             number: NOT_WANTED,
             version: 0,
             file: 0,
@@ -168,7 +165,7 @@ impl Wal {
             upto: Index::ZERO,
             term: Term::ZERO,
         };
-        let mut places: Vec<Place> = self.groups.iter().map(unwanted).collect();
+        let mut places = vec![unwanted; self.groups.len()];
         let mut first = u64::MAX;
         for (number, (group, next)) in (0..).zip(wanted) {
             let Some(slot) = self.groups.slot(group) else { continue };
@@ -386,8 +383,8 @@ impl Sweep {
             }
             if let Some((slot, first, count, entries)) = self.next_entries(wal) {
                 let bytes = self.batch.as_ref().map_or(&[][..], |batch| self.bytes(batch.is_carried));
-                let Place { id, number, .. } = self.places[slot];
-                return Some(SweptRun { group: id, number, first, count, entries: &bytes[entries] });
+                let (group, number) = (wal.groups.id(slot), self.places[slot].number);
+                return Some(SweptRun { group, number, first, count, entries: &bytes[entries] });
             }
         }
     }
@@ -404,9 +401,7 @@ impl Sweep {
         let mut runs = Runs::new(&bytes[batch.records.start..]);
         while let Some(run) = runs.next() {
             // Groups that came later have nothing in these files.
-            let id = run.header.group;
-            let slot =
-                wal.groups.slot_if(id, |slot| self.places.get(slot).is_some_and(|place| place.id == id));
+            let slot = wal.groups.slot(run.header.group);
             let Some(slot) = slot.filter(|slot| *slot < self.places.len()) else { continue };
             if run.header.last() < self.places[slot].next {
                 continue;

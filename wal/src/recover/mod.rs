@@ -215,29 +215,30 @@ impl Found<'_> {
 // ---- what was found -------------------------------------------------------------------------------------------------
 
 fn recovered<D: Disk>(readers: &mut Readers<'_, D>, group: &Group) -> Result<RecoveredGroup, WalError> {
-    let (snapshot, snapshot_file) = match group.snapshot {
+    let (snapshot, snapshot_file) = match group.cold.snapshot {
         None => (None, None),
         Some(SnapshotPlace::Inline { at, bytes }) => (read_snapshot(readers, group, at, bytes)?, None),
         Some(SnapshotPlace::File(file)) => (None, Some(file)),
     };
-    let snapshot_lost = group.snapshot.is_some() && snapshot.is_none() && snapshot_file.is_none();
-    let base = (group.base > Index::ZERO).then_some((group.base, group.base_term));
+    let snapshot_lost = group.cold.snapshot.is_some() && snapshot.is_none() && snapshot_file.is_none();
+    let base = (group.base > Index::ZERO).then_some((group.base, group.cold.base_term));
     Ok(RecoveredGroup {
-        group: group.id,
-        state: group.state.clone(),
-        suspect: group.suspect || snapshot_lost,
+        group: group.cold.id,
+        state: group.cold.state.clone(),
+        suspect: group.cold.suspect || snapshot_lost,
         snapshot,
         snapshot_file,
         live: group
+            .cold
             .live
             .iter()
             .map(|extent| IndexRange { first: extent.first, count: extent.count })
             .collect(),
         first: group.base.next(),
         last: group.last,
-        terms: base.into_iter().chain(group.terms.iter().copied()).collect(),
+        terms: base.into_iter().chain(group.cold.terms.iter().copied()).collect(),
         accepted_term: group.accepted_term,
-        state_lost: group.state_lost,
+        state_lost: group.cold.state_lost,
     })
 }
 
@@ -254,7 +255,7 @@ fn read_snapshot<D: Disk>(
         Err(DiskError::Crashed) => return Err(DiskError::Crashed.into()),
         Err(_) => return Ok(None),
     };
-    let whole = (group.id, group.base, group.base_term);
+    let whole = (group.cold.id, group.base, group.cold.base_term);
     Ok(match Record::read(&mut Reader::new(bytes)) {
         Ok(Record::Snapshot(found)) if (found.group, found.index, found.term) == whole => {
             Some(InlineSnapshot { index: found.index, term: found.term, bytes: found.bytes.to_vec() })

@@ -38,14 +38,14 @@ impl LogRead<'_> {
 
     /// A group's entries, by index: which are in which file.
     pub(crate) fn extents(&self, group: GroupId) -> &[Extent] {
-        let of = |group: &Group| group.live.iter().copied().chain(group.log_extents()).collect();
-        let all = || self.found.replay.groups.iter().map(|group| (group.id, of(group))).collect();
+        let of = |group: &Group| group.cold.live.iter().copied().chain(group.log_extents()).collect();
+        let all = || self.found.replay.groups.iter().map(|group| (group.cold.id, of(group))).collect();
         self.extents.get_or_init(all).get(&group).map_or(&[], Vec::as_slice)
     }
 
     /// Where in the log's files a group's snapshot lies, readable or not.
     pub(crate) fn snapshot_at(&self, group: GroupId) -> Option<Position> {
-        match self.found.replay.groups.find(group).and_then(|group| group.snapshot)? {
+        match self.found.replay.groups.find(group).and_then(|group| group.cold.snapshot)? {
             SnapshotPlace::Inline { at, .. } => Some(at),
             SnapshotPlace::File(_) => None,
         }
@@ -85,7 +85,7 @@ pub(crate) fn read_log<'a, D: Disk>(
         .replay
         .groups
         .iter()
-        .filter(|group| !group.deleted)
+        .filter(|group| !group.cold.deleted)
         .map(|group| recovered(readers, group))
         .collect();
     let mut groups = groups?;

@@ -103,10 +103,10 @@ impl<'a> Replay<'a> {
     pub(crate) fn finish(&mut self, tail_suspect: bool) {
         self.incomplete |= tail_suspect;
         if self.states_missing.take().is_some() || tail_suspect {
-            self.groups.iter_mut().for_each(|group| group.state_lost = true);
+            self.groups.iter_mut().for_each(|group| group.cold.state_lost = true);
         }
         if tail_suspect {
-            self.groups.iter_mut().for_each(|group| group.suspect = true);
+            self.groups.iter_mut().for_each(|group| group.cold.suspect = true);
         }
     }
 
@@ -116,7 +116,7 @@ impl<'a> Replay<'a> {
         let slot = self.groups.slot_or_new(id);
         if self.incomplete && slot == known {
             let group = self.groups.at_mut(slot);
-            (group.suspect, group.state_lost) = (true, self.states_lost);
+            (group.cold.suspect, group.cold.state_lost) = (true, self.states_lost);
         }
         slot
     }
@@ -126,7 +126,7 @@ impl<'a> Replay<'a> {
             Record::Run(run) => self.apply_run(run, body, seq),
             Record::State { group, blob } => {
                 let slot = self.slot(group);
-                self.groups.at_mut(slot).state = blob.to_vec();
+                self.groups.at_mut(slot).cold.state = blob.to_vec();
             }
             Record::Snapshot(snapshot) => {
                 let slot = self.slot(snapshot.group);
@@ -183,9 +183,9 @@ impl<'a> Replay<'a> {
         }
         match group.append(&run.header, run.term_spans(), at, seq, &mut self.refs, runs) {
             Fit::Fits => {}
-            Fit::Gap => group.suspect = true,
+            Fit::Gap => group.cold.suspect = true,
             Fit::Mismatch => {
-                group.suspect = true;
+                group.cold.suspect = true;
                 group.cut(run.header.prev_index, seq, &mut self.refs);
             }
         }
@@ -307,11 +307,11 @@ impl Sink for Replay<'_> {
     fn hole(&mut self, at: Position, first: u64, last: u64) {
         let file = log_path(self.dir, at.file_no);
         self.holes.push(Hole { file, offset: at.offset, first_seq: first, last_seq: last });
-        self.groups.iter_mut().for_each(|group| group.suspect = true);
+        self.groups.iter_mut().for_each(|group| group.cold.suspect = true);
         // A state is written once more in the very next batch. If that is lost too, or never came, so is the state.
         let lost_before = self.states_missing.replace((last, self.boot_epoch)).is_some();
         if lost_before || last > first {
-            self.groups.iter_mut().for_each(|group| group.state_lost = true);
+            self.groups.iter_mut().for_each(|group| group.cold.state_lost = true);
             self.states_lost = true;
         }
         self.incomplete = true;
@@ -379,8 +379,8 @@ mod tests {
         batch(&mut replay, last + 1, next_epoch, repeated_upto, None);
         replay.finish(false);
         let group = replay.groups.find(GroupId(5)).unwrap();
-        assert_eq!(group.state, b"voted");
-        (group.suspect, group.state_lost)
+        assert_eq!(group.cold.state, b"voted");
+        (group.cold.suspect, group.cold.state_lost)
     }
 
     #[test]
@@ -406,7 +406,7 @@ mod tests {
             batch(&mut replay, last + 1, 7, last, Some(b"voted"));
             replay.finish(false);
             let group = replay.groups.find(GroupId(5)).unwrap();
-            (replay.incomplete, group.suspect, group.state_lost)
+            (replay.incomplete, group.cold.suspect, group.cold.state_lost)
         };
         assert_eq!(met_after(2), (true, true, false), "its state was repeated, or came later");
         assert_eq!(met_after(3), (true, true, true));

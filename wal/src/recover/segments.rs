@@ -43,7 +43,7 @@ pub(super) fn mark_missing(found: &mut Found<'_>, directory: &Directory, dir: &P
         let base = group.base;
         let of_log = |file_no: &u64| group.held_in(*file_no).any(|extent| extent.first > base);
         if gone.iter().any(of_log) {
-            group.suspect = true;
+            group.cold.suspect = true;
         }
     }
     gone.into_iter().map(|file_no| log_path(dir, file_no)).collect()
