@@ -207,16 +207,16 @@ fn the_directory_of_version_2_is_read_and_goes_on() {
     }
 }
 
-#[test]
-fn the_directory_of_version_3_is_read_and_goes_on() {
-    if writes("v3") {
+/// Versions 3 and 4 have the same in their directories.
+fn is_read_and_goes_on(version: &str) {
+    if writes(version) {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         write_many(dir.path());
-        let _ = fs::remove_dir_all(kept("v3"));
-        copy(dir.path(), &kept("v3"));
+        let _ = fs::remove_dir_all(kept(version));
+        copy(dir.path(), &kept(version));
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    copy(&kept("v3"), dir.path());
+    copy(&kept(version), dir.path());
     assert!(has(&dir.path().join("shard-0"), ".seg") && has(&dir.path().join("shard-0/snapshots"), ".snap"));
     for more in 1..=2 {
         let (node, group) = start_bodies(dir.path());
@@ -226,6 +226,16 @@ fn the_directory_of_version_3_is_read_and_goes_on() {
         }
         node.stop().unwrap();
     }
+}
+
+#[test]
+fn the_directory_of_version_3_is_read_and_goes_on() {
+    is_read_and_goes_on("v3");
+}
+
+#[test]
+fn the_directory_of_version_4_is_read_and_goes_on() {
+    is_read_and_goes_on("v4");
 }
 
 #[test]

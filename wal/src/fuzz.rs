@@ -79,7 +79,7 @@ fn fix_batch_at(bytes: &mut [u8], file: Uuid, prev_chain: Option<u64>) -> Option
     head.uuid_low = file.low();
     head.prev_chain = prev_chain.unwrap_or(head.prev_chain);
     let (records, padding) = bytes[BATCH_HEADER_BYTES..].split_at_mut(payload_bytes);
-    head.payload_crc = crc32c_from(file.seed(), records);
+    head.payload_crc = head.sum_of(records, file.seed()).unwrap_or(head.payload_crc);
     let padded = head.batch_bytes() as usize - BATCH_HEADER_BYTES - payload_bytes;
     let end = padding.len().min(padded);
     padding[..end].fill(0);

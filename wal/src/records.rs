@@ -88,10 +88,8 @@ impl Wal {
         let at = self.begin_record(RecordKind::Place, header.encoded_bytes());
         let batch = self.stage.batch();
         batch.buf.put(&encoded);
-        for piece in body {
-            batch.buf.put(piece);
-        }
         let seq = batch.seq;
+        self.stage.put_entries(body);
         let slot = self.groups.slot_or_new(header.group);
         let (range, bytes) = placed(header);
         let (group, runs) = self.groups.with_runs(slot);

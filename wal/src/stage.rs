@@ -7,17 +7,16 @@
 
 use std::collections::VecDeque;
 
-use coracle_base::checksum::crc32c_from;
+use coracle_base::codec::Sink;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_io::{Buffer, Disk};
 
 use crate::config::Config;
 use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
+use crate::format::outline::Outline;
 use crate::format::{Position, Uuid};
 
-/// The checksum of a batch goes on in pieces of this.
-const SUM_BYTES: usize = 24 * 1024;
 /// Buffers kept for the next batches. Beyond it they go back to the disk.
 const BUFFERS_MAX: usize = 16;
 /// Buffers taken from the disk at the start: four in flight, one open, one on its way.
@@ -32,9 +31,10 @@ pub(crate) struct Batch {
     pub(crate) buf: Buffer,
     pub(crate) records: u32,
     pub(crate) payload_bytes: u32,
-    /// Of the first `summed` bytes of `buf` after the header; of all records once it is closed.
+    /// Known once it is closed.
     pub(crate) payload_crc: u32,
-    summed: usize,
+    /// So much of `buf` is in the stage's outline, or need not be.
+    outlined: usize,
     /// Nothing but proof that earlier batches are durable.
     pub(crate) mark: bool,
     /// Closed because the next record did not fit.
@@ -43,12 +43,6 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Goes on with the checksum over the records so far.
-    fn sum(&mut self) {
-        self.payload_crc = crc32c_from(self.payload_crc, &self.buf[self.summed..]);
-        self.summed = self.buf.len();
-    }
-
     /// Where the batch ends, once it is closed.
     pub(crate) fn end(&self) -> Position {
         Position { file_no: self.at.file_no, offset: self.at.offset + self.buf.len() as u64 }
@@ -59,6 +53,8 @@ impl Batch {
 #[derive(Debug)]
 pub(crate) struct Stage {
     open: Option<Batch>,
+    /// Of the open batch, as far as it is staged.
+    outline: Outline,
     closed: VecDeque<Batch>,
     closed_bytes: usize,
     next_seq: u64,
@@ -79,6 +75,7 @@ impl Stage {
         let free = (0..BUFFERS_AT_START).map(|_| disk.buffer(buffer_bytes)).collect();
         Self {
             open: None,
+            outline: Outline::default(),
             closed: VecDeque::new(),
             closed_bytes: 0,
             next_seq: seq,
@@ -154,6 +151,7 @@ impl Stage {
         };
         buf.resize(BATCH_HEADER_BYTES);
         let (seq, at) = (self.next_seq, self.next_at);
+        self.outline.begin(Uuid::of(self.seed, at.file_no).seed());
         self.next_seq += 1;
         self.open = Some(Batch {
             seq,
@@ -161,8 +159,8 @@ impl Stage {
             buf,
             records: 0,
             payload_bytes: 0,
-            payload_crc: Uuid::of(self.seed, at.file_no).seed(),
-            summed: BATCH_HEADER_BYTES,
+            payload_crc: 0,
+            outlined: BATCH_HEADER_BYTES,
             mark: false,
             full: false,
             repeated_upto: 0,
@@ -175,20 +173,32 @@ impl Stage {
         self.open.as_mut().expect("open_next was called before")
     }
 
-    /// A record is about to be staged, all before it are whole: they are summed while they are in the nearest cache.
-    pub(crate) fn sum_so_far(&mut self) {
+    /// What was staged since the last time is in the checksum, being whole or the head of a run.
+    pub(crate) fn outline(&mut self) {
+        let batch = self.open.as_mut().expect("open_next was called before");
+        self.outline.add(&batch.buf[batch.outlined..]);
+        batch.outlined = batch.buf.len();
+    }
+
+    /// Stages the body of a run, whose head is already there: its own checksums vouch for it.
+    pub(crate) fn put_entries(&mut self, body: &[&[u8]]) {
+        self.outline();
         let batch = self.batch();
-        if batch.buf.len() - batch.summed >= SUM_BYTES {
-            batch.sum();
+        for piece in body {
+            batch.buf.put(piece);
         }
+        batch.outlined = batch.buf.len();
     }
 
     /// Closes the open batch, if there is one: pads it and ends its checksum.
     fn close(&mut self, full: bool) {
+        if self.open.is_some() {
+            self.outline();
+        }
         let Some(mut batch) = self.open.take() else { return };
         batch.full = full;
         batch.payload_bytes = (batch.buf.len() - BATCH_HEADER_BYTES) as u32;
-        batch.sum();
+        batch.payload_crc = self.outline.finish();
         batch.buf.resize(batch.buf.len().next_multiple_of(BLOCK_BYTES));
         self.next_at = batch.end();
         self.closed_bytes += batch.buf.len();

@@ -257,10 +257,8 @@ impl Wal {
         let at = self.begin_record(RecordKind::Run, bytes);
         let batch = self.stage.batch();
         batch.buf.put(&encoded);
-        for piece in body {
-            batch.buf.put(piece);
-        }
         let seq = batch.seq;
+        self.stage.put_entries(body);
         self.file_entries += u64::from(header.count);
         let slot = self.groups.slot_or_new(header.group);
         let (group, runs) = self.groups.with_runs(slot);
@@ -317,7 +315,6 @@ impl Wal {
         while !self.stage.fits(bytes) {
             self.open_batch(bytes);
         }
-        self.stage.sum_so_far();
         let batch = self.stage.batch();
         record::put_header(kind, false, body_bytes, &mut batch.buf);
         batch.records += 1;

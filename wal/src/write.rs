@@ -13,7 +13,7 @@ use coracle_base::limits::{WRITES_IN_FLIGHT, WRITES_IN_FLIGHT_MAX};
 use coracle_io::{Disk, DiskDone, DiskOp, FileId};
 
 use crate::error::WalError;
-use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK, RootHint};
+use crate::format::batch::{BATCH_HEADER_BYTES, BATCH_VERSION, BatchHead, FLAG_MARK, RootHint};
 use crate::format::page::Begin;
 use crate::format::{Position, Uuid};
 use crate::stage::Batch;
@@ -91,6 +91,7 @@ impl Wal {
     fn write_op(&mut self, file: FileId, mut batch: Batch) -> DiskOp {
         let uuid = Uuid::of(self.config.seed, batch.at.file_no);
         let mut head = BatchHead {
+            version: BATCH_VERSION,
             uuid_low: uuid.low(),
             seq: batch.seq,
             self_off: batch.at.offset,

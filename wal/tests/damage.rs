@@ -291,10 +291,11 @@ fn a_newer_format_is_refused() {
     let mut disk = FakeDisk::from_image(image, 1);
     disk.put_file(&file, &bytes);
     let error = Wal::open(&mut disk, config(12), identity()).unwrap_err();
-    assert_eq!(error, WalError::NewerFormat { file: file.into(), version: 9, ours: 1 });
+    assert_eq!(error, WalError::NewerFormat { file: file.into(), version: 9, ours: 2 });
 }
 
-/// A log of one batch with one record, whose kind and flags are replaced, all checksums made anew.
+/// A log of one batch with one record, whose kind and flags are replaced, all checksums made anew. It is no run, so the batch's
+/// goes over every byte.
 fn log_of_a_record(kind: u8, flags: u8) -> FakeDisk {
     let mut rig = Rig::fresh(17);
     rig.put_state(1, b"state");

@@ -3,7 +3,7 @@
 //! ```text
 //!   offset  size  field
 //!   0       4     magic          "CWB1"
-//!   4       2     version        1
+//!   4       2     version        2; 1: `payload_crc` goes over every byte of the records
 //!   6       2     header_bytes   96
 //!   8       8     uuid           low half of the file's
 //!   16      8     seq            rises by one; across files and starts it never comes again
@@ -16,7 +16,7 @@
 //!   56      8     repeated_upto  states of batches up to here were written once more, by the end of this batch
 //!   64      8     prev_chain     chain value of the batch before
 //!   72      8     chain          mix(prev_chain, checksum of [0, 64), payload_crc)
-//!   80      4     payload_crc    crc32c of the records, from the file's seed
+//!   80      4     payload_crc    crc32c of the records' outline (`outline.rs`), from the file's seed
 //!   84      4     root_back      newest durable checkpoint: its root lies so many files back, in the batch that begins
 //!   88      4     root_block     at this block; 0: none is known. A hint: a search finds it, too
 //!   92      4     header_crc     crc32c of [0, 92), from the file's seed
@@ -29,11 +29,14 @@ use coracle_base::checksum::{crc32c_from, mix64};
 use coracle_base::codec::{Reader, Truncated};
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 
-use super::Position;
 use super::record::RECORD_HEADER_BYTES;
+use super::{Position, outline};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CWB1");
-const VERSION: u16 = 1;
+/// What this program writes.
+pub(crate) const BATCH_VERSION: u16 = 2;
+/// Every byte of the records is summed.
+const FULL_SUM_VERSION: u16 = 1;
 /// Bytes before the first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 96;
 /// Nothing but proof that earlier batches are durable (and states once more).
@@ -42,6 +45,7 @@ pub(crate) const FLAG_MARK: u32 = 1;
 /// A batch's header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct BatchHead {
+    pub(crate) version: u16,
     pub(crate) uuid_low: u64,
     pub(crate) seq: u64,
     pub(crate) self_off: u64,
@@ -98,7 +102,7 @@ impl BatchHead {
     fn first_fields(&self) -> [u8; 64] {
         let mut bytes = [0; 64];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.version.to_le_bytes());
         bytes[6..8].copy_from_slice(&(BATCH_HEADER_BYTES as u16).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.uuid_low.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.seq.to_le_bytes());
@@ -145,14 +149,19 @@ impl BatchHead {
         }
         let too_large = head.batch_bytes() > BATCH_BYTES_MAX as u64;
         let more_records_than_bytes = head.record_count > head.payload_bytes / RECORD_HEADER_BYTES as u32;
-        let impossible =
-            more_records_than_bytes || head.seq == 0 || head.seq.max(head.durable_upto) > super::NUMBER_MAX;
+        let is_known = (FULL_SUM_VERSION..=BATCH_VERSION).contains(&head.version);
+        let impossible = !is_known
+            || more_records_than_bytes
+            || head.seq == 0
+            || head.seq.max(head.durable_upto) > super::NUMBER_MAX;
         (head.uuid_low == uuid_low && !too_large && !impossible).then_some(head)
     }
 
     pub(crate) fn decode_fields(header: &[u8]) -> Result<Self, Truncated> {
         let mut reader = Reader::new(header);
-        reader.bytes(8)?;
+        reader.bytes(4)?;
+        let version = reader.u16()?;
+        reader.bytes(2)?;
         let (uuid_low, seq, self_off) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let (boot_epoch, payload_bytes) = (reader.u32()?, reader.u32()?);
         let (record_count, flags) = (reader.u32()?, reader.u32()?);
@@ -160,6 +169,7 @@ impl BatchHead {
         let (prev_chain, chain, payload_crc) = (reader.u64()?, reader.u64()?, reader.u32()?);
         let root = RootHint { files_back: reader.u32()?, block: reader.u32()? };
         Ok(Self {
+            version,
             uuid_low,
             seq,
             self_off,
@@ -176,11 +186,20 @@ impl BatchHead {
         })
     }
 
+    /// The checksum of a batch of this version with these records, if they can have one.
+    pub(crate) fn sum_of(&self, records: &[u8], seed: u32) -> Option<u32> {
+        if self.version == FULL_SUM_VERSION {
+            Some(crc32c_from(seed, records))
+        } else {
+            outline::sum_of(records, seed)
+        }
+    }
+
     /// Whether `payload` (records and padding, all of the batch after the header) is what was written.
     pub(crate) fn payload_holds(&self, payload: &[u8], seed: u32) -> bool {
         let Some((records, padding)) = payload.split_at_checked(self.payload_bytes as usize) else {
             return false;
         };
-        crc32c_from(seed, records) == self.payload_crc && padding.iter().all(|byte| *byte == 0)
+        self.sum_of(records, seed) == Some(self.payload_crc) && padding.iter().all(|byte| *byte == 0)
     }
 }

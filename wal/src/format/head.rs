@@ -3,8 +3,8 @@
 //! ```text
 //!   offset  size  field        (two equal copies, at offsets 0 and 4096)
 //!   0       8     magic        "CORACLEW"
-//!   8       4     version      1
-//!   12      4     min_reader   1: readers below it refuse the file
+//!   8       4     version      2; 1: its batches are of version 1
+//!   12      4     min_reader   2: readers below it refuse the file
 //!   16      16    cluster
 //!   32      8     node
 //!   40      8     incarnation
@@ -40,7 +40,7 @@ use crate::config::Identity;
 
 const MAGIC: [u8; 8] = *b"CORACLEW";
 /// The newest file format this program reads, and the one it writes.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Both copies: the first batch starts here.
 pub(crate) const HEAD_AREA_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 const OPEN: u64 = u64::MAX;

@@ -7,6 +7,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod head;
+pub(crate) mod outline;
 pub(crate) mod page;
 pub(crate) mod record;
 pub(crate) mod segment;

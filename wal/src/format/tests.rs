@@ -176,11 +176,16 @@ fn put_root(out: &mut Vec<u8>) {
     out.put(&body);
 }
 
-/// A whole batch around these records, without its padding.
+/// A whole batch around these records, without its padding: of version 1, as the golden files of the records are.
 fn batch_of(put: fn(&mut Vec<u8>)) -> Vec<u8> {
+    batch_of_version(1, put)
+}
+
+fn batch_of_version(version: u16, put: fn(&mut Vec<u8>)) -> Vec<u8> {
     let mut records = Vec::new();
     put(&mut records);
     let mut head = BatchHead {
+        version,
         uuid_low: UUID.low(),
         seq: 99,
         self_off: 8192,
@@ -192,9 +197,10 @@ fn batch_of(put: fn(&mut Vec<u8>)) -> Vec<u8> {
         repeated_upto: 93,
         prev_chain: 0xCAFE,
         chain: 0,
-        payload_crc: coracle_base::checksum::crc32c_from(UUID.seed(), &records),
+        payload_crc: 0,
         root: RootHint::default(),
     };
+    head.payload_crc = head.sum_of(&records, UUID.seed()).unwrap();
     let mut batch = head.encode(UUID.seed()).to_vec();
     batch.extend(records);
     batch
@@ -207,8 +213,43 @@ fn golden_file_head() {
     assert_eq!(bytes[..BLOCK_BYTES], bytes[BLOCK_BYTES..], "two equal copies");
     assert!(bytes[160..BLOCK_BYTES - 4].iter().all(|byte| *byte == 0));
     let golden = [&bytes[..160], &bytes[BLOCK_BYTES - 4..BLOCK_BYTES]].concat();
-    assert_golden(&golden, include_str!("../../testdata/head-v1.hex"));
+    assert_golden(&golden, include_str!("../../testdata/head-v2.hex"));
     assert_eq!(Head::decode(&bytes[..BLOCK_BYTES]), HeadCopy::Sound(Box::new(head())));
+}
+
+#[test]
+fn a_file_head_of_version_1_is_read() {
+    let golden = bytes_of_golden(include_str!("../../testdata/head-v1.hex"));
+    let (fields, crc) = golden.split_at(160);
+    let copy = [fields, &[0; BLOCK_BYTES - 164], crc].concat();
+    assert_eq!(Head::decode(&copy), HeadCopy::Sound(Box::new(head())));
+}
+
+/// Runs, placed entries and another record after one another.
+fn put_several(out: &mut Vec<u8>) {
+    put_run(out);
+    put_state(out);
+    put_place(out);
+    put_run(out);
+}
+
+#[test]
+fn golden_batch_of_version_2() {
+    let batch = batch_of_version(2, put_several);
+    assert_golden(&batch, include_str!("../../testdata/batch-v2.hex"));
+    let head = BatchHead::decode(&batch, UUID.seed(), UUID.low()).unwrap();
+    assert!(head.payload_holds(&batch[BATCH_HEADER_BYTES..], UUID.seed()));
+    let first = BatchHead { version: 1, ..head };
+    assert!(!first.payload_holds(&batch[BATCH_HEADER_BYTES..], UUID.seed()), "the sums differ");
+}
+
+#[test]
+fn a_batch_of_an_unknown_version_is_none() {
+    for version in [0, 3] {
+        let head =
+            BatchHead { version, uuid_low: UUID.low(), seq: 1, ..BatchHead::default() }.encode(UUID.seed());
+        assert_eq!(BatchHead::decode(&head, UUID.seed(), UUID.low()), None);
+    }
 }
 
 #[test]
@@ -233,9 +274,13 @@ fn golden_batch_of_a_checkpoint_page() {
 
 /// The records of a batch that an earlier version wrote.
 fn records_of_golden(golden: &str) -> Vec<u8> {
+    bytes_of_golden(golden).split_off(BATCH_HEADER_BYTES)
+}
+
+fn bytes_of_golden(golden: &str) -> Vec<u8> {
     let golden: String = golden.split_whitespace().collect();
     let byte = |at: usize| u8::from_str_radix(&golden[at..at + 2], 16).unwrap();
-    (2 * BATCH_HEADER_BYTES..golden.len()).step_by(2).map(byte).collect()
+    (0..golden.len()).step_by(2).map(byte).collect()
 }
 
 /// A page of the first version had neither live entries nor the bytes of extents; one of the second had extents that were
@@ -320,7 +365,8 @@ fn a_root_says_that_the_log_is_incomplete() {
 
 #[test]
 fn golden_marker() {
-    let mut head = BatchHead { seq: 7, uuid_low: UUID.low(), flags: FLAG_MARK, ..BatchHead::default() };
+    let mut head =
+        BatchHead { version: 1, seq: 7, uuid_low: UUID.low(), flags: FLAG_MARK, ..BatchHead::default() };
     assert_golden(&head.encode(UUID.seed()), include_str!("../../testdata/mark-v1.hex"));
     assert_eq!(head.batch_bytes(), BLOCK_BYTES as u64);
 }
@@ -328,8 +374,13 @@ fn golden_marker() {
 #[test]
 fn a_batch_says_where_the_newest_root_lies() {
     let root = Position { file_no: 40, offset: 0x0102 * BLOCK_BYTES as u64 };
-    let mut head =
-        BatchHead { seq: 7, uuid_low: UUID.low(), root: RootHint::new(43, root), ..BatchHead::default() };
+    let mut head = BatchHead {
+        version: 2,
+        seq: 7,
+        uuid_low: UUID.low(),
+        root: RootHint::new(43, root),
+        ..BatchHead::default()
+    };
     let bytes = head.encode(UUID.seed());
     assert_eq!(bytes[84..92], [3, 0, 0, 0, 2, 1, 0, 0]);
     let found = BatchHead::decode(&bytes, UUID.seed(), UUID.low()).unwrap();
@@ -372,8 +423,8 @@ fn an_unknown_record_is_skipped_unless_it_must_be_understood() {
 
 proptest! {
     #[test]
-    fn every_flip_in_a_batch_is_noticed(at in 0usize..4096, bit in 0u8..8) {
-        let mut batch = batch_of(put_run);
+    fn every_flip_in_a_batch_is_noticed(at in 0usize..4096, bit in 0u8..8, version in 1u16..3) {
+        let mut batch = batch_of_version(version, put_several);
         batch.resize(BLOCK_BYTES, 0);
         batch[at] ^= 1 << bit;
         let holds = BatchHead::decode(&batch, UUID.seed(), UUID.low())
