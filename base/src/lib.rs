@@ -1,7 +1,7 @@
 //! Words that every Coracle crate shares: identities, the run format, checksums, little-endian codecs, bounds.
 //!
 //! Invariants: no I/O, no policy, no state that lives longer than a call; nothing here is used by one crate only.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod checksum;
 pub mod codec;

@@ -1,14 +1,16 @@
-//! CRC32C, seeded and resumable. Hides which crate computes it.
+//! CRC32C, seeded and resumable. Hides what computes it: the `crc32c` crate, or lanes of our own for short pieces.
+
+mod lanes;
 
 /// CRC32C of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    crc32c_from(0, bytes)
 }
 
 /// CRC32C of `bytes`, going on from `seed`: an earlier checksum, or an identity that makes equal bytes of another
 /// file differ.
 pub fn crc32c_from(seed: u32, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(seed, bytes)
+    lanes::crc32c_from(seed, bytes).unwrap_or_else(|| crc32c::crc32c_append(seed, bytes))
 }
 
 /// A 64-bit mix of two words (the finalizer of splitmix64): links checksums into a chain. Not cryptographic.
