@@ -13,6 +13,7 @@ mod runs;
 use std::collections::BTreeMap;
 
 use coracle_base::{GroupId, Index, Term};
+use smallvec::SmallVec;
 
 pub(crate) use extents::Extents;
 pub(crate) use group::{Fit, Group};
@@ -55,6 +56,8 @@ pub(crate) struct Groups {
     dirty: Vec<u64>,
 }
 
+/// So many are warmed together at best.
+const WARM_GROUPS: usize = 32;
 /// Groups of one page of the checkpoint.
 pub(crate) const PAGE_GROUPS: usize = 64;
 
@@ -106,7 +109,9 @@ impl Groups {
 
     /// Brings these groups into the cache: each of them misses it alone, and here they do so all at once.
     pub(crate) fn warm(&self, ids: impl Iterator<Item = GroupId>) {
-        let touched = ids.filter_map(|id| self.find(id)).fold(0, |sum, group| sum ^ group.touch());
+        let slots: SmallVec<[usize; WARM_GROUPS]> = ids.filter_map(|id| self.slot(id)).collect();
+        // Nothing but loads: as many as the CPU can have under way.
+        let touched = slots.iter().fold(0, |sum, slot| sum ^ self.slots[*slot].touch());
         std::hint::black_box(touched);
     }
 

@@ -91,18 +91,31 @@ impl FileRuns {
     }
 }
 
+/// Chunks kept for the next ones: what one file of single entries takes. New memory costs more than what is written to it.
+const SPARE_CHUNKS_MAX: usize = 96;
+
+/// A chunk that begins with this run, in memory that is there already if there is some.
+fn chunk_of(spare: &mut Vec<Vec<RunAt>>, run: RunAt) -> Vec<RunAt> {
+    let mut chunk = spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+    chunk.push(run);
+    chunk
+}
+
 /// The runs of the newest files.
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     files: VecDeque<FileRuns>,
     /// What lies next may have been the beginning of a file.
     missed: bool,
+    /// Memory of lists that are not kept any more, as much as the newest one may take soon.
+    spare: Vec<Vec<RunAt>>,
 }
 
 impl Runs {
     /// Adds a run that lies behind all others. If it is one of the log, `newest` and `marks` are its group's.
     pub(super) fn push(&mut self, file_no: u64, mut run: RunAt, chain: Option<(&mut u32, &mut Marks)>) {
-        let file = self.file(file_no);
+        self.begin_file(file_no);
+        let Some(file) = self.files.back_mut() else { return };
         let number = file.len() as u32;
         if let Some((newest, marks)) = chain {
             run.before = std::mem::replace(newest, number);
@@ -113,9 +126,7 @@ impl Runs {
         match file.chunks.last_mut() {
             Some(last) if last.len() < CHUNK => last.push(run),
             _ => {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                chunk.push(run);
-                file.chunks.push(chunk);
+                file.chunks.push(chunk_of(&mut self.spare, run));
             }
         }
     }
@@ -132,18 +143,23 @@ impl Runs {
         grown.is_some()
     }
 
-    /// The list of this file, which is the newest or begins now.
-    fn file(&mut self, file_no: u64) -> &mut FileRuns {
+    /// The list of this file is the newest, or begins now.
+    fn begin_file(&mut self, file_no: u64) {
         if self.files.back().is_none_or(|newest| newest.file_no != file_no) {
             let is_whole = !std::mem::take(&mut self.missed) && !self.files.is_empty();
             self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole });
             let older =
                 |files: &VecDeque<FileRuns>| files.iter().rev().skip(2).map(FileRuns::bytes).sum::<usize>();
             while older(&self.files) > BYTES_MAX {
-                self.files.pop_front();
+                let dropped = self.files.pop_front();
+                let chunks = dropped.into_iter().flat_map(|file| file.chunks);
+                let room = SPARE_CHUNKS_MAX.saturating_sub(self.spare.len());
+                self.spare.extend(chunks.take(room).map(|mut chunk| {
+                    chunk.clear();
+                    chunk
+                }));
             }
         }
-        self.files.back_mut().expect("a file was just put there, or was there before")
     }
 
     /// Runs that would come next cannot be read.

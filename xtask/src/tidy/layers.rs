@@ -166,8 +166,8 @@ fn complaint(layer: &Layer, dependency: &Dependency) -> Option<String> {
     None
 }
 
-/// Every library, program and example begins by saying its job and forbids unsafe code; `io` denies it, for its ring
-/// alone allows it; `raft` is `no_std`.
+/// Every library, program and example begins by saying its job and forbids unsafe code; `io` and `base` deny it, for
+/// one place in each allows it; `raft` is `no_std`.
 pub(super) fn check_roots(packages: &[Package], sources: &[Source]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in packages {
@@ -182,7 +182,7 @@ pub(super) fn check_roots(packages: &[Package], sources: &[Source]) -> Vec<Findi
 fn root_complaints(package: &Package, source: &Source) -> impl Iterator<Item = &'static str> {
     let has = |line: &str| source.text.lines().any(|one| one.trim() == line);
     let is_library = source.path.ends_with("/lib.rs");
-    let fenced = if package.name == "coracle-io" && is_library {
+    let fenced = if ["coracle-io", "coracle-base"].contains(&package.name.as_str()) && is_library {
         has("#![deny(unsafe_code)]")
     } else {
         has("#![forbid(unsafe_code)]")
@@ -193,7 +193,7 @@ fn root_complaints(package: &Package, source: &Source) -> impl Iterator<Item = &
             !source.text.starts_with("//! "),
             "the root file does not begin with a `//!` header that says its job",
         ),
-        (!fenced, "the root file lacks #![forbid(unsafe_code)] (io's library: deny)"),
+        (!fenced, "the root file lacks #![forbid(unsafe_code)] (libraries of io and base: deny)"),
         (package.name == "coracle-raft" && is_library && !no_std, "the Raft core must be #![no_std]"),
     ]
     .into_iter()
