@@ -138,7 +138,14 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             Identity::begin_log(&mut parts.disk, shard)?;
         }
         let (dir, damaged) = (log_dir(shard).join("snapshots"), recovery.report.is_incomplete());
-        let snapshots = Snapshots::open(&mut parts.disk, dir, wal_identity, &recovery.groups, damaged)?;
+        let snapshots = Snapshots::open(
+            &mut parts.disk,
+            dir,
+            wal_identity,
+            &recovery.groups,
+            damaged,
+            config.snapshot_bytes_per_s / u64::from(identity.shards.max(1)),
+        )?;
         let now_us = parts.clock.now_us();
         transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);
         let settings = Settings {

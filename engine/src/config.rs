@@ -70,6 +70,9 @@ pub struct Config {
     /// A machine that has applied so many entries since its last snapshot or checkpoint leaves a checkpoint when the node is
     /// stopped, for a fast start. Stopping waits at most some seconds for that. Default 0: never.
     pub min_recovery_checkpoint_interval: u64,
+    /// Bytes of snapshots that this node sends to others in a second, at most, all transfers together. Default 134,217,728
+    /// (128 MiB); 0: no limit.
+    pub snapshot_bytes_per_s: u64,
     /// Pin each shard's thread to a core.
     pub pin_threads: bool,
     /// A label for what tells about this node; [`Node::metrics_key`](crate::Node::metrics_key) returns it. Default none.
@@ -98,6 +101,7 @@ impl Config {
             min_checkpoint_interval: 16_384,
             max_checkpoints: 10,
             min_recovery_checkpoint_interval: 0,
+            snapshot_bytes_per_s: 128 * 1024 * 1024,
             pin_threads: false,
             metrics_key: String::new(),
         }

@@ -8,6 +8,8 @@ use coracle_base::codec::{Reader, Sink};
 use coracle_raft::Message;
 
 use crate::identity::Identity;
+use crate::shard::transfer::receive::live_runs;
+use crate::shard::transfer::wire::{Chunk, Live, Offer, Want};
 use crate::shard::{check_payload, check_replies};
 use crate::transport::envelope::{Builder, Kind, Piece, Pieces, echo};
 use crate::transport::frame::{self, FRAME_HEADER_BYTES, Frame};
@@ -93,6 +95,13 @@ fn message(piece: Piece<'_>) -> Judged {
         }
         Kind::Query => Ok(()),
         Kind::Replies => check_replies(piece.payload).map_err(|error| text(&error)),
+        Kind::Offer => Offer::decode(piece.fields).map(drop).map_err(|error| text(&error)),
+        Kind::Want => Want::decode(piece.fields).map(drop).map_err(|error| text(&error)),
+        Kind::Chunk => Chunk::decode(piece.fields).map(drop).map_err(|error| text(&error)),
+        Kind::Live => {
+            let live = Live::decode(piece.fields).map_err(|error| text(&error))?;
+            live_runs(piece.group, &live, piece.payload).map(drop).map_err(|error| text(&error))
+        }
         Kind::WantSnapshot => Reader::new(piece.fields).u64().map(drop).map_err(|error| text(&error)),
     }
 }

@@ -78,6 +78,25 @@ impl Wal {
         BatchSeq(seq)
     }
 
+    /// Whether entries live on below the group's snapshot.
+    pub fn has_live(&self, group: GroupId) -> bool {
+        self.groups.slot(group).is_some_and(|slot| !self.groups.at(slot).cold.live.is_empty())
+    }
+
+    /// The entries that live on below the newest snapshot that was put or marked, in order.
+    pub fn live_ranges(&self, group: GroupId) -> Vec<IndexRange> {
+        let Some(slot) = self.groups.slot(group) else { return Vec::new() };
+        let each = self.groups.at(slot).cold.live.iter();
+        let mut ranges: Vec<IndexRange> = Vec::new();
+        for extent in each {
+            match ranges.last_mut().filter(|range| range.last().next() == extent.first) {
+                Some(range) => range.count += extent.count,
+                None => ranges.push(IndexRange { first: extent.first, count: extent.count }),
+            }
+        }
+        ranges
+    }
+
     /// Stages entries of a snapshot that is still to come: they fill their own places only, and are not in the log before
     /// that snapshot names them as live. Returns their batch.
     ///

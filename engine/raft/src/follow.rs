@@ -88,6 +88,13 @@ impl Group {
         // It may begin with entries that are committed here, some of them perhaps released: those are done with.
         let prev = append.prev_index.max(self.commit);
         let spans = skip(append.spans, prev.since(append.prev_index));
+        if self.config.breaks.stale_append_truncates() && count > 0 && end.max(self.commit) < self.log.last()
+        {
+            let from = end.max(self.commit).next();
+            self.log.truncate(from);
+            self.ring.lower(from.prev());
+            self.matched = self.matched.min(from.prev());
+        }
         match self.log.first_difference(prev, &spans) {
             Some(first) => self.store(first, skip(spans, first.since(prev) - 1), out),
             None => self.answer_due |= count > 0,

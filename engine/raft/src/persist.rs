@@ -133,6 +133,9 @@ impl PersistRing {
     pub(crate) fn reset(&mut self, commit: Index, index: Index) {
         self.lower(commit);
         self.written = index;
+        if self.breaks.snapshot_match_counts_early() {
+            self.durable = index;
+        }
     }
 
     pub(crate) fn durable(&self) -> Durable<Index> {

@@ -7,12 +7,13 @@ use coracle_base::codec::{Reader, Sink};
 use coracle_base::run::EntryHeader;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId, Term};
 use coracle_raft::Group;
-use coracle_segments::snapshot::SnapshotName;
+use coracle_segments::snapshot::{PartName, SnapshotName};
 use coracle_wal::{BatchSeq, IndexRange, SnapshotFile};
 
 use super::inbox::{Consistency, Origin};
 use super::restore::MachineState;
 use super::snapshots::Checkpoint;
+use super::transfer::receive::Incoming;
 use super::waiting::WaitingList;
 use crate::log::MemLog;
 use crate::machine::{Machine, ReleaseWishes, RestoreError, in_order};
@@ -130,14 +131,14 @@ pub(crate) struct Slot {
     pub(crate) bytes_since: u64,
     /// The file that is being written for this group.
     pub(crate) writing: Option<u64>,
-    /// A leader's snapshot in a file, while Raft decides about it.
-    pub(crate) incoming: Option<SnapshotFile>,
+    /// Another member's snapshot in a file, while Raft decides about it.
+    pub(crate) incoming: Option<Incoming>,
+    /// What has come of another member's snapshot, while nobody sends it.
+    pub(crate) part: Option<PartName>,
     /// Files to be removed when the snapshot at this index is durable.
     pub(crate) superseded: Vec<(Index, SnapshotName)>,
     /// States that free no log, oldest first.
     pub(crate) checkpoints: Vec<Checkpoint>,
-    /// The snapshot is too large to be sent; said once.
-    pub(crate) is_unsendable: bool,
     /// The batch of the last record staged for this group.
     pub(crate) staged: BatchSeq,
     /// An apply waits for entries from the WAL's files.
@@ -174,9 +175,9 @@ impl Slot {
             bytes_since: 0,
             writing: None,
             incoming: None,
+            part: None,
             superseded: Vec::new(),
             checkpoints: Vec::new(),
-            is_unsendable: false,
             staged: BatchSeq(0),
             apply_read: false,
             fetched: Vec::new(),

@@ -22,6 +22,7 @@ pub(crate) mod status;
 mod step;
 mod stop;
 mod sweep;
+pub(crate) mod transfer;
 mod turn;
 mod waiting;
 

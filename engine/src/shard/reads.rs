@@ -78,6 +78,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // What is begun anew below is for the next turn.
         let mut again = Vec::new();
         while let Some((token, out)) = self.wal.poll_live() {
+            if self.on_live_read(token, &out) {
+                continue;
+            }
             let Some(reader) = self.readers.remove(&token) else { continue };
             let mut read = Vec::with_capacity(out.entries.len());
             for (_, index, result) in out.entries {

@@ -16,6 +16,7 @@ use super::{Answers, OnDurable, ReadFor, Shard, ShardError, snapshots};
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
 use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
+use crate::transport::hello::Lane;
 
 /// Commands taken from the inbox in one turn, so that a flood does not starve the peers.
 const COMMANDS_PER_TURN: usize = 1024;
@@ -78,10 +79,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.forwards.on_session_end(session, &mut answers);
                 self.on_link(node, false);
             }
-            LinkEvent::Envelopes { node, session, inbound } => {
+            LinkEvent::Envelopes { node, lane, session, inbound } => {
                 for (head, tail, end) in &inbound.envelopes {
                     let (head, tail) = (&inbound.buf[*head..*tail], &inbound.buf[*tail..*end]);
-                    if let Err(error) = self.on_envelope(node, session, head, tail) {
+                    if let Err(error) = self.on_envelope(node, lane, session, head, tail) {
                         let reason = error.to_string();
                         self.transport.fail(&mut self.net, node, &reason, self.now_us, &mut self.link_events);
                         break;
@@ -104,6 +105,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// A link's session began or ended: its groups hear of it.
     fn on_link(&mut self, node: NodeId, up: bool) {
+        self.forget_wants(node);
         for slot in 0..self.slots.len() as u32 {
             self.input(slot, if up { Input::LinkUp(node) } else { Input::LinkDown(node) });
             self.release_parked(slot);
@@ -113,6 +115,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn on_envelope(
         &mut self,
         node: NodeId,
+        lane: Lane,
         session: u64,
         head: &[u8],
         tail: &[u8],
@@ -120,9 +123,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut pieces = Pieces::new(head, tail)?;
         while let Some(piece) = pieces.next()? {
             match piece.kind {
+                kind if lane == Lane::Bulk && !matches!(kind, Kind::Chunk | Kind::Live) => {
+                    return Err(EnvelopeError::Message(format!("{kind:?} on the bulk connection")));
+                }
                 Kind::Raft => self.on_raft(node, piece)?,
                 Kind::Forward => self.on_forward(node, session, piece)?,
                 Kind::Query => self.on_forwarded_query(node, session, piece)?,
+                Kind::Offer | Kind::Want | Kind::Chunk | Kind::Live => self.on_transfer(node, piece)?,
                 Kind::WantSnapshot => {
                     let base = Index(Reader::new(piece.fields).u64()?);
                     if let Some(slot) = self.by_group.get(&piece.group).copied() {

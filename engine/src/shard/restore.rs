@@ -13,16 +13,15 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use coracle_base::codec::Reader;
-use coracle_base::{Index, NodeId, Term};
+use coracle_base::{Index, Term};
 use coracle_io::{Clock, Disk, DiskDone, DiskError, Net};
-use coracle_raft::{Message, Role};
 use coracle_segments::snapshot::{Progress, SnapshotError, SnapshotHead, SnapshotName, SnapshotReader};
 use coracle_wal::SnapshotFile;
 
 use super::Shard;
 use super::groups::{Held, SNAPSHOT_PREFIX_BYTES, Slot, Snapshot, read_prefix};
-use super::snapshots::MESSAGE_BYTES_MAX;
 use super::step::poison;
+use super::transfer::receive::Incoming;
 use crate::machine::{Machine, RestoreError};
 use crate::panics::caught;
 use crate::transport::envelope::Kind;
@@ -67,12 +66,6 @@ pub(crate) enum MachineState {
 /// What a file is read for.
 enum Purpose {
     Restore(Box<Restore>),
-    Send {
-        to: NodeId,
-        index: Index,
-        term: Term,
-        bytes: Vec<u8>,
-    },
     /// It was overtaken.
     Nothing,
 }
@@ -104,17 +97,6 @@ impl Restoring {
     /// Whether somebody reads this file.
     pub(super) fn reads(&self, name: SnapshotName) -> bool {
         self.reading.values().any(|one| one.reader.name() == name)
-    }
-
-    /// A member is being sent the group's snapshot.
-    pub(super) fn sends_any(&self, slot: u32) -> bool {
-        let is_sending = |one: &Reading| matches!(one.purpose, Purpose::Send { .. });
-        self.reading.values().any(|one| one.slot == slot && is_sending(one))
-    }
-
-    fn sends(&self, slot: u32, node: NodeId) -> bool {
-        let to = |one: &Reading| matches!(one.purpose, Purpose::Send { to, .. } if to == node);
-        self.reading.values().any(|one| one.slot == slot && to(one))
     }
 }
 
@@ -225,6 +207,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         {
             self.on_restored(slot, index, prefix);
         }
+        self.drop_part(slot);
     }
 
     fn next_try(&mut self, slot: u32) {
@@ -286,10 +269,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Progress::Chunk(chunk) => {
                 let taken = match &mut reading.purpose {
                     Purpose::Restore(restore) => restore.take(machine.as_mut(), &chunk),
-                    Purpose::Send { bytes, .. } => {
-                        bytes.extend_from_slice(&chunk);
-                        Ok(())
-                    }
                     Purpose::Nothing => Err(RestoreError("overtaken".into())),
                 };
                 match taken {
@@ -311,9 +290,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match purpose {
             Purpose::Nothing => {}
             Purpose::Restore(restore) => self.on_restore_end(slot, *restore, end),
-            Purpose::Send { to, index, term, bytes } => {
-                self.on_read_to_send(slot, to, (index, term), &bytes, end)
-            }
         }
     }
 
@@ -372,6 +348,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.applying.push(slot);
         }
         self.answer_reads(slot);
+        self.drop_part(slot);
         self.again = true;
     }
 
@@ -403,7 +380,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.set_timer(slot);
     }
 
-    /// Asks the leader for its snapshot, now and then.
+    /// Asks the leader for its snapshot, now and then; a leader asks the others one after the other.
     pub(super) fn ask_for_snapshot(&mut self, slot: u32) {
         let (now_us, again_us) = (self.now_us, self.now_us + self.settings.election_us);
         let one = &mut self.slots[slot as usize];
@@ -412,26 +389,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         *ask_us = again_us;
-        let leader = one.raft.leader().filter(|leader| *leader != self.settings.node);
+        let own = self.settings.node;
+        let others: Vec<_> = self.settings.voters.iter().copied().filter(|node| *node != own).collect();
+        let turn = (now_us / self.settings.election_us.max(1)) as usize;
+        let leader = one.raft.leader().filter(|leader| *leader != own);
         let (group, base) = (one.id, one.raft.first().prev());
-        if let Some(envelope) = leader.and_then(|leader| self.transport.envelope(leader)) {
+        let asked = leader.or_else(|| others.get(turn % others.len().max(1)).copied());
+        if let Some(envelope) = asked.and_then(|node| self.transport.envelope(node)) {
             envelope.push(Kind::WantSnapshot, group, false, |out| out.extend(base.0.to_le_bytes()), |_| {});
         }
-    }
-
-    /// A member's own snapshot, which covered everything up to `base`, is damaged.
-    pub(super) fn on_want_snapshot(&mut self, slot: u32, from: NodeId, base: Index) {
-        let one = &mut self.slots[slot as usize];
-        if one.raft.role() != Role::Leader || !one.is_ready() || one.poisoned.is_some() {
-            return;
-        }
-        tracing::info!(group = %one.id, %from, %base, "a member asks for a snapshot, its own is damaged");
-        if one.snapshot.as_ref().is_some_and(|held| held.index() >= base) {
-            return self.send_snapshot(slot, from);
-        }
-        // It asks again when this one is there.
-        (one.want_release, one.force_release) = (true, true);
-        self.take_snapshots(slot);
     }
 
     /// A snapshot came for a member that has the log and needs only the state.
@@ -442,72 +408,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         tracing::info!(group = %one.id, %index, "took up another member's snapshot in the place of a damaged one");
-        let live = one.all_live(index);
         match one.incoming.take() {
-            Some(file) => {
+            Some(Incoming { file, live }) => {
+                let live = live.unwrap_or_else(|| one.all_live(index));
                 let batch = self.wal.mark_snapshot(one.id, index, term, &live, file);
                 self.staged_snapshot(slot, batch, Held::File { index, term, file });
                 self.restore_from(slot, vec![Try::Marked { index, term, file }], true);
             }
             None => {
+                let live = one.all_live(index);
                 let batch = self.wal.put_snapshot(one.id, index, term, &live, bytes);
                 let snapshot = Snapshot { index, term, bytes: bytes.to_vec() };
                 self.staged_snapshot(slot, batch, Held::Inline(snapshot.clone()));
+                // Its entries that live on are dropped with this.
+                self.abandon_receiving(slot);
                 self.restore_from(slot, vec![Try::Inline(snapshot)], true);
             }
         }
-    }
-
-    // ---- to other members ----------------------------------------------------------------------------------------
-
-    /// Sends the newest snapshot to a member that is behind the released log.
-    pub(super) fn send_snapshot(&mut self, slot: u32, to: NodeId) {
-        let one = &mut self.slots[slot as usize];
-        match &one.snapshot {
-            None => {}
-            Some(Held::Inline(snapshot)) => {
-                let Some(envelope) = self.transport.envelope(to) else { return };
-                let term = one.raft.term();
-                let message = Message::Snapshot { term, index: snapshot.index, snap_term: snapshot.term };
-                let payload = |out: &mut Vec<u8>| out.extend_from_slice(&snapshot.bytes);
-                envelope.push(Kind::Raft, one.id, false, |out| message.encode(out), payload);
-            }
-            Some(Held::File { file, .. }) if file.bytes > MESSAGE_BYTES_MAX as u64 => {
-                let bytes = file.bytes;
-                if !std::mem::replace(&mut one.is_unsendable, true) {
-                    tracing::error!(group = %one.id, %to, bytes, "a member needs a snapshot of more than {MESSAGE_BYTES_MAX} bytes, which cannot be sent yet: it stays behind");
-                }
-            }
-            Some(Held::File { index, term, file }) => {
-                let name = SnapshotName::Snapshot { file_no: file.file_no };
-                let (index, term) = (*index, *term);
-                if !self.snapshots.restoring.sends(slot, to) {
-                    self.read_file(slot, name, Purpose::Send { to, index, term, bytes: Vec::new() });
-                }
-            }
-        }
-    }
-
-    fn on_read_to_send(
-        &mut self,
-        slot: u32,
-        to: NodeId,
-        (index, term): (Index, Term),
-        bytes: &[u8],
-        end: End,
-    ) {
-        let one = &mut self.slots[slot as usize];
-        if let Err(error) = end {
-            tracing::error!(group = %one.id, %to, %error, "the snapshot for a member cannot be read: a new one is taken");
-            (one.want_release, one.force_release) = (true, true);
-            return self.take_snapshots(slot);
-        }
-        let Some(envelope) = self.transport.envelope(to).filter(|_| one.raft.role() == Role::Leader) else {
-            return;
-        };
-        let message = Message::Snapshot { term: one.raft.term(), index, snap_term: term };
-        let payload = |out: &mut Vec<u8>| out.extend_from_slice(bytes);
-        envelope.push(Kind::Raft, one.id, false, |out| message.encode(out), payload);
     }
 }
 

@@ -5,7 +5,7 @@
 //!                    → more: a file, a chunk a turn → durable → a mark in the log ─┴→ durable → the log is released, the
 //!                                                                                     older file goes
 //!   checkpoint, or the node stops → source → a file that nothing depends on;  release → the newest one becomes a snapshot
-//!   from a leader: up to 64 KiB as above; more: into a file first, and only then Raft hears of it
+//!   from another member: up to 64 KiB as above; more: into a file first (`transfer/`), and only then Raft hears of it
 //! ```
 //!
 //! Invariants: (1) nothing is released, and no older file removed, before the new snapshot is durable; (2) a snapshot is of
@@ -18,12 +18,14 @@ use std::path::PathBuf;
 use coracle_base::{GroupId, Index, NodeId, Term};
 use coracle_io::{Clock, Disk, DiskDone, DiskError, DiskOp, Net};
 use coracle_raft::{Input, Message};
-use coracle_segments::snapshot::{self, SnapshotHead, SnapshotName, SnapshotWriter, Written};
+use coracle_segments::snapshot::{self, PartName, SnapshotHead, SnapshotName, SnapshotWriter, Written};
 use coracle_wal::{Identity, IndexRange, RecoveredGroup, SnapshotFile};
 
 use super::groups::{Held, Slot, Snapshot};
 use super::restore::Restoring;
 use super::step::poison;
+use super::transfer::receive::{Incoming, Receives};
+use super::transfer::send::Sends;
 use super::{OnDurable, Shard};
 use crate::machine::{ReleaseWishes, SnapshotSource, in_order};
 use crate::panics::caught;
@@ -34,7 +36,7 @@ const TOKENS: u64 = 0x54 << 56;
 const NOBODY: u64 = TOKENS;
 /// Files being written at once: each takes a chunk's bytes a turn.
 pub(super) const WRITERS_MAX: usize = 4;
-/// The largest snapshot that is sent to another member as yet: in one message.
+/// The largest snapshot that comes from another member in one message, as those of version 1 send it.
 pub(super) const MESSAGE_BYTES_MAX: usize = 512 * 1024;
 
 /// Whether a completion is of a snapshot file.
@@ -84,7 +86,11 @@ pub(crate) struct Snapshots {
     postponed: BTreeSet<u32>,
     /// Found at the start, of groups that are not started yet.
     found: BTreeMap<GroupId, Vec<Checkpoint>>,
+    /// Of groups that are not started yet: what had come of another member's snapshot.
+    parts: BTreeMap<GroupId, PartName>,
     pub(super) restoring: Restoring,
+    pub(super) sends: Sends,
+    pub(super) receives: Receives,
     /// To be removed when nobody reads them any more.
     doomed: VecDeque<SnapshotName>,
 }
@@ -98,6 +104,7 @@ impl Snapshots {
         identity: Identity,
         groups: &[RecoveredGroup],
         is_damaged: bool,
+        send_bytes_per_s: u64,
     ) -> Result<Self, DiskError> {
         let listing = snapshot::list(disk, &dir)?;
         let marked: BTreeSet<u64> =
@@ -120,6 +127,12 @@ impl Snapshots {
                 SnapshotName::Snapshot { .. } => {}
             }
         }
+        let mut parts = BTreeMap::new();
+        for part in listing.parts {
+            // One a group: of two, the end of the older one was lost.
+            let older: Option<PartName> = parts.insert(part.group, part);
+            older.into_iter().for_each(|part| disk.start(NOBODY, DiskOp::Unlink { path: part.path(&dir) }));
+        }
         for path in listing.unfinished {
             disk.start(NOBODY, DiskOp::Unlink { path });
         }
@@ -132,7 +145,10 @@ impl Snapshots {
             writing: BTreeMap::new(),
             postponed: BTreeSet::new(),
             found,
+            parts,
             restoring: Restoring::default(),
+            sends: Sends::new(send_bytes_per_s),
+            receives: Receives::default(),
             doomed: VecDeque::new(),
         })
     }
@@ -150,6 +166,30 @@ impl Snapshots {
         good
     }
 
+    /// A group is started: what had come of another member's snapshot.
+    pub(super) fn part_of(&mut self, group: GroupId) -> Option<PartName> {
+        self.parts.remove(&group)
+    }
+
+    /// Removes what came of another member's snapshot.
+    pub(super) fn remove_part<D: Disk>(&mut self, disk: &mut D, part: PartName) {
+        disk.start(NOBODY, DiskOp::Unlink { path: part.path(&self.dir) });
+    }
+
+    /// The number of a new file.
+    pub(super) fn next_file_no(&mut self) -> u64 {
+        self.highest += 1;
+        self.highest
+    }
+
+    /// A file of our own that is being written is of less than what another member offers.
+    pub(super) fn abandon_own<D: Disk>(&mut self, disk: &mut D, token: u64) {
+        let writing = self.writing.get_mut(&token);
+        if let Some(writing) = writing.filter(|one| !matches!(one.purpose, Purpose::Received { .. })) {
+            writing.writer.abandon(disk);
+        }
+    }
+
     /// Files being written.
     pub(super) fn writing(&self) -> usize {
         self.writing.len()
@@ -162,7 +202,7 @@ impl Snapshots {
 
     /// Removes a file, if nobody reads it; else when they have done so.
     pub(super) fn remove<D: Disk>(&mut self, disk: &mut D, name: SnapshotName) {
-        if self.restoring.reads(name) {
+        if self.restoring.reads(name) || self.sends.reads(name) {
             return self.doomed.push_back(name);
         }
         disk.start(NOBODY, DiskOp::Unlink { path: name.path(&self.dir) });
@@ -177,8 +217,7 @@ impl Snapshots {
     }
 
     fn head(&mut self, group: GroupId, index: Index, term: Term) -> SnapshotHead {
-        self.highest += 1;
-        SnapshotHead { identity: self.identity, file_no: self.highest, group, index, term }
+        SnapshotHead { identity: self.identity, file_no: self.next_file_no(), group, index, term }
     }
 }
 
@@ -224,7 +263,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// What the machine's wish waits for has come, or another member needs the snapshot.
     fn may_release(&self, slot: u32) -> bool {
         let one = &self.slots[slot as usize];
-        let is_sent = self.snapshots.restoring.sends_any(slot);
+        let is_sent = self.snapshots.sends.sends_any(slot);
+        if self.snapshots.sends.holds(slot, self.now_us) && !one.force_release {
+            return false;
+        }
         one.force_release || one.release_when.allow(one.raft.durable(), is_sent)
     }
 
@@ -327,6 +369,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.take_snapshots(slot);
         }
         self.step_restores();
+        self.step_receives();
+        self.step_sends();
     }
 
     /// The next chunk of every file that is being written.
@@ -357,7 +401,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn on_snapshot_done(&mut self, done: DiskDone) {
         let token = done.token;
         let Some(writing) = self.snapshots.writing.get_mut(&token) else {
-            return self.on_snapshot_read(done);
+            let others = self.on_part_done(done).and_then(|done| self.on_chunk_read(done));
+            return others.into_iter().for_each(|done| self.on_snapshot_read(done));
         };
         let written = writing.writer.on_done(&mut self.disk, done);
         if written == Written::Going {
@@ -367,7 +412,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let (slot, head) = (writing.slot, *writing.writer.head());
         self.slots[slot as usize].writing = None;
         match written {
-            Written::Going => {}
+            Written::Going | Written::Kept => {}
             Written::Whole(file) => self.on_file_whole(slot, head, file, writing.purpose),
             Written::Gone(None) => {}
             Written::Gone(Some(error)) => {
@@ -399,7 +444,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.staged_snapshot(slot, batch, Held::File { index, term, file });
             }
             Purpose::Received { from, message } => {
-                one.incoming = Some(file);
+                one.incoming = Some(Incoming { file, live: None });
                 self.step(slot, Input::Receive { from, message }, None, &[]);
                 self.adopt(slot, index, term, &[]);
                 if self.slots[slot as usize].incoming.take().is_some() {
@@ -447,6 +492,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             return;
         }
+        if one.writing.is_some() {
+            return self.abandon_receiving(slot);
+        }
         let token = self.snapshots.token();
         let head = self.snapshots.head(one.id, index, snap_term);
         let mut writer = SnapshotWriter::begin(&mut self.disk, &self.snapshots.dir, head, false, token);
@@ -459,6 +507,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// An own file that is being written is overtaken by what a leader sent.
     pub(super) fn abandon_writing(&mut self, slot: u32) {
+        self.abandon_receiving(slot);
         let token = self.slots[slot as usize].writing;
         if let Some(writing) = token.and_then(|token| self.snapshots.writing.get_mut(&token)) {
             writing.writer.abandon(&mut self.disk);

@@ -148,6 +148,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             tries.extend(checkpoints.iter().map(|one| Try::Checkpoint { index: one.index, name: one.name }));
         }
         (slot.snapshot, slot.checkpoints) = (held, checkpoints);
+        slot.part = self.snapshots.part_of(group);
         self.recovered.remove(&group);
         let at = self.slots.len() as u32;
         self.slots.push(slot);
@@ -161,6 +162,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for node in up {
             self.input(at, Input::LinkUp(node));
         }
+        self.drop_part(at);
         self.touch(at);
         self.sweeping.on_unrest(self.now_us);
         Ok(())

@@ -66,6 +66,20 @@ pub struct ShardStatus {
     pub sweep_bytes_done: u64,
     /// Snapshots and checkpoints written to files.
     pub snapshot_files: u64,
+    /// Bytes of snapshots, and of the entries that live on below them, sent to other members.
+    pub transfer_bytes_sent: u64,
+    /// And received.
+    pub transfer_bytes_received: u64,
+    /// Snapshots received that took effect.
+    pub transfers_installed: u64,
+    /// Transfers that went on where an earlier try had stopped.
+    pub transfers_resumed: u64,
+    /// Transfers that were given up for another snapshot.
+    pub transfers_restarted: u64,
+    /// What was received of a snapshot, and removed because the group had come further without it.
+    pub transfers_abandoned: u64,
+    /// Snapshots offered whose entries the log held, and more.
+    pub transfers_needless: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
     /// Bytes of segments written by compaction.

@@ -8,6 +8,7 @@ use coracle_wal::{ReadError, ReadOut};
 
 use super::groups::{Held, Slot, Snapshot};
 use super::restore::Try;
+use super::transfer::receive::Incoming;
 use super::{Answers, OnDurable, ReadFor, Shard};
 use crate::transport::envelope::Kind;
 
@@ -74,7 +75,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Output::Persist { seq, hard_state, entries } => self.stage(slot, seq, hard_state, entries),
             Output::AppendNoop { index, term } => self.append_noop(slot, index, term),
             Output::Send { to, message } => self.send_message(slot, to, message),
-            Output::SendSnapshot { to } => self.send_snapshot(slot, to),
+            Output::SendSnapshot { to } => self.send_snapshot(slot, to, false),
             Output::Fetch { to, first, last } => {
                 let token = self.token();
                 self.reads.insert(token, ReadFor::Follower { slot, to });
@@ -215,7 +216,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
         self.abandon_restore(slot);
         let one = &mut self.slots[slot as usize];
-        let live = one.all_live(index);
         let before = one.log.bytes();
         if one.raft.last() > index {
             one.log.evict(index)
@@ -225,12 +225,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
         one.fetched.clear();
         match one.incoming.take() {
-            Some(file) => {
+            Some(Incoming { file, live }) => {
+                let live = live.unwrap_or_else(|| one.all_live(index));
                 let batch = self.wal.mark_snapshot(one.id, index, term, &live, file);
                 self.staged_snapshot(slot, batch, Held::File { index, term, file });
                 self.restore_from(slot, vec![Try::Marked { index, term, file }], true);
             }
             None => {
+                let live = one.all_live(index);
                 let batch = self.wal.put_snapshot(one.id, index, term, &live, bytes);
                 let snapshot = Snapshot { index, term, bytes: bytes.to_vec() };
                 self.staged_snapshot(slot, batch, Held::Inline(snapshot.clone()));

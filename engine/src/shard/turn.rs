@@ -73,6 +73,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let forwards = self.forwards.deadline_us();
         let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
         let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready()));
-        due.min(self.transport.deadline_us()).min(timers).min(forwards)
+        let transfers = self.snapshots.sends.deadline_us().min(self.snapshots.receives.deadline_us());
+        due.min(transfers).min(self.transport.deadline_us()).min(timers).min(forwards)
     }
 }

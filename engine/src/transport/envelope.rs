@@ -4,7 +4,8 @@
 //!   head:  0   8  echo            newest envelope of the other side that had arrived here
 //!          8   4  messages
 //!          12  .. messages, each:
-//!                 1  kind         1 raft, 2 forward, 3 query, 4 replies, 5 snapshot wanted
+//!                 1  kind         1 raft, 2 forward, 3 query, 4 replies, 5 snapshot wanted;
+//!                                 since version 2: 6 offer, 7 want, 8 chunk, 9 live (`shard/transfer/wire.rs`)
 //!                 8  group
 //!                 4  payload_bytes, in the tail, in order
 //!                 4  payload_crc  crc32c of the payload; 0 for a raft append: a run has checksums of its own
@@ -35,6 +36,14 @@ pub(crate) enum Kind {
     Replies = 4,
     /// A member's own snapshot is damaged: it asks the leader for one.
     WantSnapshot = 5,
+    /// A snapshot is to be had.
+    Offer = 6,
+    /// What of it is wanted.
+    Want = 7,
+    /// A piece of it; on the bulk connection.
+    Chunk = 8,
+    /// Entries that live on below it; on the bulk connection.
+    Live = 9,
 }
 
 /// Why an envelope is not understood: the connection is closed.
@@ -176,6 +185,10 @@ impl<'a> Pieces<'a> {
             3 => Kind::Query,
             4 => Kind::Replies,
             5 => Kind::WantSnapshot,
+            6 => Kind::Offer,
+            7 => Kind::Want,
+            8 => Kind::Chunk,
+            9 => Kind::Live,
             other => return Err(EnvelopeError::Kind(other)),
         };
         let group = GroupId(self.head.u64()?);

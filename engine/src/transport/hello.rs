@@ -4,7 +4,7 @@
 //!   hello and welcome, the head of their frames (little-endian)
 //!   2   version_min, 2 version_max     protocol versions spoken
 //!   8   node, 8 incarnation, 8 boot_epoch
-//!   2   shard, 2 shards, 1 lane        lane 0: control and appends (1, bulk, is reserved)
+//!   2   shard, 2 shards, 1 lane        lane 0: control and appends; 1, since version 2: bulk
 //!   16+ cluster                        as in the identity file
 //!   refuse: UTF-8 text of at most 300 bytes
 //! ```
@@ -14,10 +14,20 @@ use coracle_base::{NodeId, ShardId};
 
 use crate::identity::{Cluster, Identity, decode_cluster, encode_cluster};
 
-/// The protocol version that this build speaks.
-pub(crate) const PROTOCOL: u16 = 1;
+/// The protocol version that this build speaks, and the oldest one that it still does.
+pub(crate) const PROTOCOL: u16 = 2;
+pub(crate) const PROTOCOL_MIN: u16 = 1;
 /// Longest text of a refusal.
 pub(crate) const REFUSAL_BYTES_MAX: usize = 300;
+
+/// Which of a link's two connections it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Beats, votes, appends, commands: everything that is small, or must not wait.
+    Control = 0,
+    /// What is large and may wait.
+    Bulk = 1,
+}
 
 /// What each side says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +39,7 @@ pub(crate) struct Hello {
     pub(crate) boot_epoch: u64,
     pub(crate) shard: ShardId,
     pub(crate) shards: u16,
+    pub(crate) lane: Lane,
     pub(crate) cluster: Option<Cluster>,
 }
 
@@ -49,13 +60,14 @@ impl Hello {
     /// What this node says.
     pub(crate) fn of(identity: &Identity, shard: ShardId, boot_epoch: u64) -> Self {
         Self {
-            version_min: PROTOCOL,
+            version_min: PROTOCOL_MIN,
             version_max: PROTOCOL,
             node: identity.node,
             incarnation: identity.incarnation,
             boot_epoch,
             shard,
             shards: identity.shards,
+            lane: Lane::Control,
             cluster: identity.cluster.clone(),
         }
     }
@@ -69,7 +81,7 @@ impl Hello {
         out.put_u64(self.boot_epoch);
         out.put_u16(self.shard.0);
         out.put_u16(self.shards);
-        out.put_u8(0);
+        out.put_u8(self.lane as u8);
         encode_cluster(self.cluster.as_ref(), &mut out);
         out
     }
@@ -84,10 +96,8 @@ impl Hello {
             boot_epoch: reader.u64()?,
             shard: ShardId(reader.u16()?),
             shards: reader.u16()?,
-            cluster: {
-                let _lane = reader.u8()?;
-                decode_cluster(&mut reader)?
-            },
+            lane: if reader.u8()? == Lane::Bulk as u8 { Lane::Bulk } else { Lane::Control },
+            cluster: decode_cluster(&mut reader)?,
         };
         Ok(hello)
     }
@@ -191,9 +201,9 @@ mod tests {
     #[test]
     fn other_versions_and_shard_counts_are_refused() {
         let mut other = hello(2, 20, None);
-        other.version_min = 2;
-        other.version_max = 3;
-        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 2 to 3"));
+        other.version_min = 3;
+        other.version_max = 4;
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 3 to 4"));
         let mut other = hello(2, 20, None);
         other.shards = 4;
         assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("1 shards here, 4 there"));

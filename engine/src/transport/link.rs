@@ -10,6 +10,7 @@ use coracle_base::NodeId;
 use coracle_base::limits::LINK_BYTES_MAX;
 use coracle_io::{ConnId, Net};
 
+use super::bulk::Bulk;
 use super::envelope::Builder;
 use super::frame::{self, FrameKind};
 
@@ -57,6 +58,10 @@ pub(crate) struct Link {
     pub(crate) boot_epoch: u64,
     /// What this peer said its incarnation is, while no cluster is formed.
     pub(crate) incarnation: Option<u64>,
+    /// The protocol version that both sides speak.
+    pub(crate) version: u16,
+    /// The second connection, while there is a session.
+    pub(crate) bulk: Bulk,
     /// Our hello or welcome is still on its way into the connection: the first envelope waits for it.
     pub(crate) greeting: bool,
     building: Builder,
@@ -77,6 +82,8 @@ impl Link {
             attempts: 0,
             boot_epoch: 0,
             incarnation: None,
+            version: 0,
+            bulk: Bulk::new(),
             greeting: false,
             building: Builder::default(),
             out: Vec::new(),
@@ -99,6 +106,22 @@ impl Link {
             State::Up(session) => Some(session),
             _ => None,
         }
+    }
+
+    /// Whether the other side knows a bulk connection, and what goes over it.
+    pub(crate) fn speaks_transfer(&self) -> bool {
+        self.version >= 2
+    }
+
+    /// Of each pair the node with the greater id dials.
+    pub(super) fn is_dialled_by(&self, own: NodeId) -> bool {
+        own > self.node
+    }
+
+    /// The connection, if it is still the one of this session or bulk connection.
+    pub(super) fn conn_of(&self, session: u64) -> Option<ConnId> {
+        let control = self.session().filter(|one| one.id == session).map(|one| one.conn);
+        control.or_else(|| self.bulk.conn().filter(|_| self.bulk.is_up() && self.bulk.id() == session))
     }
 
     /// Begins a session on `conn`, whose handshake is done.

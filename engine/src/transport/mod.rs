@@ -4,10 +4,12 @@
 //! strangers are few, have little time and little memory. Anything unexpected closes the connection with a logged
 //! reason and touches no group.
 
+mod bulk;
 #[cfg(test)]
 mod compat;
 pub(crate) mod envelope;
 pub(crate) mod frame;
+mod handshake;
 pub(crate) mod hello;
 pub(crate) mod link;
 
@@ -23,7 +25,7 @@ use crate::config::Peer;
 use crate::identity::Cluster;
 use envelope::Builder;
 use frame::{Frame, FrameKind};
-use hello::{Hello, Meeting, REFUSAL_BYTES_MAX, meet};
+use hello::{Hello, Lane};
 use link::{Link, State};
 
 /// A handshake that takes longer is given up.
@@ -46,7 +48,7 @@ pub(crate) enum LinkEvent {
     /// A session ended: everything sent in it may be lost.
     Down { node: NodeId, session: u64 },
     /// Envelopes arrived; give the buffer back with [`Transport::consumed`].
-    Envelopes { node: NodeId, session: u64, inbound: Inbound },
+    Envelopes { node: NodeId, lane: Lane, session: u64, inbound: Inbound },
     /// The hello of a connection names another shard.
     HandOver { conn: ConnId, shard: ShardId, hello: Vec<u8> },
     /// We are empty, and a peer shows the cluster that we belong to.
@@ -77,7 +79,7 @@ pub(crate) struct Transport {
     links: Vec<Link>,
     strangers: BTreeMap<ConnId, Stranger>,
     /// Connections that are some link's.
-    routes: BTreeMap<ConnId, usize>,
+    routes: BTreeMap<ConnId, (usize, Lane)>,
     sessions: u64,
     rng: SmallRng,
     envelope_lists: Vec<Vec<(usize, usize, usize)>>,
@@ -138,6 +140,7 @@ impl Transport {
             if let Some(conn) = self.links[at].conn() {
                 self.routes.remove(&conn);
                 net.close(conn);
+                self.bulk_down(net, at, now_us, "the cluster was formed");
                 self.links[at].down(now_us + REDIAL_US);
             }
         }
@@ -159,15 +162,17 @@ impl Transport {
             NetEvent::Accepted { conn, from } => self.on_accepted(net, conn, from, now_us),
             NetEvent::Connected { conn } => self.on_connected(net, conn),
             NetEvent::Received { conn, buf, .. } => self.on_received(net, conn, buf, now_us, out),
-            NetEvent::Sent { conn, buf } => {
-                if let Some(at) = self.routes.get(&conn) {
-                    self.links[*at].on_sent(buf);
-                }
-            }
+            NetEvent::Sent { conn, buf } => match self.routes.get(&conn) {
+                Some((at, Lane::Control)) => self.links[*at].on_sent(buf),
+                Some((at, Lane::Bulk)) => self.links[*at].bulk.on_sent(buf),
+                None => {}
+            },
             NetEvent::Closed { conn, error } => {
                 self.strangers.remove(&conn);
-                if let Some(at) = self.routes.get(&conn).copied() {
-                    self.take_down(net, at, now_us, &error.to_string(), out);
+                match self.routes.get(&conn).copied() {
+                    Some((at, Lane::Control)) => self.take_down(net, at, now_us, &error.to_string(), out),
+                    Some((at, Lane::Bulk)) => self.bulk_down(net, at, now_us, &error.to_string()),
+                    None => {}
                 }
             }
         }
@@ -184,10 +189,14 @@ impl Transport {
     }
 
     fn on_connected<N: Net>(&mut self, net: &mut N, conn: ConnId) {
-        let Some(at) = self.routes.get(&conn) else { return net.close(conn) };
-        self.links[*at].greeting = true;
+        let Some((at, lane)) = self.routes.get(&conn).copied() else { return net.close(conn) };
+        match lane {
+            Lane::Control => self.links[at].greeting = true,
+            Lane::Bulk => self.links[at].bulk.greeting = true,
+        }
         let mut out = Vec::new();
-        frame::encode(FrameKind::Hello, 0, &self.own.encode(), &[], &mut out);
+        let hello = Hello { lane, ..self.own.clone() };
+        frame::encode(FrameKind::Hello, 0, &hello.encode(), &[], &mut out);
         net.send(conn, out);
         net.receive(conn, Vec::with_capacity(HELLO_BYTES_MAX));
     }
@@ -203,177 +212,15 @@ impl Transport {
         if self.strangers.contains_key(&conn) {
             return self.on_stranger(net, conn, buf, now_us, out);
         }
-        let Some(at) = self.routes.get(&conn).copied() else { return };
-        if self.links[at].session().is_some() {
-            self.on_envelopes(net, at, buf, now_us, out);
-        } else {
-            self.on_greeting(net, at, conn, buf, now_us, out);
-        }
-    }
-
-    /// Bytes of a connection that has not said hello.
-    fn on_stranger<N: Net>(
-        &mut self,
-        net: &mut N,
-        conn: ConnId,
-        buf: Vec<u8>,
-        now_us: u64,
-        out: &mut Vec<LinkEvent>,
-    ) {
-        let hello = match Frame::parse(&buf) {
-            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
-            Ok(Some((Frame { kind: FrameKind::Hello, head, .. }, len))) if len == buf.len() => {
-                Hello::decode(head).ok()
+        let Some((at, lane)) = self.routes.get(&conn).copied() else { return };
+        match lane {
+            Lane::Control if self.links[at].session().is_none() => {
+                self.on_greeting(net, at, conn, buf, now_us, out);
             }
-            _ => None,
-        };
-        let Some(hello) = hello else {
-            tracing::warn!(?conn, "a connection that does not begin with a hello: closed");
-            self.strangers.remove(&conn);
-            return net.close(conn);
-        };
-        self.strangers.remove(&conn);
-        if hello.shard != self.own.shard && hello.shard.0 < self.own.shards {
-            return out.push(LinkEvent::HandOver { conn, shard: hello.shard, hello: buf });
-        }
-        self.judge_hello(net, conn, &hello, now_us, out);
-    }
-
-    /// A connection that another shard's thread accepted, with the hello that named us.
-    pub(crate) fn adopt<N: Net>(
-        &mut self,
-        net: &mut N,
-        conn: ConnId,
-        hello: &[u8],
-        now_us: u64,
-        out: &mut Vec<LinkEvent>,
-    ) {
-        match Frame::parse(hello).ok().flatten().and_then(|(frame, _)| Hello::decode(frame.head).ok()) {
-            Some(hello) => self.judge_hello(net, conn, &hello, now_us, out),
-            None => net.close(conn),
-        }
-    }
-
-    /// The listener's half of the handshake.
-    fn judge_hello<N: Net>(
-        &mut self,
-        net: &mut N,
-        conn: ConnId,
-        hello: &Hello,
-        now_us: u64,
-        out: &mut Vec<LinkEvent>,
-    ) {
-        let refusal = match (self.position(hello.node), meet(&self.own, hello)) {
-            (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
-            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => {
-                Some(stale(hello, self.links[at].boot_epoch))
+            Lane::Bulk if !self.links[at].bulk.is_up() => {
+                self.on_bulk_greeting(net, at, conn, buf, now_us, out)
             }
-            (_, Err(reason)) => Some(reason),
-            (Some(at), Ok(meeting)) => {
-                if self.links[at].conn().is_some() {
-                    self.take_down(net, at, now_us, "a newer connection took its place", out);
-                }
-                let mut welcome = Vec::new();
-                frame::encode(FrameKind::Welcome, 0, &self.own.encode(), &[], &mut welcome);
-                net.send(conn, welcome);
-                net.receive(conn, Vec::with_capacity(RECEIVE_BYTES));
-                self.routes.insert(conn, at);
-                self.links[at].greeting = true;
-                self.begin(at, conn, hello, meeting, now_us, out);
-                None
-            }
-        };
-        if let Some(reason) = refusal {
-            tracing::warn!(node = %hello.node, reason, "refused a node");
-            let mut text = reason.clone().into_bytes();
-            text.truncate(REFUSAL_BYTES_MAX);
-            let mut refuse = Vec::new();
-            frame::encode(FrameKind::Refuse, 0, &text, &[], &mut refuse);
-            net.send(conn, refuse);
-            // The stranger is kept until it closes or its time is up, so that the refusal can leave.
-            self.strangers.insert(conn, Stranger { since_us: now_us });
-            out.push(LinkEvent::Refused { node: hello.node, reason });
-        }
-    }
-
-    /// The dialler's half: the answer to our hello.
-    fn on_greeting<N: Net>(
-        &mut self,
-        net: &mut N,
-        at: usize,
-        conn: ConnId,
-        mut buf: Vec<u8>,
-        now_us: u64,
-        out: &mut Vec<LinkEvent>,
-    ) {
-        let (hello, len) = match Frame::parse(&buf) {
-            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
-            Ok(Some((Frame { kind: FrameKind::Welcome, head, .. }, len))) => (Hello::decode(head).ok(), len),
-            Ok(Some((Frame { kind: FrameKind::Refuse, head, .. }, _))) => {
-                let reason = String::from_utf8_lossy(head).into_owned();
-                out.push(LinkEvent::Refused { node: self.links[at].node, reason: reason.clone() });
-                return self.take_down(net, at, now_us, &reason, out);
-            }
-            _ => (None, 0),
-        };
-        let node = self.links[at].node;
-        let judged = match &hello {
-            Some(hello) if hello.node != node => {
-                Err(format!("node {} answers at the address of node {node}", hello.node))
-            }
-            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => {
-                Err(stale(hello, self.links[at].boot_epoch))
-            }
-            Some(hello) => meet(&self.own, hello),
-            None => Err("the answer to our hello is not a welcome".into()),
-        };
-        match (judged, hello) {
-            (Ok(meeting), Some(hello)) => {
-                self.begin(at, conn, &hello, meeting, now_us, out);
-                buf.drain(..len);
-                buf.reserve(RECEIVE_BYTES);
-                if buf.is_empty() {
-                    net.receive(conn, buf)
-                } else {
-                    self.on_received(net, conn, buf, now_us, out)
-                }
-            }
-            (Err(reason), _) => {
-                out.push(LinkEvent::Refused { node, reason: reason.clone() });
-                self.take_down(net, at, now_us, &reason, out);
-            }
-            (Ok(_), None) => self.take_down(net, at, now_us, "no welcome", out),
-        }
-    }
-
-    /// Both sides agree: what the link is from now on.
-    fn begin(
-        &mut self,
-        at: usize,
-        conn: ConnId,
-        hello: &Hello,
-        meeting: Meeting,
-        now_us: u64,
-        out: &mut Vec<LinkEvent>,
-    ) {
-        let link = &mut self.links[at];
-        link.boot_epoch = hello.boot_epoch;
-        link.incarnation = Some(hello.incarnation);
-        match meeting {
-            Meeting::Members => {
-                self.sessions += 1;
-                link.up(self.sessions, conn, now_us);
-                out.push(LinkEvent::Up { node: link.node });
-            }
-            // The invited node will come again as a member; until then there is nothing to say to it.
-            Meeting::BothEmpty | Meeting::Invite => {
-                link.state = State::BothEmpty { conn };
-                out.push(LinkEvent::BothEmpty);
-            }
-            Meeting::Adopt(cluster) => {
-                link.state = State::BothEmpty { conn };
-                out.push(LinkEvent::Adopt(cluster));
-            }
+            lane => self.on_envelopes(net, at, lane, buf, now_us, out),
         }
     }
 
@@ -382,6 +229,7 @@ impl Transport {
         &mut self,
         net: &mut N,
         at: usize,
+        lane: Lane,
         buf: Vec<u8>,
         now_us: u64,
         out: &mut Vec<LinkEvent>,
@@ -393,7 +241,11 @@ impl Transport {
                 Ok(None) => break None,
                 Ok(Some((Frame { kind: FrameKind::Envelope, seq, head, tail }, len))) => {
                     let echo = envelope::echo(head).unwrap_or(u64::MAX);
-                    if !self.links[at].on_envelope(seq, echo, now_us) {
+                    let is_next = match lane {
+                        Lane::Control => self.links[at].on_envelope(seq, echo, now_us),
+                        Lane::Bulk => self.links[at].bulk.on_envelope(seq),
+                    };
+                    if !is_next {
                         break Some(format!("envelope {seq} is out of sequence"));
                     }
                     let tail_end = inbound.end + len;
@@ -406,13 +258,21 @@ impl Transport {
             }
         };
         if let Some(reason) = problem {
-            return self.take_down(net, at, now_us, &reason, out);
+            return match lane {
+                Lane::Control => self.take_down(net, at, now_us, &reason, out),
+                Lane::Bulk => self.bulk_down(net, at, now_us, &reason),
+            };
         }
-        let (node, session) = (self.links[at].node, self.links[at].session().map_or(0, |session| session.id));
+        let link = &self.links[at];
+        let session = match lane {
+            Lane::Control => link.session().map_or(0, |session| session.id),
+            Lane::Bulk => link.bulk.id(),
+        };
+        let node = link.node;
         if inbound.envelopes.is_empty() {
             self.consumed(net, node, session, inbound);
         } else {
-            out.push(LinkEvent::Envelopes { node, session, inbound });
+            out.push(LinkEvent::Envelopes { node, lane, session, inbound });
         }
     }
 
@@ -421,10 +281,7 @@ impl Transport {
         let Inbound { mut buf, mut envelopes, end } = inbound;
         envelopes.clear();
         self.envelope_lists.push(envelopes);
-        let Some(conn) = self.link(node).and_then(Link::session).filter(|s| s.id == session).map(|s| s.conn)
-        else {
-            return;
-        };
+        let Some(conn) = self.link(node).and_then(|link| link.conn_of(session)) else { return };
         buf.drain(..end);
         // Make room for the rest of a frame that has begun, or for whatever comes.
         let wanted = Frame::needed(&buf)
@@ -466,6 +323,8 @@ impl Transport {
             net.close(conn);
             self.routes.remove(&conn);
         }
+        self.bulk_down(net, at, now_us, reason);
+        let link = &mut self.links[at];
         let base = (REDIAL_US << link.attempts.min(6)).min(REDIAL_US_MAX);
         link.down(now_us + base / 2 + self.rng.random_range(0..base));
         if let Some(session) = session {
@@ -493,7 +352,7 @@ impl Transport {
             match &link.state {
                 State::Down { dial_at_us } if now_us >= *dial_at_us && self.own.node > link.node => {
                     let conn = net.connect(link.address);
-                    self.routes.insert(conn, at);
+                    self.routes.insert(conn, (at, Lane::Control));
                     self.links[at].state = State::Dialling { conn, since_us: now_us };
                 }
                 State::Dialling { since_us, .. } if now_us > since_us + HANDSHAKE_US => {
@@ -507,6 +366,7 @@ impl Transport {
                 }
                 _ => {}
             }
+            self.tick_bulk(net, at, now_us);
         }
     }
 
@@ -514,12 +374,13 @@ impl Transport {
     pub(crate) fn flush<N: Net>(&mut self, net: &mut N, now_us: u64) {
         for link in &mut self.links {
             link.flush(net, now_us, self.beat_us);
+            link.bulk.flush(net, now_us);
         }
     }
 
     /// Whether [`flush`](Self::flush) would send something now.
     pub(crate) fn has_unsent(&self) -> bool {
-        self.links.iter().any(Link::has_unsent)
+        self.links.iter().any(|link| link.has_unsent() || link.bulk.has_unsent())
     }
 
     /// When [`tick`](Self::tick) or [`flush`](Self::flush) has something to do though nothing happens.
@@ -529,15 +390,10 @@ impl Transport {
             .iter()
             .filter(|link| self.own.node > link.node || !matches!(link.state, State::Down { .. }))
             .map(|link| link.deadline_us(self.beat_us));
+        let is_ours = |link: &&Link| link.is_dialled_by(self.own.node) && link.speaks_transfer();
+        let bulk = self.links.iter().filter(|link| link.session().is_some());
+        let bulk = bulk.map(|link| link.bulk.deadline_us(is_ours(&link)));
         let strangers = self.strangers.values().map(|stranger| stranger.since_us + HANDSHAKE_US + 1);
-        links.chain(strangers).min().unwrap_or(u64::MAX)
+        links.chain(bulk).chain(strangers).min().unwrap_or(u64::MAX)
     }
-}
-
-fn stale(hello: &Hello, known: u64) -> String {
-    format!(
-        "node {} shows boot epoch {}, and had {known} before: its data directory is an older copy; restore the newest, or \
-         replace the node as a new member",
-        hello.node, hello.boot_epoch
-    )
 }

@@ -7,3 +7,4 @@ mod cluster;
 mod panics;
 mod snapshots;
 mod stops;
+mod transfer;

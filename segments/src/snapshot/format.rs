@@ -48,7 +48,7 @@ const VERSION: u16 = 1;
 pub const CHUNK_BYTES: usize = 256 * 1024;
 pub(crate) const CHUNK_HEADER_BYTES: usize = 16;
 /// The snapshot's bytes in a full chunk.
-pub(crate) const CHUNK_BODY_BYTES: usize = CHUNK_BYTES - CHUNK_HEADER_BYTES;
+pub const CHUNK_BODY_BYTES: usize = CHUNK_BYTES - CHUNK_HEADER_BYTES;
 
 /// Which snapshot a file is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,9 +121,57 @@ impl SnapshotName {
     }
 }
 
+/// A snapshot that is on its way from another member, as far as it has come: `NNNNNNNN.GROUP.INDEX.TERM.BYTES.CRC.part`.
+/// The name says all that a later start has to know to go on with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartName {
+    /// The group.
+    pub group: GroupId,
+    /// The last entry that it will cover.
+    pub index: Index,
+    /// That entry's term.
+    pub term: Term,
+    /// What it will be when it is whole.
+    pub whole: SnapshotFile,
+}
+
+impl PartName {
+    /// Where it lies.
+    pub fn path(self, dir: &Path) -> PathBuf {
+        let Self { group, index, term, whole: SnapshotFile { file_no, bytes, crc } } = self;
+        dir.join(format!("{file_no:08}.{}.{}.{}.{bytes}.{crc}.part", group.0, index.0, term.0))
+    }
+
+    /// What a file of this name is; `None` if it is none of ours.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.strip_suffix(".part")?.split('.');
+        let mut number = || parts.next()?.parse::<u64>().ok();
+        let file_no = number()?;
+        let (group, index, term) = (GroupId(number()?), Index(number()?), Term(number()?));
+        let whole = SnapshotFile { file_no, bytes: number()?, crc: u32::try_from(number()?).ok()? };
+        let found = Self { group, index, term, whole };
+        (found.path(Path::new("")) == Path::new(name)).then_some(found)
+    }
+}
+
 /// The number of a file that was being written, by its name.
 pub(crate) fn parse_unfinished(name: &str) -> Option<u64> {
     name.strip_suffix(".tmp").and_then(SnapshotName::parse).map(SnapshotName::file_no)
+}
+
+/// Chunks of a snapshot of so many bytes.
+pub fn chunks_of(bytes: u64) -> u64 {
+    bytes.div_ceil(CHUNK_BODY_BYTES as u64)
+}
+
+/// The snapshot's bytes in one of its chunks: all but the last are full.
+pub fn chunk_bytes(bytes: u64, number: u64) -> usize {
+    bytes.saturating_sub(number.saturating_mul(CHUNK_BODY_BYTES as u64)).min(CHUNK_BODY_BYTES as u64) as usize
+}
+
+/// Where a chunk lies in the file.
+pub(crate) fn chunk_offset(number: u64) -> u64 {
+    BLOCK_BYTES as u64 + number * CHUNK_BYTES as u64
 }
 
 /// The name of a file that is being written.
@@ -283,5 +331,25 @@ mod tests {
             assert_eq!(SnapshotName::parse(other), None, "{other}");
         }
         assert_eq!(parse_unfinished("00000007.snap.tmp"), Some(7));
+        let whole = SnapshotFile { file_no: 7, bytes: 1 << 40, crc: u32::MAX };
+        let part = PartName { group: GroupId(4), index: Index(5), term: Term(6), whole };
+        assert_eq!(part.path(dir), Path::new("d/00000007.4.5.6.1099511627776.4294967295.part"));
+        assert_eq!(PartName::parse("00000007.4.5.6.1099511627776.4294967295.part"), Some(part));
+        for other in ["00000007.4.5.6.7.part", "00000007.4.5.6.07.8.part", "00000007.4.5.6.7.4294967296.part"]
+        {
+            assert_eq!(PartName::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn chunks_cover_the_bytes() {
+        let full = CHUNK_BODY_BYTES as u64;
+        for bytes in [0, 1, full - 1, full, full + 1, 3 * full + 5] {
+            let count = chunks_of(bytes);
+            let sum: u64 = (0..count).map(|number| chunk_bytes(bytes, number) as u64).sum();
+            assert_eq!(sum, bytes);
+            assert!((0..count).all(|number| chunk_bytes(bytes, number) > 0));
+            assert_eq!(chunk_bytes(bytes, count), 0);
+        }
     }
 }

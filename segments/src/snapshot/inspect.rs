@@ -6,7 +6,7 @@ use coracle_base::{GroupId, Index, Term};
 use coracle_io::{Disk, DiskError};
 use coracle_wal::{Identity, RecoveredGroup, SnapshotFile};
 
-use super::format::parse_unfinished;
+use super::format::{PartName, parse_unfinished};
 use super::reader::{Progress, SnapshotReader};
 use super::{SnapshotError, SnapshotName};
 
@@ -21,6 +21,8 @@ pub enum SnapshotKind {
     Leftover,
     /// It was being written when the process ended: the next start removes it.
     Unfinished,
+    /// What has come of another member's snapshot: the next start goes on with it.
+    Part,
 }
 
 /// A snapshot file as it lies there.
@@ -76,6 +78,10 @@ pub fn inspect<'a, D: Disk>(
             state_bytes: None,
             damage: None,
         };
+        if let Some(part) = PartName::parse(&entry.name) {
+            all.push(info(SnapshotKind::Part, Some((part.group, part.index, part.term))));
+            continue;
+        }
         let Some(name) = SnapshotName::parse(&entry.name) else {
             all.extend(parse_unfinished(&entry.name).map(|_| info(SnapshotKind::Unfinished, None)));
             continue;

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!   format.rs  every byte, and the names        writer.rs  a chunk at a time        reader.rs  back, checked
-//!   inspect.rs  all of them, for tools
+//!   inspect.rs  all of them, for tools              chunks.rs  single chunks of one, for other members
 //! ```
 //!
 //! A snapshot file counts only if the log names it (its number, its length, its checksum), and the log names it only when
 //! it is durable. What the log does not name is what a crash left of one being written, or one whose successor is named:
 //! it is removed at the next start. A checkpoint is a machine's state that frees no log: no log names it, its own name
 //! says what it is, and the next start takes the newest that is sound and that the log agrees with. So it needs no record,
-//! and none of its bytes need be durable: losing it costs time, nothing else.
+//! and none of its bytes need be durable: losing it costs time, nothing else. The same goes for a part, what has come of
+//! another member's snapshot: its name says of which one, and each of its chunks has a checksum.
 
+mod chunks;
 mod format;
 mod inspect;
 mod reader;
@@ -20,7 +22,10 @@ use std::path::{Path, PathBuf};
 
 use coracle_io::{Disk, DiskError};
 
-pub use format::{CHUNK_BYTES, SnapshotHead, SnapshotName};
+pub use chunks::{ChunkRead, ChunkReader};
+pub use format::{
+    CHUNK_BODY_BYTES, CHUNK_BYTES, PartName, SnapshotHead, SnapshotName, chunk_bytes, chunks_of,
+};
 pub use inspect::{SnapshotInfo, SnapshotKind, inspect};
 pub use reader::{Progress, SnapshotReader};
 pub use writer::{SnapshotWriter, Written};
@@ -46,6 +51,8 @@ pub enum SnapshotError {
 pub struct Listing {
     /// Snapshots and checkpoints, by number.
     pub names: Vec<SnapshotName>,
+    /// What was on its way from other members.
+    pub parts: Vec<PartName>,
     /// What was being written when the process ended.
     pub unfinished: Vec<PathBuf>,
     /// The highest number in use.
@@ -63,6 +70,9 @@ pub fn list<D: Disk>(disk: &mut D, dir: &Path) -> Result<Listing, DiskError> {
         if let Some(name) = SnapshotName::parse(&entry.name) {
             listing.highest = listing.highest.max(name.file_no());
             listing.names.push(name);
+        } else if let Some(part) = PartName::parse(&entry.name) {
+            listing.highest = listing.highest.max(part.whole.file_no);
+            listing.parts.push(part);
         } else if let Some(file_no) = format::parse_unfinished(&entry.name) {
             listing.highest = listing.highest.max(file_no);
             listing.unfinished.push(dir.join(&entry.name));

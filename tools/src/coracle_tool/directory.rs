@@ -169,6 +169,10 @@ impl Contents {
                 (SnapshotKind::Leftover | SnapshotKind::Unfinished, _) => {
                     self.notes.push(told(None, "nothing needs it; the next start removes it".to_owned()));
                 }
+                (SnapshotKind::Part, _) => {
+                    let what = "what has come of another member's snapshot: the next start goes on with it";
+                    self.notes.push(told(None, what.to_owned()));
+                }
                 (SnapshotKind::Marked | SnapshotKind::Checkpoint, None) => {}
             }
         }

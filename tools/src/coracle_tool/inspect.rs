@@ -71,6 +71,7 @@ fn snapshot(one: &SnapshotInfo) -> Value {
         SnapshotKind::Checkpoint => "checkpoint",
         SnapshotKind::Leftover => "leftover",
         SnapshotKind::Unfinished => "unfinished",
+        SnapshotKind::Part => "part",
     };
     json!({
         "file": one.path,

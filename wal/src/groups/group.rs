@@ -78,6 +78,8 @@ pub(crate) struct Cold {
     pub(crate) placed: Vec<Extent>,
     /// The newest file that such an entry came in.
     pub(super) placed_in: u64,
+    /// Their runs in that file, as far as they were met.
+    pub(super) placed_runs: Vec<RunAt>,
     /// The group is gone for good.
     pub(crate) deleted: bool,
     /// Entries that were acknowledged may be missing.
@@ -103,6 +105,7 @@ impl Group {
             live: Vec::new(),
             placed: Vec::new(),
             placed_in: 0,
+            placed_runs: Vec::new(),
             deleted: false,
             suspect: false,
             state_lost: false,
@@ -199,10 +202,18 @@ impl Group {
     }
 
     /// Where an entry's run lies, if its file is the newest with entries of this group. Of entries that live on and may have
-    /// been placed there only the file's index knows.
+    /// been placed there, the file's index knows, but for those whose placing was met.
     pub(crate) fn run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
-        let may_be_placed = file_no <= self.cold.placed_in && index <= self.base;
-        let is_known = file_no == self.tail.file_no && !may_be_placed;
+        if file_no <= self.cold.placed_in && index <= self.base {
+            let mut met = self.cold.placed_runs.iter().rev().filter(|_| file_no == self.cold.placed_in);
+            return met.find(|run| run.covers(index)).copied();
+        }
+        self.own_run_of(file_no, index, runs)
+    }
+
+    /// As [`run_of`](Self::run_of), where nothing was placed that was not met.
+    pub(crate) fn own_run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
+        let is_known = file_no == self.tail.file_no;
         is_known.then(|| runs.find(file_no, self.newest, &self.cold.marks, index)).flatten()
     }
 
@@ -479,6 +490,7 @@ impl Group {
             refs.hold_snapshot(place);
         }
         self.drop_everything(seq, refs);
+        new.cold.placed_runs = std::mem::take(&mut self.cold.placed_runs);
         *self = new;
         true
     }

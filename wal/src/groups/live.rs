@@ -50,7 +50,12 @@ impl Group {
         refs: &mut Refs,
         runs: &mut Runs,
     ) {
-        runs.push(at.file_no, RunAt::new(self.slot, range.first, range.count as u32, at.offset), None);
+        let run = RunAt::new(self.slot, range.first, range.count as u32, at.offset);
+        runs.push(at.file_no, run, None);
+        if at.file_no != self.cold.placed_in {
+            self.cold.placed_runs = Vec::new();
+        }
+        self.cold.placed_runs.push(run);
         let extent = Extent { file_no: at.file_no, first: range.first, count: range.count, bytes };
         refs.hold_extent(&extent);
         refs.place_extent(&extent);

@@ -40,7 +40,7 @@ impl RunAt {
         Self { first: first.0, count, offset: offset as u32, slot, before: NONE }
     }
 
-    fn covers(&self, index: Index) -> bool {
+    pub(super) fn covers(&self, index: Index) -> bool {
         self.first <= index.0 && index.0 - self.first < u64::from(self.count)
     }
 }

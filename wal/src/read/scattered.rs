@@ -223,10 +223,14 @@ impl Wal {
             return None;
         };
         let is_whole = self.is_whole_on_disk(file_no, file);
+        // It is still being written, by this process: all that was placed in it was met.
+        let runs = self.groups.runs();
+        let own = if is_whole { None } else { group.own_run_of(file_no, index, runs) };
         let run = match group.run_of(file_no, index, self.groups.runs()) {
             Some(run) => Some((run.offset, run.count)),
             None => match self.reads.index(file_no, &self.groups, self.stage_file) {
                 Some(found) => found.find(key.group, index, lives_on).map(|run| (run.offset, run.count)),
+                None if own.is_some() => own.map(|run| (run.offset, run.count)),
                 None if !is_whole => {
                     key.found = Some(Err(ReadError::NotDurable { index }));
                     return None;

@@ -1,0 +1,447 @@
+//! The half that needs a snapshot. It asks for what it lacks, and tells Raft when it has it.
+//!
+//! ```text
+//!   offer → open the part ─→ chunks ─→ live entries ─→ trailer, sync, rename ─→ Raft: install, or not
+//!              ↑ └── nothing comes ──→ kept, closed: a later offer of the same snapshot goes on with it
+//!              └──── another snapshot is offered ──→ removed; the next offer begins anew
+//! ```
+//!
+//! Invariants: (1) a chunk is taken only if it is the next one of the snapshot that is being received; (2) a file counts only
+//! if all of it has the checksum that was offered; (3) it is finished in the term of the leader that offered it last, so Raft
+//! does not refuse in the end what took long to come.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use coracle_base::{GroupId, Index, NodeId, RunRef, Term};
+use coracle_io::{Clock, Disk, DiskDone, Net};
+use coracle_raft::{Input, Message};
+use coracle_segments::snapshot::{
+    PartName, SnapshotHead, SnapshotName, SnapshotWriter, Written, chunk_bytes, chunks_of,
+};
+use coracle_wal::{IndexRange, SnapshotFile};
+
+use super::super::Shard;
+use super::super::snapshots::WRITERS_MAX;
+use super::wire::{Chunk, Key, Live, Offer, Part, Want};
+use super::{ASK_AGAIN_US, PATIENCE_US, WINDOW_CHUNKS, With, push_want};
+use crate::transport::envelope::EnvelopeError;
+
+/// A snapshot that came from elsewhere, in a file, while Raft decides about it.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) file: SnapshotFile,
+    /// What lives on below it; `None` if nobody said.
+    pub(crate) live: Option<Vec<IndexRange>>,
+}
+
+struct Receiving {
+    slot: u32,
+    from: NodeId,
+    offer: Offer,
+    part: PartName,
+    writer: SnapshotWriter,
+    /// Chunks that wait for the disk.
+    chunks: VecDeque<Vec<u8>>,
+    /// Chunks before this one were asked for; none yet if it is `None`.
+    end: Option<u64>,
+    /// Live entries that came, and where the next ones begin. `None`: not asked for yet.
+    live: Vec<IndexRange>,
+    live_next: Option<Index>,
+    live_done: bool,
+    heard_us: u64,
+    asked_us: u64,
+    /// It ends: whole, kept or removed.
+    is_ending: bool,
+}
+
+impl Receiving {
+    /// The chunk that is to come next.
+    fn next(&self) -> u64 {
+        self.writer.chunks() + self.chunks.len() as u64
+    }
+
+    fn is_quiet(&self, now_us: u64, for_us: u64) -> bool {
+        now_us > self.heard_us.max(self.asked_us) + for_us
+    }
+}
+
+/// What is being received from other members.
+#[derive(Default)]
+pub(crate) struct Receives {
+    open: BTreeMap<u64, Receiving>,
+}
+
+impl Receives {
+    /// How many.
+    pub(in super::super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// When there is something to do though nothing happens.
+    pub(in super::super) fn deadline_us(&self) -> u64 {
+        let waiting = self.open.values().filter(|one| !one.is_ending);
+        let again = |one: &Receiving| {
+            let (ask, late) = (one.asked_us.max(one.heard_us) + ASK_AGAIN_US, one.heard_us + PATIENCE_US);
+            ask.min(late) + 1
+        };
+        waiting.map(again).min().unwrap_or(u64::MAX)
+    }
+}
+
+impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    /// A member has a snapshot for us.
+    pub(in super::super) fn on_offer(&mut self, slot: u32, from: NodeId, offer: Offer) {
+        let one = &self.slots[slot as usize];
+        let Key { index, term, .. } = offer.key;
+        let is_known = index <= one.raft.commit() || one.raft.term_at(index) == Some(term);
+        let is_late = offer.raft_term < one.raft.term();
+        if one.diverged || offer.state_only && (one.is_whole() || !is_known) {
+            return;
+        }
+        if !offer.state_only && (is_late || is_known && one.is_whole()) {
+            // No bytes are needed to tell it so.
+            self.status.transfers_needless += u64::from(is_known && one.raft.last() > index);
+            return self.tell_raft(slot, from, &offer);
+        }
+        if let Some(token) = one.writing {
+            return self.on_offer_meanwhile(token, from, offer);
+        }
+        if self.snapshots.writing() + self.snapshots.receives.len() < WRITERS_MAX {
+            self.begin_receive(slot, from, offer);
+        }
+    }
+
+    fn tell_raft(&mut self, slot: u32, from: NodeId, offer: &Offer) {
+        let Key { index, term: snap_term, .. } = offer.key;
+        let message = Message::Snapshot { term: offer.raft_term, index, snap_term };
+        self.step(slot, Input::Receive { from, message }, None, &[]);
+    }
+
+    /// Something is being written or received for this group already.
+    fn on_offer_meanwhile(&mut self, token: u64, from: NodeId, offer: Offer) {
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else {
+            // Our own is of less than what comes.
+            return self.snapshots.abandon_own(&mut self.disk, token);
+        };
+        if offer.raft_term < receiving.offer.raft_term || receiving.is_ending {
+            return;
+        }
+        if receiving.offer.key == offer.key && receiving.offer.live == offer.live {
+            let is_new = receiving.from != from || receiving.is_quiet(self.now_us, ASK_AGAIN_US);
+            (receiving.from, receiving.offer) = (from, offer);
+            self.again = true;
+            if is_new && receiving.end.is_some() {
+                self.ask(token);
+            }
+            return;
+        }
+        // Two are never mixed: the next offer begins anew.
+        let key = receiving.offer.key;
+        tracing::info!(index = %offer.key.index, "a {} is given up: another one is offered", With(from, key));
+        self.status.transfers_restarted += 1;
+        receiving.is_ending = true;
+        receiving.writer.abandon(&mut self.disk);
+    }
+
+    fn begin_receive(&mut self, slot: u32, from: NodeId, offer: Offer) {
+        let Key { index, term, bytes, crc } = offer.key;
+        let one = &mut self.slots[slot as usize];
+        let group = one.id;
+        let is_it = |part: &PartName| {
+            (part.index, part.term, part.whole.bytes, part.whole.crc) == (index, term, bytes, crc)
+        };
+        let (found, other) = match one.part.take() {
+            Some(part) if is_it(&part) => (Some(part), None),
+            other => (None, other),
+        };
+        if let Some(other) = other {
+            self.status.transfers_restarted += 1;
+            self.snapshots.remove_part(&mut self.disk, other);
+        }
+        let part = found.unwrap_or_else(|| {
+            let whole = SnapshotFile { file_no: self.snapshots.next_file_no(), bytes, crc };
+            PartName { group, index, term, whole }
+        });
+        let token = self.snapshots.token();
+        let identity = self.snapshots.identity;
+        let head = SnapshotHead { identity, file_no: part.whole.file_no, group, index, term };
+        let writer = SnapshotWriter::receive(&mut self.disk, &self.snapshots.dir, head, part, token);
+        tracing::info!(%group, is_begun = found.is_some(), "receiving a {}", With(from, offer.key));
+        self.slots[slot as usize].writing = Some(token);
+        let receiving = Receiving {
+            slot,
+            from,
+            offer,
+            part,
+            writer,
+            chunks: VecDeque::new(),
+            end: None,
+            live: Vec::new(),
+            live_next: None,
+            live_done: offer.live == 0,
+            heard_us: self.now_us,
+            asked_us: self.now_us,
+            is_ending: false,
+        };
+        self.snapshots.receives.open.insert(token, receiving);
+        self.again = true;
+    }
+
+    /// Says what is lacking.
+    fn ask(&mut self, token: u64) {
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return };
+        let (next, count) = (receiving.next(), chunks_of(receiving.offer.key.bytes));
+        let part = match receiving.live_next {
+            Some(next) => Part::Live { next },
+            None => Part::Chunks { next, end: count.min(next + WINDOW_CHUNKS) },
+        };
+        if let Part::Chunks { end, .. } = part {
+            receiving.end = Some(end);
+        }
+        receiving.asked_us = self.now_us;
+        let group = self.slots[receiving.slot as usize].id;
+        let want = Want { key: receiving.offer.key, part };
+        push_want(self.transport.envelope(receiving.from), group, &want);
+    }
+
+    /// The transfer that brings this snapshot to the group.
+    fn receiving(&mut self, slot: u32, key: Key) -> Option<(u64, &mut Receiving)> {
+        let token = self.slots[slot as usize].writing?;
+        let receiving = self.snapshots.receives.open.get_mut(&token)?;
+        (receiving.offer.key == key && !receiving.is_ending).then_some((token, receiving))
+    }
+
+    /// A chunk came.
+    pub(in super::super) fn on_chunk(&mut self, slot: u32, chunk: Chunk, bytes: &[u8]) {
+        let now_us = self.now_us;
+        let Some((_, receiving)) = self.receiving(slot, chunk.key) else { return };
+        // What was asked for twice comes twice.
+        let is_next = receiving.end.is_some_and(|end| chunk.number < end) && chunk.number == receiving.next();
+        if is_next && bytes.len() == chunk_bytes(chunk.key.bytes, chunk.number) {
+            receiving.chunks.push_back(bytes.to_vec());
+            receiving.heard_us = now_us;
+            self.status.transfer_bytes_received += bytes.len() as u64;
+            self.again = true;
+        }
+    }
+
+    /// Entries came that live on below the snapshot.
+    pub(in super::super) fn on_live(
+        &mut self,
+        slot: u32,
+        live: Live,
+        payload: &[u8],
+    ) -> Result<(), EnvelopeError> {
+        let group = self.slots[slot as usize].id;
+        let runs = live_runs(group, &live, payload)?;
+        let now_us = self.now_us;
+        let Some((token, receiving)) = self.receiving(slot, live.key) else { return Ok(()) };
+        if receiving.live_next != Some(live.from) || receiving.live_done {
+            return Ok(());
+        }
+        receiving.heard_us = now_us;
+        for run in &runs {
+            receiving.live.push(IndexRange { first: run.header.first(), count: u64::from(run.header.count) });
+        }
+        receiving.live_next = live.next.or(receiving.live_next);
+        receiving.live_done = live.next.is_none();
+        let (is_done, came) =
+            (receiving.live_done, receiving.live.iter().map(|range| range.count).sum::<u64>());
+        let (from, offer) = (receiving.from, receiving.offer);
+        self.status.transfer_bytes_received += payload.len() as u64;
+        self.again = true;
+        if is_done && came != offer.live {
+            tracing::error!(%group, came, expected = offer.live, "a {} came with other entries than were offered", With(from, offer.key));
+            self.give_up_receiving(token);
+            return Ok(());
+        }
+        for run in runs {
+            self.slots[slot as usize].staged = self.wal.place(&run.header, &[run.body]);
+        }
+        if !is_done {
+            self.ask(token);
+        }
+        Ok(())
+    }
+
+    /// It goes, and what came of it.
+    fn give_up_receiving(&mut self, token: u64) {
+        if let Some(receiving) = self.snapshots.receives.open.get_mut(&token) {
+            receiving.is_ending = true;
+            receiving.writer.abandon(&mut self.disk);
+        }
+    }
+
+    /// Once a turn: chunks go to the disk, what is lacking is asked for, what nobody answers is put aside.
+    pub(in super::super) fn step_receives(&mut self) {
+        let tokens: Vec<u64> = self.snapshots.receives.open.keys().copied().collect();
+        for token in tokens {
+            self.step_receive(token);
+        }
+    }
+
+    fn step_receive(&mut self, token: u64) {
+        let now_us = self.now_us;
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return };
+        if receiving.is_ending {
+            return;
+        }
+        if now_us > receiving.heard_us + PATIENCE_US && receiving.end.is_some() {
+            receiving.is_ending = true;
+            return receiving.writer.keep(&mut self.disk);
+        }
+        if !receiving.writer.is_idle() {
+            return;
+        }
+        let Some(end) = receiving.end else {
+            self.status.transfers_resumed += u64::from(receiving.writer.chunks() > 0);
+            receiving.heard_us = now_us;
+            receiving.end = Some(receiving.writer.chunks());
+            if receiving.writer.judge().is_none() {
+                self.ask(token);
+            }
+            self.again = true;
+            return;
+        };
+        if let Some(chunk) = receiving.chunks.pop_front() {
+            receiving.writer.put_chunk(&mut self.disk, &chunk);
+            let count = chunks_of(receiving.offer.key.bytes);
+            if end < count && end - receiving.next() <= WINDOW_CHUNKS / 2 {
+                self.ask(token);
+            }
+            return;
+        }
+        match receiving.writer.judge() {
+            None if receiving.is_quiet(now_us, ASK_AGAIN_US) => self.ask(token),
+            None => {}
+            Some(true) => self.on_all_chunks(token),
+            Some(false) => {
+                tracing::error!("a {} is not what was offered", With(receiving.from, receiving.offer.key));
+                self.give_up_receiving(token);
+            }
+        }
+    }
+
+    /// Live entries are next, and then the end of the file.
+    fn on_all_chunks(&mut self, token: u64) {
+        let now_us = self.now_us;
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return };
+        if !receiving.live_done {
+            let is_first = receiving.live_next.is_none();
+            receiving.live_next.get_or_insert(Index(1));
+            if is_first || receiving.is_quiet(now_us, ASK_AGAIN_US) {
+                self.ask(token);
+            }
+            return;
+        }
+        let raft_term = self.slots[receiving.slot as usize].raft.term();
+        // In a term whose leader has not offered it, Raft would not hear of it: that leader will, or offers another one.
+        if receiving.offer.state_only || receiving.offer.raft_term == raft_term {
+            receiving.is_ending = true;
+            receiving.writer.write(&mut self.disk, true);
+        }
+    }
+
+    /// A completion of a file that is being received. One that is of something else comes back.
+    pub(in super::super) fn on_part_done(&mut self, done: DiskDone) -> Option<DiskDone> {
+        let token = done.token;
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return Some(done) };
+        let written = receiving.writer.on_done(&mut self.disk, done);
+        self.again = true;
+        if written == Written::Going {
+            return None;
+        }
+        let receiving = self.snapshots.receives.open.remove(&token)?;
+        let one = &mut self.slots[receiving.slot as usize];
+        one.writing = None;
+        match written {
+            Written::Going | Written::Gone(None) => {}
+            Written::Kept => {
+                one.part = Some(receiving.part);
+                self.drop_part(receiving.slot);
+            }
+            Written::Gone(Some(error)) => {
+                tracing::warn!(group = %one.id, %error, "a {} cannot be written", With(receiving.from, receiving.offer.key));
+            }
+            Written::Whole(file) => self.on_received(receiving, file),
+        }
+        None
+    }
+
+    fn on_received(&mut self, receiving: Receiving, file: SnapshotFile) {
+        let Receiving { slot, from, offer, live, .. } = receiving;
+        let Key { index, term, .. } = offer.key;
+        // The state alone was fetched: what lives on below it is what lives on here.
+        let live = (!offer.state_only).then_some(live);
+        self.status.snapshot_files += 1;
+        self.slots[slot as usize].incoming = Some(Incoming { file, live });
+        if !offer.state_only {
+            self.tell_raft(slot, from, &offer);
+        }
+        self.adopt(slot, index, term, &[]);
+        match self.slots[slot as usize].incoming.take() {
+            None => self.status.transfers_installed += 1,
+            Some(_) => {
+                self.status.transfers_abandoned += 1;
+                self.snapshots.remove(&mut self.disk, SnapshotName::Snapshot { file_no: file.file_no });
+            }
+        }
+    }
+
+    /// What is being received for a group is not wanted any more: its log, or another snapshot, has come further.
+    pub(in super::super) fn abandon_receiving(&mut self, slot: u32) {
+        let token = self.slots[slot as usize].writing;
+        if let Some(token) = token.filter(|token| self.snapshots.receives.open.contains_key(token)) {
+            self.status.transfers_abandoned += 1;
+            self.give_up_receiving(token);
+        }
+    }
+
+    /// Removes what is left of a snapshot that the group has no use for any more.
+    pub(in super::super) fn drop_part(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        let (commit, is_whole) = (one.raft.commit(), one.is_whole());
+        if let Some(part) = one.part.take_if(|part| part.index <= commit && is_whole) {
+            self.status.transfers_abandoned += 1;
+            self.snapshots.remove_part(&mut self.disk, part);
+        }
+        let receiving = one.writing.and_then(|token| self.snapshots.receives.open.get(&token));
+        if receiving.is_some_and(|one| !one.is_ending && one.offer.key.index <= commit && is_whole) {
+            self.abandon_receiving(slot);
+        }
+    }
+}
+
+/// The runs of live entries, each checked, in order, and all of them below the snapshot.
+///
+/// # Errors
+/// Why they are not.
+pub(crate) fn live_runs<'a>(
+    group: GroupId,
+    live: &Live,
+    payload: &'a [u8],
+) -> Result<Vec<RunRef<'a>>, EnvelopeError> {
+    let wrong = |why: &str| EnvelopeError::Message(why.to_owned());
+    let (mut runs, mut rest, mut next) = (Vec::new(), payload, live.from.max(Index(1)));
+    while !rest.is_empty() {
+        let run = RunRef::parse(rest).map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        run.check_payloads().map_err(|error| EnvelopeError::Message(error.to_string()))?;
+        let header = run.header;
+        let last = header.prev_index.0.checked_add(u64::from(header.count)).map(Index);
+        let is_below = last.is_some_and(|last| last <= live.key.index);
+        if header.group != group || header.count == 0 || header.first() < next || !is_below {
+            return Err(wrong("live entries out of order"));
+        }
+        if header.accepted_term > live.key.term || header.prev_term > Term::ZERO {
+            return Err(wrong("live entries of another log"));
+        }
+        next = last.unwrap_or(next).next();
+        rest = &rest[header.encoded_bytes()..];
+        runs.push(run);
+    }
+    match live.next {
+        _ if runs.is_empty() => Err(wrong("live entries without any")),
+        Some(after) if after < next => Err(wrong("live entries that overlap")),
+        _ => Ok(runs),
+    }
+}

@@ -1,0 +1,191 @@
+//! The handshake of a connection: strangers, hello, welcome or refusal, and what the link is afterwards.
+//!
+//! Invariants: (1) a stranger is few bytes and little time; (2) who shows an older boot epoch than before is refused.
+
+use coracle_io::{ConnId, Net};
+
+use super::frame::{self, Frame, FrameKind};
+use super::hello::{Hello, Lane, Meeting, REFUSAL_BYTES_MAX, meet};
+use super::link::State;
+use super::{HELLO_BYTES_MAX, LinkEvent, RECEIVE_BYTES, Stranger, Transport};
+
+impl Transport {
+    /// Bytes of a connection that has not said hello.
+    pub(super) fn on_stranger<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let hello = match Frame::parse(&buf) {
+            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
+            Ok(Some((Frame { kind: FrameKind::Hello, head, .. }, len))) if len == buf.len() => {
+                Hello::decode(head).ok()
+            }
+            _ => None,
+        };
+        let Some(hello) = hello else {
+            tracing::warn!(?conn, "a connection that does not begin with a hello: closed");
+            self.strangers.remove(&conn);
+            return net.close(conn);
+        };
+        self.strangers.remove(&conn);
+        if hello.shard != self.own.shard && hello.shard.0 < self.own.shards {
+            return out.push(LinkEvent::HandOver { conn, shard: hello.shard, hello: buf });
+        }
+        self.judge_hello(net, conn, &hello, now_us, out);
+    }
+
+    /// A connection that another shard's thread accepted, with the hello that named us.
+    pub(crate) fn adopt<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        hello: &[u8],
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        match Frame::parse(hello).ok().flatten().and_then(|(frame, _)| Hello::decode(frame.head).ok()) {
+            Some(hello) => self.judge_hello(net, conn, &hello, now_us, out),
+            None => net.close(conn),
+        }
+    }
+
+    /// The listener's half of the handshake.
+    fn judge_hello<N: Net>(
+        &mut self,
+        net: &mut N,
+        conn: ConnId,
+        hello: &Hello,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        if hello.lane == Lane::Bulk {
+            return self.judge_bulk(net, conn, hello, now_us);
+        }
+        let refusal = match (self.position(hello.node), meet(&self.own, hello)) {
+            (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
+            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => {
+                Some(stale(hello, self.links[at].boot_epoch))
+            }
+            (_, Err(reason)) => Some(reason),
+            (Some(at), Ok(meeting)) => {
+                if self.links[at].conn().is_some() {
+                    self.take_down(net, at, now_us, "a newer connection took its place", out);
+                }
+                let mut welcome = Vec::new();
+                frame::encode(FrameKind::Welcome, 0, &self.own.encode(), &[], &mut welcome);
+                net.send(conn, welcome);
+                net.receive(conn, Vec::with_capacity(RECEIVE_BYTES));
+                self.routes.insert(conn, (at, Lane::Control));
+                self.links[at].greeting = true;
+                self.begin(at, conn, hello, meeting, now_us, out);
+                None
+            }
+        };
+        if let Some(reason) = refusal {
+            tracing::warn!(node = %hello.node, reason, "refused a node");
+            let mut text = reason.clone().into_bytes();
+            text.truncate(REFUSAL_BYTES_MAX);
+            let mut refuse = Vec::new();
+            frame::encode(FrameKind::Refuse, 0, &text, &[], &mut refuse);
+            net.send(conn, refuse);
+            // The stranger is kept until it closes or its time is up, so that the refusal can leave.
+            self.strangers.insert(conn, Stranger { since_us: now_us });
+            out.push(LinkEvent::Refused { node: hello.node, reason });
+        }
+    }
+
+    /// The dialler's half: the answer to our hello.
+    pub(super) fn on_greeting<N: Net>(
+        &mut self,
+        net: &mut N,
+        at: usize,
+        conn: ConnId,
+        mut buf: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let (hello, len) = match Frame::parse(&buf) {
+            Ok(None) if buf.len() < HELLO_BYTES_MAX => return net.receive(conn, buf),
+            Ok(Some((Frame { kind: FrameKind::Welcome, head, .. }, len))) => (Hello::decode(head).ok(), len),
+            Ok(Some((Frame { kind: FrameKind::Refuse, head, .. }, _))) => {
+                let reason = String::from_utf8_lossy(head).into_owned();
+                out.push(LinkEvent::Refused { node: self.links[at].node, reason: reason.clone() });
+                return self.take_down(net, at, now_us, &reason, out);
+            }
+            _ => (None, 0),
+        };
+        let node = self.links[at].node;
+        let judged = match &hello {
+            Some(hello) if hello.node != node => {
+                Err(format!("node {} answers at the address of node {node}", hello.node))
+            }
+            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => {
+                Err(stale(hello, self.links[at].boot_epoch))
+            }
+            Some(hello) => meet(&self.own, hello),
+            None => Err("the answer to our hello is not a welcome".into()),
+        };
+        match (judged, hello) {
+            (Ok(meeting), Some(hello)) => {
+                self.begin(at, conn, &hello, meeting, now_us, out);
+                buf.drain(..len);
+                buf.reserve(RECEIVE_BYTES);
+                if buf.is_empty() {
+                    net.receive(conn, buf)
+                } else {
+                    self.on_received(net, conn, buf, now_us, out)
+                }
+            }
+            (Err(reason), _) => {
+                out.push(LinkEvent::Refused { node, reason: reason.clone() });
+                self.take_down(net, at, now_us, &reason, out);
+            }
+            (Ok(_), None) => self.take_down(net, at, now_us, "no welcome", out),
+        }
+    }
+
+    /// Both sides agree: what the link is from now on.
+    fn begin(
+        &mut self,
+        at: usize,
+        conn: ConnId,
+        hello: &Hello,
+        meeting: Meeting,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let link = &mut self.links[at];
+        link.boot_epoch = hello.boot_epoch;
+        link.incarnation = Some(hello.incarnation);
+        link.version = self.own.version_max.min(hello.version_max);
+        match meeting {
+            Meeting::Members => {
+                self.sessions += 1;
+                link.up(self.sessions, conn, now_us);
+                link.bulk.allow(now_us);
+                out.push(LinkEvent::Up { node: link.node });
+            }
+            // The invited node will come again as a member; until then there is nothing to say to it.
+            Meeting::BothEmpty | Meeting::Invite => {
+                link.state = State::BothEmpty { conn };
+                out.push(LinkEvent::BothEmpty);
+            }
+            Meeting::Adopt(cluster) => {
+                link.state = State::BothEmpty { conn };
+                out.push(LinkEvent::Adopt(cluster));
+            }
+        }
+    }
+}
+
+fn stale(hello: &Hello, known: u64) -> String {
+    format!(
+        "node {} shows boot epoch {}, and had {known} before: its data directory is an older copy; restore the newest, or \
+         replace the node as a new member",
+        hello.node, hello.boot_epoch
+    )
+}

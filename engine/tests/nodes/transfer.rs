@@ -1,0 +1,241 @@
+//! Snapshots of many chunks from one member to another: interrupted, resumed, overtaken, and with the entries that live on
+//! below them.
+
+use std::path::Path;
+
+use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, RestoreError};
+use coracle_io::Disk;
+use coracle_io::fake::{CrashPolicy, NodeStop};
+
+use crate::cluster::{Cluster, GROUP};
+use crate::snapshots::{Big, DIR, damage, files, start};
+
+/// Chunks of the snapshot below: more than a window of them.
+const CHUNKS: u64 = 24;
+const PADDING: usize = CHUNKS as usize * 262_000;
+
+fn kill(cluster: &mut Cluster, at: usize) {
+    cluster.nodes[at] = None;
+    cluster.disks[at].crash(CrashPolicy::KEEP_ALL);
+    cluster.network.stop_node(at as u64 + 1, NodeStop::Killed);
+}
+
+fn reopen(cluster: &mut Cluster, at: usize, machine: impl Machine + 'static) {
+    cluster.open(at);
+    cluster.turn_until("a running node", |cluster| cluster.node(at).is_running());
+    cluster.node(at).start_group(GROUP, Box::new(machine));
+    cluster.turn_until("a group", |cluster| cluster.node(at).group_status(GROUP).is_some());
+}
+
+fn leader(cluster: &Cluster) -> usize {
+    cluster.status(0).leader.unwrap_or(NodeId(1)).0 as usize - 1
+}
+
+fn sent(cluster: &Cluster) -> u64 {
+    cluster.nodes.iter().flatten().map(|node| node.status().unwrap().transfer_bytes_sent).sum()
+}
+
+fn received(cluster: &Cluster, at: usize) -> u64 {
+    cluster.node(at).status().unwrap().transfer_bytes_received
+}
+
+fn released(cluster: &Cluster, at: usize) -> bool {
+    cluster.status(at).first > Index(1) && files(cluster, at).len() == 1
+}
+
+/// Two members with a released log and a large snapshot; the third one was never started.
+fn two_of_three(machine: &Big) -> Cluster {
+    let mut cluster = Cluster::new(3);
+    (0..2).for_each(|at| start(&cluster, at, machine));
+    for command in [b"one".as_slice(), b"two", b"release"] {
+        cluster.done(0, GROUP, command);
+    }
+    cluster.turn_until("released logs", |cluster| (0..2).all(|at| released(cluster, at)));
+    cluster
+}
+
+fn is_caught_up(cluster: &Cluster, at: usize) -> bool {
+    let digest = cluster.status(0).digest;
+    cluster.node(at).group_status(GROUP).is_some_and(|status| status.digest == digest && !status.restoring)
+}
+
+#[test]
+fn a_receiver_that_is_killed_twice_midway_gets_hardly_more_than_the_snapshot() {
+    let machine = Big::new(PADDING);
+    let mut cluster = two_of_three(&machine);
+    start(&cluster, 2, &machine);
+    let mut resumed = 0;
+    for third in 1..=2u64 {
+        let goal = PADDING as u64 / 3;
+        cluster.turn_until("a third", |cluster| received(cluster, 2) > goal * 9 / 10);
+        kill(&mut cluster, 2);
+        let parts = files(&cluster, 2);
+        assert!(
+            parts.len() == 1 && parts[0].extension().is_some_and(|end| end == "part"),
+            "{third}: {parts:?}"
+        );
+        reopen(&mut cluster, 2, machine.clone());
+    }
+    cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+    resumed += cluster.node(2).status().unwrap().transfers_resumed;
+    assert_eq!(resumed, 1, "in the last of its lives");
+    cluster.turn_until("a file of its own", |cluster| released(cluster, 2));
+    // A kill costs what is on its way: a window, and what had come and was not written.
+    let (sent, bytes, lost) = (sent(&cluster), PADDING as u64, 2 * 10 * 262_128);
+    assert!(sent >= bytes && sent <= bytes + lost, "{sent} bytes were sent for a snapshot of {bytes}");
+    assert_eq!(cluster.node(2).status().unwrap().transfers_installed, 1);
+    // What came is durable, and the group goes on from it.
+    kill(&mut cluster, 2);
+    reopen(&mut cluster, 2, machine.clone());
+    cluster.done(0, GROUP, b"more");
+    cluster.turn_until("the state again", |cluster| is_caught_up(cluster, 2));
+    assert_eq!(received(&cluster, 2), 0);
+}
+
+#[test]
+fn a_snapshot_that_a_newer_one_takes_the_place_of_is_never_mixed_with_it() {
+    let machine = Big::new(PADDING);
+    let mut cluster = two_of_three(&machine);
+    start(&cluster, 2, &machine);
+    cluster.turn_until("a third", |cluster| received(cluster, 2) > PADDING as u64 / 3);
+    kill(&mut cluster, 2);
+    // Meanwhile the others go on so far that what had come is of no use.
+    for _ in 0..40 {
+        cluster.done(0, GROUP, &[7; 10_000]);
+    }
+    let first = cluster.status(leader(&cluster)).first;
+    cluster.done(0, GROUP, b"release");
+    cluster.turn_until("a newer snapshot", |cluster| cluster.status(leader(cluster)).first > first);
+    // The sender keeps the older one for some seconds only, as nobody asks for it.
+    (0..14_000).for_each(|_| cluster.turn());
+    reopen(&mut cluster, 2, machine.clone());
+    cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+    let status = cluster.node(2).status().unwrap();
+    assert_eq!((status.transfers_restarted, status.transfers_resumed), (1, 0));
+    cluster.turn_until("one file", |cluster| released(cluster, 2));
+}
+
+#[test]
+fn what_came_of_a_snapshot_is_removed_when_the_log_makes_up_for_it() {
+    let machine = Big::new(PADDING);
+    let mut cluster = two_of_three(&machine);
+    start(&cluster, 2, &machine);
+    cluster.turn_until("a third", |cluster| received(cluster, 2) > PADDING as u64 / 3);
+    // Nobody sends any more.
+    kill(&mut cluster, 0);
+    kill(&mut cluster, 1);
+    (0..14_000).for_each(|_| cluster.turn());
+    let is_part = |cluster: &Cluster| {
+        files(cluster, 2).iter().any(|path| path.extension().is_some_and(|end| end == "part"))
+    };
+    assert!(is_part(&cluster), "it is kept: {:?}", files(&cluster, 2));
+    (0..2).for_each(|at| reopen(&mut cluster, at, machine.clone()));
+    cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+    cluster.turn_until("one file", |cluster| released(cluster, 2) && !is_part(cluster));
+    assert_eq!(cluster.node(2).status().unwrap().transfers_resumed, 1, "after it was put aside");
+}
+
+#[test]
+fn a_leader_whose_own_snapshot_is_damaged_fetches_another_s() {
+    let machine = Big::new(600_000);
+    let mut cluster = two_of_three(&machine);
+    // Of the two it is the one with the longer log: it has to lead.
+    let damaged = leader(&cluster);
+    let other = 1 - damaged;
+    kill(&mut cluster, other);
+    let answer = cluster.node(damaged).propose(GROUP, b"only here");
+    (0..100).for_each(|_| cluster.turn());
+    drop(answer);
+    kill(&mut cluster, damaged);
+    damage(&cluster, damaged);
+    reopen(&mut cluster, damaged, machine.clone());
+    cluster.turn_until("a cry for help", |cluster| cluster.status(damaged).needs_snapshot.is_some());
+    reopen(&mut cluster, other, machine.clone());
+    cluster.turn_until("a leader", |cluster| cluster.status(damaged).leader.is_some());
+    cluster.turn_until("its machine", |cluster| {
+        let status = cluster.status(damaged);
+        status.needs_snapshot.is_none() && !status.restoring && status.applied > Index(3)
+    });
+    cluster.done(damaged, GROUP, b"on it goes");
+}
+
+/// Keeps the bodies of its commands in the log: its state is their indexes.
+#[derive(Clone, Default)]
+struct Queue {
+    live: Vec<u64>,
+}
+
+impl Machine for Queue {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        match entry.command {
+            b"release" => effects.release(),
+            body if body.first() == Some(&b'k') => self.live.push(entry.index.0),
+            _ => {}
+        }
+    }
+    fn query(&self, _: &[u8], reply: &mut Vec<u8>) {
+        reply.extend((self.live.len() as u64).to_le_bytes());
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        self.live.iter().for_each(|index| out.extend(index.to_le_bytes()));
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        let (words, rest) = snapshot.as_chunks::<8>();
+        self.live = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        if rest.is_empty() { Ok(()) } else { Err(RestoreError("not indexes".into())) }
+    }
+    fn live_indexes(&self) -> Vec<IndexRange> {
+        self.live.iter().map(|index| IndexRange { first: Index(*index), count: 1 }).collect()
+    }
+}
+
+fn bodies(cluster: &mut Cluster, at: usize, last: Index) -> Vec<(Index, Option<Vec<u8>>)> {
+    let mut all = Vec::new();
+    let mut next = 1;
+    while next <= last.0 {
+        let mut read = cluster.node(at).read_entries(GROUP, (next..=last.0).map(Index), 1 << 20);
+        let mut got = None;
+        for _ in 0..10_000 {
+            got = read.take();
+            if got.is_some() {
+                break;
+            }
+            cluster.turn();
+        }
+        let got = got.unwrap().unwrap();
+        next += got.len() as u64;
+        all.extend(got.into_iter().map(|(index, entry)| (index, entry.ok().map(|entry| entry.payload))));
+    }
+    all
+}
+
+#[test]
+fn entries_that_live_on_come_with_the_snapshot() {
+    for count in [1u32, 900] {
+        let mut cluster = Cluster::new(3);
+        (0..2).for_each(|at| cluster.node(at).start_group(GROUP, Box::new(Queue::default())));
+        for number in 0..count {
+            let kept = if number % 3 == 0 { b'k' } else { b'-' };
+            let command: Vec<u8> =
+                [kept].into_iter().chain(number.to_le_bytes()).chain(vec![3; 2000]).collect();
+            cluster.done(0, GROUP, &command);
+        }
+        cluster.done(0, GROUP, b"release");
+        cluster.turn_until("released logs", |cluster| (0..2).all(|at| cluster.status(at).first > Index(1)));
+        cluster.node(2).start_group(GROUP, Box::new(Queue::default()));
+        cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+        let last = cluster.status(2).first.prev();
+        let (ours, theirs) = (bodies(&mut cluster, 2, last), bodies(&mut cluster, 0, last));
+        let living =
+            ours.iter().filter(|(_, body)| body.as_ref().is_some_and(|body| body[0] == b'k')).count();
+        assert_eq!(living as u32, count.div_ceil(3));
+        assert!(ours == theirs, "other entries than the sender's");
+        // They are the log's now, and outlive a crash.
+        kill(&mut cluster, 2);
+        reopen(&mut cluster, 2, Queue::default());
+        cluster.turn_until("the state again", |cluster| is_caught_up(cluster, 2));
+        assert!(bodies(&mut cluster, 2, last) == theirs, "other entries after a crash");
+        let listed = cluster.disks[2].clone().list(Path::new(DIR)).unwrap();
+        assert!(listed.iter().all(|entry| !entry.name.ends_with(".part")), "{listed:?}");
+    }
+}
