@@ -143,6 +143,11 @@ impl Cluster {
         if let Some(status) = process.and_then(|process| process.sim.status()) {
             self.tally.mark_many("snapshot_files_written", status.snapshot_files);
             self.tally.mark_many("machines_restored_from_files", status.groups_restored);
+            self.tally.mark_many("transfers_installed", status.transfers_installed);
+            self.tally.mark_many("transfers_resumed", status.transfers_resumed);
+            self.tally.mark_many("transfers_restarted", status.transfers_restarted);
+            self.tally.mark_many("transfers_abandoned", status.transfers_abandoned);
+            self.tally.mark_many("transfers_needless", status.transfers_needless);
         }
     }
 

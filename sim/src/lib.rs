@@ -32,13 +32,14 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 13] = [
+pub const BREAKS: [&str; 14] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
     "torn-tail-accepted",
     "stale-completion",
     "read-without-noop",
+    "snapshot-match-counts-early",
     "recycled-truncation-revives",
     "recycle-before-moved",
     "place-truncates",

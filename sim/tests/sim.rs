@@ -46,6 +46,7 @@ fn planted_bugs_are_noticed() {
     caught_within("read-without-noop", Worlds::Both, 40);
     caught_within("torn-tail-accepted", Worlds::Both, 60);
     caught_within("stale-completion", Worlds::Both, 150);
+    caught_within("snapshot-match-counts-early", Worlds::Both, 120);
 }
 
 #[test]

@@ -99,6 +99,7 @@ mod planted {
             ("old-term-commit-by-count", false, 10_000),
             ("stale-completion", true, 1_000),
             ("read-without-noop", false, 500),
+            ("stale-append-truncates", true, 500),
         ]
         .map(|(name, strict, most)| (name, strict, most, first_caught(name, strict, most)));
         std::panic::set_hook(hook);
