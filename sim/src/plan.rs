@@ -204,7 +204,7 @@ impl Settings {
 impl Habits {
     /// Some seeds have snapshots too large for the log: of one chunk or several.
     fn draw(release_every: u64, padding: usize, own: &mut SmallRng) -> Self {
-        let (small, large) = (padding, pick(own, &[70_000, 120_000, 450_000, 1_300_000]));
+        let (small, large) = (padding, pick(own, &[70_000, 120_000, 300_000, 450_000]));
         Self {
             release_every,
             checkpoint_every: pick(own, &[0, 0, 40, 300]),
