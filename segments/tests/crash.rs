@@ -10,7 +10,7 @@ mod common;
 use common::log::model::Model;
 use common::log::{Rig, check_live, entries, identity, read_all};
 use common::{Yard, bounds, config, random_record};
-use coracle_base::{EntryBatch, GroupId, Index, RunHeader, Term};
+use coracle_base::Index;
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, CrashLimits, FakeDisk};
 use coracle_segments::Compactor;
@@ -130,41 +130,18 @@ fn place(rig: &mut Rig, rng: &mut SmallRng) {
         // Some that the log holds already: nothing changes by that.
         let bytes = entries(group, *held, 1, 1, 2000);
         assert!(bytes.bytes().ends_with(payload));
-        place_only(rig, group, *held, &bytes);
+        rig.place(group, *held, &bytes);
         return;
     }
     let index = rig.model().last(group).max(rig.model().get(group).base.0) + 10;
     let body = entries(group, index - 4, 1, 2, 900);
-    place_only(rig, group, index - 4, &body);
+    rig.place(group, index - 4, &body);
     let held: Vec<u64> = rig.model().get(group).live.keys().copied().filter(|_| rng.random()).collect();
-    let live: Vec<u64> = held.iter().copied().chain([index - 4, index - 3]).collect();
-    let ranges = common::log::ranges(&live);
-    let seq = rig.wal.put_snapshot(GroupId(group), Index(index), Term(1), &ranges, b"from the leader");
-    let mut model = rig.model().clone();
-    model.snapshot_live(group, index, 1, &held, b"from the leader");
-    for entry in coracle_base::run::Entries::new(Index(index - 4), body.bytes()) {
-        model.group(group).live.insert(entry.index.0, Some(entry.payload.to_vec()));
-    }
-    rig.history.push((seq, model));
+    rig.install(group, (index, 1), &held, &[(index - 4, body)], false);
     let last = rig.model().last(group);
     if rng.random() {
         rig.append(group, last, 1, 1, 3, 2000);
     }
-}
-
-/// Nothing is seen of what is placed before its snapshot.
-fn place_only(rig: &mut Rig, group: u64, first: u64, body: &EntryBatch) {
-    let header = RunHeader {
-        group: GroupId(group),
-        accepted_term: Term(1),
-        prev_index: Index(first - 1),
-        prev_term: Term(1),
-        count: body.count(),
-        body_bytes: body.bytes().len() as u32,
-    };
-    let seq = rig.wal.place(&header, &[body.bytes()]);
-    let model = rig.model().clone();
-    rig.history.push((seq, model));
 }
 
 /// Recovers an image and compares. Returns which point of the history it is.

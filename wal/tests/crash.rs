@@ -14,7 +14,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::model::Model;
-use common::{Rig, config, read_all};
+use common::{Rig, check_live, config, entries, read_all};
+use coracle_base::EntryBatch;
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, CrashLimits, FakeDisk, OpKind};
 use coracle_wal::{BatchSeq, Config, Recovery, Wal};
@@ -29,6 +30,10 @@ struct Story {
     conflict: u32,
     state: u32,
     snapshot: u32,
+    /// A leader's snapshot: entries that it lets live, placed; then its mark.
+    install: u32,
+    /// The end of a group; its successor begins anew.
+    delete: u32,
     bytes: usize,
     /// Records before the first crash: so many that files roll, checkpoints are written and files are reused.
     warm_up: usize,
@@ -46,6 +51,8 @@ const PLAIN: Story = Story {
     conflict: 0,
     state: 0,
     snapshot: 0,
+    install: 0,
+    delete: 0,
     bytes: 600,
     warm_up: 0,
     steps: 40,
@@ -75,6 +82,33 @@ const STORIES: [Story; 8] = [
     },
 ];
 
+/// A snapshot that a leader sends, with what lives on; groups that end, and others in their places.
+const COMING_AND_GOING: [Story; 2] = [
+    Story {
+        name: "install",
+        append: 4,
+        conflict: 1,
+        install: 4,
+        bytes: 2000,
+        warm_up: 20,
+        steps: 30,
+        seeds: 2,
+        ..PLAIN
+    },
+    Story {
+        name: "delete and re-create",
+        append: 6,
+        state: 2,
+        snapshot: 1,
+        delete: 2,
+        bytes: 5000,
+        warm_up: 40,
+        steps: 30,
+        seeds: 2,
+        ..PLAIN
+    },
+];
+
 const LIMITS: CrashLimits = CrashLimits { units_all: 4, sectors_all: 8, tears: 4, sample: 6 };
 const LIMITS_AGAIN: CrashLimits = CrashLimits { units_all: 2, sectors_all: 4, tears: 2, sample: 2 };
 
@@ -86,6 +120,9 @@ struct Tally {
     torn: u64,
     from_checkpoint: u64,
     reused: u64,
+    /// Snapshots of a leader, and ends of groups.
+    installed: u64,
+    deleted: u64,
 }
 
 impl Tally {
@@ -98,19 +135,29 @@ impl Tally {
     }
 }
 
+/// A leader's snapshot on its way: group, index and term, and what was placed for it.
+type Incoming = (u64, (u64, u64), Vec<(u64, EntryBatch)>);
+
 /// One history being told.
 struct Telling {
     rig: Rig,
     rng: SmallRng,
     story: Story,
     term: u64,
+    /// The groups there are: the successor of one that ended has another number.
+    groups: [u64; 3],
+    incoming: Option<Incoming>,
+    installed: u64,
+    deleted: u64,
 }
 
 impl Telling {
     fn new(story: Story, seed: u64) -> Self {
         let config = Config { file_entries_max: story.file_entries, ..config(seed) };
         let (rig, _) = Rig::open(FakeDisk::new(seed), config).unwrap();
-        let mut telling = Self { rig, rng: SmallRng::seed_from_u64(seed), story, term: 1 };
+        let rng = SmallRng::seed_from_u64(seed);
+        let mut telling =
+            Self { rig, rng, story, term: 1, groups: [1, 2, 3], incoming: None, installed: 0, deleted: 0 };
         for _ in 0..story.warm_up {
             telling.record();
             telling.rig.settle();
@@ -121,11 +168,15 @@ impl Telling {
 
     /// Stages one record of the kinds that the story has.
     fn record(&mut self) {
-        let Story { append, conflict, state, snapshot, bytes, .. } = self.story;
-        let group = self.rng.random_range(1..4);
+        let Story { append, conflict, state, snapshot, install, delete, bytes, .. } = self.story;
+        let drawn = self.rng.random_range(0..3);
+        // A group that a snapshot comes to gets nothing else.
+        let is_taken = self.incoming.as_ref().is_some_and(|(group, ..)| *group == self.groups[drawn]);
+        let nth = if is_taken { (drawn + 1) % 3 } else { drawn };
+        let group = self.groups[nth];
         let model = self.rig.model();
         let (last, base) = (model.last(group), model.get(group).base.0);
-        let mut dice = self.rng.random_range(0..append + conflict + state + snapshot);
+        let mut dice = self.rng.random_range(0..append + conflict + state + snapshot + install + delete);
         let mut is = |weight: u32| {
             let hit = dice < weight;
             dice = dice.wrapping_sub(weight);
@@ -145,6 +196,12 @@ impl Telling {
         } else if is(state) {
             let blob: Vec<u8> = (0..self.rng.random_range(1..200)).map(|_| self.rng.random()).collect();
             self.rig.put_state(group, &blob);
+        } else if is(install) {
+            self.install(group);
+        } else if is(delete) {
+            self.rig.delete(group);
+            self.groups[nth] += 10;
+            self.deleted += 1;
         } else {
             // Mostly something that is held; sometimes one that a leader sent because we were far behind.
             let ahead = if self.rng.random_ratio(1, 8) { 5 } else { 0 };
@@ -153,6 +210,36 @@ impl Telling {
             let bytes = vec![index as u8; self.rng.random_range(1..3000)];
             self.rig.put_snapshot(group, index, term, &bytes);
         }
+    }
+
+    /// A piece of a leader's snapshot: entries for their own places, now and then; at last its mark. The log may hold what
+    /// it covers, or less, or others; records of other groups come in between.
+    fn install(&mut self, group: u64) {
+        let (group, at, mut placed) = self.incoming.take().unwrap_or_else(|| self.announce(group));
+        let held = self.rig.model().get(group);
+        let next = placed.last().map_or(held.base.0 + 1, |(first, body)| first + u64::from(body.count()));
+        let first = next + self.rng.random_range(0..3);
+        if first <= at.0 && self.rng.random_ratio(2, 3) {
+            // What the log holds already is what the leader has.
+            let term = held.entries.get(&first).map_or(at.1, |(term, _)| *term);
+            let body = entries(group, first, term, 1, self.story.bytes);
+            self.rig.place(group, first, &body);
+            placed.push((first, body));
+            self.incoming = Some((group, at, placed));
+            return;
+        }
+        let live: Vec<u64> = held.live.keys().copied().filter(|_| self.rng.random()).collect();
+        self.rig.install(group, at, &live, &placed, self.rng.random());
+        self.installed += 1;
+    }
+
+    /// A snapshot that is on its way: of something that the log holds, with more behind it, or beyond what it holds.
+    fn announce(&mut self, group: u64) -> Incoming {
+        let (last, held) = (self.rig.model().last(group), self.rig.model().get(group));
+        let inside = held.entries.range(..last).next_back().filter(|_| self.rng.random_ratio(1, 3));
+        let at = inside
+            .map_or((last + self.rng.random_range(1..8), self.term), |(index, (term, _))| (*index, *term));
+        (group, at, Vec::new())
     }
 
     /// One step: some records and a submission, or a completion. True if the disk saw something of it.
@@ -218,6 +305,7 @@ fn check_entries(wal: &mut Wal, disk: &mut FakeDisk, model: &Model) -> Result<()
     for id in model.ids() {
         let read = read_all(wal, disk, id).map_err(|error| format!("group {id}: {error}"))?;
         model.check_entries(id, &read)?;
+        check_live(wal, disk, id, model)?;
     }
     Ok(())
 }
@@ -274,6 +362,8 @@ fn tell(story: Story, seed: u64, tally: &mut Tally) -> Result<(), String> {
         }
     }
     tally.reused += telling.rig.wal.stats().files_reused;
+    tally.installed += telling.installed;
+    tally.deleted += telling.deleted;
     Ok(())
 }
 
@@ -281,23 +371,37 @@ fn scale() -> u64 {
     std::env::var("CRASH_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
 }
 
-#[test]
-fn every_crash_leaves_a_log_that_recovery_understands() {
+fn tell_all(stories: &[Story]) -> Tally {
     let mut tally = Tally::default();
-    for story in STORIES {
+    for story in stories {
         for seed in 0..story.seeds * scale() {
-            if let Err(error) = tell(story, 1000 * seed + 1, &mut tally) {
+            if let Err(error) = tell(*story, 1000 * seed + 1, &mut tally) {
                 panic!("{error}");
             }
         }
     }
     println!("images: {} in all, {:?}", tally.total(), tally.images);
     println!(
-        "torn {}, from a checkpoint {}, files reused {}",
-        tally.torn, tally.from_checkpoint, tally.reused
+        "torn {}, from a checkpoint {}, files reused {}, installed {}, deleted {}",
+        tally.torn, tally.from_checkpoint, tally.reused, tally.installed, tally.deleted
     );
+    tally
+}
+
+#[test]
+fn every_crash_leaves_a_log_that_recovery_understands() {
+    let tally = tell_all(&STORIES);
     assert!(tally.total() >= 20_000, "{tally:?}");
     assert!(tally.torn > 1000 && tally.from_checkpoint > 1000 && tally.reused > 20, "{tally:?}");
+}
+
+/// What is placed is not seen before the snapshot that it is for; what that snapshot drops, and what is deleted, never comes
+/// back.
+#[test]
+fn every_crash_of_an_install_or_a_deletion_leaves_a_log_that_recovery_understands() {
+    let tally = tell_all(&COMING_AND_GOING);
+    assert!(tally.total() > 3000 && tally.images["again"] > 300, "{tally:?}");
+    assert!(tally.from_checkpoint > 100 && tally.installed > 10 && tally.deleted > 10, "{tally:?}");
 }
 
 /// The log rolls over and needs a file, in the same turn in which a snapshot releases all of it: nothing of the old files
@@ -349,11 +453,17 @@ fn is_spare(path: &std::path::Path) -> bool {
 fn planted_bugs_are_caught() {
     use coracle_wal::breaks::{Break, plant};
     // The others need compaction (`segments/tests`), or damage.
-    let ours = [Break::TornTailAccepted, Break::AckBeforeDurable, Break::HigherTermWinsReplay];
+    let ours = [
+        Break::TornTailAccepted,
+        Break::AckBeforeDurable,
+        Break::HigherTermWinsReplay,
+        Break::PlaceTruncates,
+    ];
     for (name, bug) in Break::ALL.into_iter().filter(|(_, bug)| ours.contains(bug)) {
         plant(Some(bug));
         let mut tally = Tally::default();
-        let mut told = (0..8).flat_map(|seed| STORIES.map(|story| (story, 1000 * seed + 1)));
+        let stories = if bug == Break::PlaceTruncates { &COMING_AND_GOING[..] } else { &STORIES };
+        let mut told = (0..8).flat_map(|seed| stories.iter().map(move |story| (*story, 1000 * seed + 1)));
         let caught = told.find_map(|(story, seed)| tell(story, seed, &mut tally).err());
         plant(None);
         let caught = caught.unwrap_or_else(|| panic!("{name} was not noticed in {} images", tally.total()));

@@ -159,6 +159,67 @@ fn every_lost_or_unreadable_block_is_noticed_or_not_used() {
     assert!(suspect > 20);
 }
 
+/// Two sectors, or two pages, exchanged: within a file, and between files.
+#[test]
+fn every_swapped_sector_is_noticed_or_not_used() {
+    let (image, model) = sound_log(true);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for unit in [512, BLOCK_BYTES] {
+        let pairs = swaps(&image, unit);
+        let (within, between): (Vec<_>, Vec<_>) = pairs.iter().partition(|(one, two)| one.0 == two.0);
+        assert!(within.len() > 100 && between.len() > 100, "{} and {}", within.len(), between.len());
+        for (one, two) in pairs {
+            let mut disk = FakeDisk::from_image(image.clone(), 1);
+            swap(&disk, &one, &two, unit);
+            let outcome = judge(&mut disk, &model)
+                .unwrap_or_else(|error| panic!("{unit} bytes, {one:?} with {two:?}: {error}"));
+            assert_ne!(outcome, Outcome::TailCut, "{unit} bytes, {one:?} with {two:?}");
+            *outcomes.entry((unit, format!("{outcome:?}"))).or_insert(0u32) += 1;
+        }
+    }
+    println!("{outcomes:?}");
+    for unit in [512, BLOCK_BYTES] {
+        let count = |outcome: &str| outcomes.get(&(unit, outcome.to_owned())).copied().unwrap_or_default();
+        assert!(count("Suspect") > 100 && count("Same") > 10, "{outcomes:?}");
+    }
+}
+
+/// A file and an offset in it.
+type Place = (String, usize);
+
+/// Pairs of units that differ: all of them, or as many as take some seconds, evenly chosen.
+fn swaps(image: &DiskImage, unit: usize) -> Vec<(Place, Place)> {
+    const PAIRS_MAX: usize = 3000;
+    let mut places: Vec<(Place, Vec<u8>)> = Vec::new();
+    for file in image.paths() {
+        let name = file.to_string_lossy().into_owned();
+        let bytes = image.read(&file).unwrap();
+        places.extend(
+            (0..).step_by(unit).zip(bytes.chunks(unit)).map(|(at, b)| ((name.clone(), at), b.to_vec())),
+        );
+    }
+    // Of those that were never written two are enough.
+    let mut empty = 0;
+    places.retain(|(_, bytes)| {
+        empty += u32::from(bytes.iter().all(|byte| *byte == 0));
+        empty <= 2 || bytes.iter().any(|byte| *byte != 0)
+    });
+    let pairs = (0..places.len()).flat_map(|one| (0..one).map(move |two| (one, two)));
+    let pairs: Vec<_> = pairs.filter(|(one, two)| places[*one].1 != places[*two].1).collect();
+    let step = pairs.len().div_ceil(PAIRS_MAX);
+    pairs.iter().step_by(step).map(|(one, two)| (places[*one].0.clone(), places[*two].0.clone())).collect()
+}
+
+fn swap(disk: &FakeDisk, one: &Place, two: &Place, unit: usize) {
+    let mut files = [one, two].map(|place| disk.read_file(&place.0).unwrap());
+    let [from_one, from_two] = [(0, one), (1, two)].map(|(nth, at)| files[nth][at.1..at.1 + unit].to_vec());
+    for (place, bytes) in [(one, from_two), (two, from_one)] {
+        let nth = usize::from(place.0 == two.0 && one.0 != two.0);
+        files[nth][place.1..place.1 + unit].copy_from_slice(&bytes);
+        disk.put_file(&place.0, &files[nth]);
+    }
+}
+
 #[test]
 fn an_error_reading_the_tail_makes_it_suspect() {
     let (image, model) = sound_log(true);

@@ -3,10 +3,12 @@
 
 pub mod model;
 
+use std::collections::BTreeSet;
+
 use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, ShardId, Term};
 use coracle_io::fake::{Completing, FakeDisk};
 use coracle_io::{Disk, DiskDone};
-use coracle_wal::{BatchSeq, Config, Identity, IndexRange, ReadError, Recovery, Wal, WalError};
+use coracle_wal::{BatchSeq, Config, Identity, IndexRange, ReadError, Recovery, SnapshotFile, Wal, WalError};
 use model::Model;
 
 pub const DIR: &str = "wal";
@@ -98,6 +100,53 @@ impl Rig {
         let ranges = ranges(live);
         let seq = self.wal.put_snapshot(GroupId(group), Index(index), Term(term), &ranges, bytes);
         self.note(seq, |model| model.snapshot_live(group, index, term, live, bytes));
+    }
+
+    /// Entries of a snapshot that is still to come: nothing of them is seen before it.
+    pub fn place(&mut self, group: u64, first: u64, body: &EntryBatch) {
+        let term = coracle_base::run::Entries::new(Index(first), body.bytes()).next().unwrap().header.term;
+        let header = RunHeader {
+            group: GroupId(group),
+            accepted_term: term,
+            prev_index: Index(first - 1),
+            // Nobody knows, and nobody asks.
+            prev_term: Term(0),
+            count: body.count(),
+            body_bytes: body.bytes().len() as u32,
+        };
+        let seq = self.wal.place(&header, &[body.bytes()]);
+        self.note(seq, |_| {});
+    }
+
+    /// A leader's snapshot, in a file of its own or in the log: of what lived, `held` goes on, and so does what was
+    /// placed.
+    pub fn install(
+        &mut self,
+        group: u64,
+        (index, term): (u64, u64),
+        held: &[u64],
+        placed: &[(u64, EntryBatch)],
+        in_file: bool,
+    ) {
+        let each = |(first, body): &(u64, EntryBatch)| *first..*first + u64::from(body.count());
+        let live: BTreeSet<u64> = held.iter().copied().chain(placed.iter().flat_map(each)).collect();
+        let ranges = ranges(&live.into_iter().collect::<Vec<_>>());
+        let (id, at, of) = (GroupId(group), Index(index), Term(term));
+        let seq = match in_file {
+            true => {
+                self.wal.mark_snapshot(id, at, of, &ranges, SnapshotFile { file_no: index, bytes: 1, crc: 1 })
+            }
+            false => self.wal.put_snapshot(id, at, of, &ranges, b"from the leader"),
+        };
+        self.note(seq, |model| {
+            model.snapshot_live(group, index, term, held, b"from the leader");
+            let group = model.group(group);
+            group.snapshot.take_if(|_| in_file);
+            for (first, body) in placed {
+                let entries = coracle_base::run::Entries::new(Index(*first), body.bytes());
+                group.live.extend(entries.map(|entry| (entry.index.0, Some(entry.payload.to_vec()))));
+            }
+        });
     }
 
     /// A group ends.
