@@ -5,12 +5,14 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle::sim::SimNode;
 use coracle::{Config, Effects, Entry, GroupId, GroupStatus, Machine, NodeId, Peer, RestoreError};
 use coracle_io::disk::DirEntry;
-use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork, OpKind};
-use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOp};
+use coracle_io::fake::{Completing, FakeClock, FakeDisk, FakeNet, FakeNetwork, Latency, OpKind};
+use coracle_io::{Buffer, Clock, Disk, DiskDone, DiskError, DiskOp};
 
 /// A disk that counts the bytes read.
 #[derive(Clone)]
@@ -49,9 +51,53 @@ impl Disk for Counting {
     }
 }
 
+/// A clock that goes on while machines work, too.
+#[derive(Clone)]
+struct Working {
+    clock: FakeClock,
+    work_us: Arc<AtomicU64>,
+}
+
+impl Clock for Working {
+    fn now_us(&self) -> u64 {
+        self.clock.now_us() + self.work_us.load(Ordering::Relaxed)
+    }
+    fn wall_ms(&self) -> u64 {
+        self.clock.wall_ms()
+    }
+}
+
 /// Folds all commands into a number, so that their order counts.
 #[derive(Default)]
 struct Fold(u64);
+
+/// The same, but each of the commands of [`Lone::fill`] takes its time.
+struct Slow {
+    fold: Fold,
+    work_us: Arc<AtomicU64>,
+}
+
+impl Slow {
+    const COMMAND_US: u64 = 20;
+}
+
+impl Machine for Slow {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        if entry.command.len() > 100 {
+            self.work_us.fetch_add(Self::COMMAND_US, Ordering::Relaxed);
+        }
+        self.fold.apply(entry, effects);
+    }
+    fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
+        self.fold.query(query, reply);
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        self.fold.snapshot(out);
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        self.fold.restore(snapshot)
+    }
+}
 
 impl Machine for Fold {
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
@@ -74,12 +120,13 @@ impl Machine for Fold {
     }
 }
 
-type Sim = SimNode<Counting, FakeNet, FakeClock>;
+type Sim = SimNode<Counting, FakeNet, Working>;
 
 /// A cluster of one node whose process comes and goes.
 struct Lone {
     disk: Counting,
     clock: FakeClock,
+    work_us: Arc<AtomicU64>,
     network: FakeNetwork,
     config: Config,
     boots: u64,
@@ -95,6 +142,7 @@ impl Lone {
         Self {
             disk: Counting(FakeDisk::new(7), Rc::default()),
             clock: FakeClock::new(),
+            work_us: Arc::default(),
             network: FakeNetwork::new(7),
             config,
             boots: 0,
@@ -113,7 +161,8 @@ impl Lone {
     fn open(&mut self) -> Sim {
         self.boots += 1;
         let net = self.network.driver(1);
-        SimNode::open(&self.config, self.disk.clone(), net, self.clock.clone(), self.boots).unwrap()
+        let clock = Working { clock: self.clock.clone(), work_us: self.work_us.clone() };
+        SimNode::open(&self.config, self.disk.clone(), net, clock, self.boots).unwrap()
     }
 
     fn turn(&self, sim: &mut Sim) {
@@ -282,4 +331,47 @@ fn commands_during_a_sweep_come_after_what_was_there() {
         })
         .collect();
     assert_eq!(lone.states(&mut sim), expected);
+}
+
+/// Applies what is in files with machines that take their time, and with commands in every turn if `is_loaded`. Returns
+/// which part of the time the machines took, in percent.
+fn share_of_a_sweep(is_loaded: bool) -> u64 {
+    let (mut lone, ..) = filled(64);
+    let mut sim = lone.open();
+    for group in 1..=64 {
+        let slow = Slow { fold: Fold::default(), work_us: lone.work_us.clone() };
+        sim.start_group(GroupId(group), Box::new(slow));
+    }
+    let work_us = || lone.work_us.load(Ordering::Relaxed);
+    let leads = |sim: &Sim| lone.statuses(sim).iter().filter(|status| status.leader.is_some()).count() == 64;
+    lone.turn_until(&mut sim, "leaders", leads);
+    let write_us = Latency { write_us: (2_000, 2_000), ..Latency::default() };
+    lone.disk.0.set_completing(Completing::Timed(write_us));
+    lone.turn_until(&mut sim, "a sweep that has begun", |_| work_us() > 0);
+    let (began_us, work_began_us) = (lone.clock.true_us() + work_us(), work_us());
+    let mut answers = Vec::new();
+    for turn in 0.. {
+        if sim.status().unwrap().groups_behind < 8 {
+            break;
+        }
+        assert!(turn < 40_000, "the sweep does not end");
+        if is_loaded {
+            answers.push(sim.propose(GroupId(1), b"new"));
+        }
+        lone.turn(&mut sim);
+    }
+    let took_us = lone.clock.true_us() + work_us() - began_us;
+    let worked_us = work_us() - work_began_us;
+    assert!(worked_us > 40 * Slow::COMMAND_US * 64, "most of the sweep was seen: {worked_us}");
+    lone.turn_until(&mut sim, "answers", |_| answers.iter().all(|answer| answer.get().is_some()));
+    lone.all_applied(&mut sim);
+    100 * worked_us / took_us
+}
+
+#[test]
+fn a_sweep_has_a_quarter_of_the_time_while_commands_wait_and_as_much_as_it_can_otherwise() {
+    let (alone, loaded) = (share_of_a_sweep(false), share_of_a_sweep(true));
+    println!("{alone}% alone, {loaded}% under load");
+    assert!(alone >= 50, "{alone}%");
+    assert!((15..=27).contains(&loaded), "{loaded}%");
 }
