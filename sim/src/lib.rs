@@ -27,6 +27,7 @@ mod workload;
 pub use campaign::{Failure, Medians, Report, campaign};
 pub use oracle::Violation;
 pub use run::{Verdict, Worlds, run_seed};
+pub use storage::{STORAGE_MARKS, STORAGE_MARKS_RARE};
 pub use tally::Tally;
 
 pub use coracle::breaks::Breaks;

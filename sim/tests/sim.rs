@@ -1,7 +1,7 @@
 //! The simulator is worth something only if it repeats itself, runs clean seeds clean, and notices what is broken.
 #![allow(clippy::unwrap_used)]
 
-use coracle_sim::{BREAKS, Breaks, Report, Worlds, campaign, run_seed};
+use coracle_sim::{BREAKS, Breaks, Report, STORAGE_MARKS, STORAGE_MARKS_RARE, Worlds, campaign, run_seed};
 
 const THREADS: usize = 2;
 
@@ -27,6 +27,21 @@ fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
         run_seed(20, Worlds::Both, Breaks::default()).tally.trace_hash,
         run_seed(21, Worlds::Both, Breaks::default()).tally.trace_hash
     );
+}
+
+/// A world that does not get into the corners shows nothing of them: each mark is reached, and each that there is is known.
+#[test]
+fn every_mark_of_storage_is_reached_and_known() {
+    let report = campaign(0..300, Worlds::Storage, Breaks::default(), THREADS, |_, _| true);
+    assert_eq!(report.failures, []);
+    let counts = report.tally.marks.iter().chain(&report.tally.faults);
+    let reached: Vec<&str> = counts.clone().filter(|(_, count)| **count > 0).map(|(name, _)| *name).collect();
+    println!("{:?}", counts.collect::<Vec<_>>());
+    let missed: Vec<_> = STORAGE_MARKS.iter().filter(|name| !reached.contains(name)).collect();
+    assert!(missed.is_empty(), "never reached: {missed:?}");
+    let is_known = |name: &str| STORAGE_MARKS.contains(&name) || STORAGE_MARKS_RARE.contains(&name);
+    let unknown: Vec<_> = reached.iter().filter(|name| !is_known(name)).collect();
+    assert!(unknown.is_empty(), "not in the list: {unknown:?}");
 }
 
 /// Seeds that it takes at most, with room to spare: a simulator that needs many more has lost an eye.

@@ -6,6 +6,7 @@
 //! code under test), `model.rs` (what it should hold), `judge.rs` (what must never happen).
 
 mod judge;
+mod marks;
 mod model;
 mod plan;
 mod records;
@@ -21,6 +22,8 @@ use coracle_io::fake::{Completing, CrashPolicy, Damage, DiskImage, DiskRates, Fa
 use coracle_wal::{ReadError, Recovery, WalError};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+
+pub use self::marks::{STORAGE_MARKS, STORAGE_MARKS_RARE};
 
 use self::judge::{Before, Harm};
 use self::model::Op;
@@ -399,7 +402,10 @@ impl Yard {
     fn strike(&mut self, fault: Fault) -> Result<(), Violation> {
         self.disk.set_quota(None);
         self.tally.event(&[STRUCK, self.now_us, fault as u64]);
-        self.tally.fault(fault.name());
+        // Harm is counted when it is done: most of the time it is too early for it.
+        if !matches!(fault, Fault::Damage | Fault::LostWrite) {
+            self.tally.fault(fault.name());
+        }
         tracing::debug!(now_us = self.now_us, ?fault, "fault");
         match fault {
             Fault::PowerLoss => {
@@ -469,6 +475,7 @@ impl Yard {
         };
         tracing::debug!(path = %path.display(), offset, ?damage, "damage");
         self.harm.pages += 1;
+        self.tally.fault(Fault::Damage.name());
         self.disk.corrupt(&path, offset, damage);
         is_of_checkpoint
     }
@@ -489,6 +496,7 @@ impl Yard {
         while lost(&self.disk) == before {
             self.step(false)?;
         }
+        self.tally.fault(Fault::LostWrite.name());
         self.disk.set_rates(DiskRates::default());
         self.write_a_state();
         self.rest()
