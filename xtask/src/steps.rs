@@ -220,12 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn ci_and_xtask_plan_the_same_faults() {
-        let typed = Step::faults().typed();
-        assert!(
-            include_str!("../../.ci/run").contains(&format!("step {typed}\n")),
-            ".ci/run does not run {typed}"
-        );
+    fn the_workspaces_tests_have_planned_faults() {
+        let sim = include_str!("../../sim/Cargo.toml");
+        let engine = "coracle = { workspace = true, features = [\"breaks\", \"faults\"] }";
+        assert!(sim.contains(engine), "without it `{}` leaves tests out", Step::test(None).typed());
     }
 
     #[test]
