@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "run", judge: run, samples: runs, fix: fix_run },
     Target { name: "entries", judge: entries, samples: entry_batches, fix: leave },
     Target {
@@ -49,6 +49,24 @@ pub const TARGETS: [Target; 15] = [
     },
     Target { name: "wal-page", judge: coracle_wal::fuzz::page, samples: || bodies(4), fix: leave },
     Target { name: "wal-root", judge: coracle_wal::fuzz::root, samples: || bodies(5), fix: leave },
+    Target {
+        name: "wal-index-block",
+        judge: coracle_wal::fuzz::index_block,
+        samples: || index_bodies(0),
+        fix: leave,
+    },
+    Target {
+        name: "wal-index-directory",
+        judge: coracle_wal::fuzz::index_directory,
+        samples: || index_bodies(1),
+        fix: leave,
+    },
+    Target {
+        name: "wal-index-list",
+        judge: coracle_wal::fuzz::index_list,
+        samples: || index_bodies(2),
+        fix: leave,
+    },
     Target {
         name: "wal-file",
         judge: wal_file,
@@ -228,6 +246,11 @@ fn batches() -> Vec<Vec<u8>> {
         batch
     };
     records().into_iter().map(whole).collect()
+}
+
+/// A body of a file's index: of its block, its directory, or a list.
+fn index_bodies(which: usize) -> Vec<Vec<u8>> {
+    vec![coracle_wal::fuzz::index_samples()[which].clone()]
 }
 
 /// Bodies of the records of one kind.

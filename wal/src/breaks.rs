@@ -53,3 +53,17 @@ pub fn plant(bug: Option<Break>) {
 pub(crate) fn is_on(bug: Break) -> bool {
     PLANTED.get() == Some(bug)
 }
+
+thread_local! {
+    static MISLEADS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on the indexes of files that lie in the log say wrong places on this thread: no bug, since every reader must
+/// notice it.
+pub fn mislead(on: bool) {
+    MISLEADS.set(on);
+}
+
+pub(crate) fn misleads() -> bool {
+    MISLEADS.get()
+}

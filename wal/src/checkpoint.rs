@@ -249,6 +249,7 @@ impl Wal {
     }
 
     fn put_root(&mut self, running: Running) {
+        self.put_index_list();
         let Running { id, begin, page_no, kept, .. } = running;
         let page_files = files_of(&kept);
         let root = Root {

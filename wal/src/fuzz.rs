@@ -1,15 +1,17 @@
 //! The decoders of a log's bytes, as a fuzzer calls them: only with the feature `fuzz`. Each takes any bytes, says why it
 //! refuses them, and panics if what it accepts does not come back from its own encoder.
 
-use coracle_base::checksum::{crc32c, crc32c_from};
+use coracle_base::GroupId;
+use coracle_base::checksum::crc32c;
 use coracle_base::codec::{Reader, Sink};
 use coracle_base::limits::BLOCK_BYTES;
 
-use crate::format::Uuid;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
+use crate::format::file_index::{self, Block, BlockWriter, Directory, IndexPlace, IndexedFile, body_crc};
 use crate::format::head::{HEAD_AREA_BYTES, Head, HeadCopy};
-use crate::format::page::{Page, Root};
+use crate::format::page::{Page, Piece, Root};
 use crate::format::record::{self, Record, RecordError};
+use crate::format::{Position, Uuid};
 
 /// The file that single batches are of.
 const FILE: Uuid = Uuid(0x0123_4567_89AB_CDEF_0011_2233_4455_6677);
@@ -111,9 +113,15 @@ pub fn records(bytes: &[u8]) -> Judged {
             Record::Deleted(group) => again.put_u64(group.0),
             Record::Page(_) => page(body)?,
             Record::Root(_) => root(body)?,
+            Record::IndexBlock => index_block(body).unwrap_or(()),
+            Record::IndexDirectory(..) => index_directory(body)?,
+            Record::IndexList(_) => index_list(body)?,
             Record::Skipped => {}
         }
-        if !matches!(record, Record::Page(_) | Record::Root(_) | Record::Skipped) {
+        let is_elsewhere = matches!(record, Record::Page(_) | Record::Root(_) | Record::Skipped);
+        let is_index =
+            matches!(record, Record::IndexBlock | Record::IndexDirectory(..) | Record::IndexList(_));
+        if !is_elsewhere && !is_index {
             assert_eq!(again, body, "{record:?}");
         }
     }
@@ -161,6 +169,45 @@ pub fn root(bytes: &[u8]) -> Judged {
     Ok(())
 }
 
+/// The body of a block of a file's index.
+///
+/// # Errors
+/// Why it is none.
+pub fn index_block(bytes: &[u8]) -> Judged {
+    let block = Block::decode(bytes).map_err(|error| refused(&error))?;
+    let mut writer = BlockWriter::new(block.of, block.number);
+    block.runs.of_log.iter().for_each(|run| writer.push(false, run));
+    block.runs.placed.iter().for_each(|run| writer.push(true, run));
+    if let Some((_, again)) = writer.finish() {
+        assert_eq!(Block::decode(&again).as_ref(), Ok(&block));
+    }
+    Ok(())
+}
+
+/// The body of the directory of a file's index.
+///
+/// # Errors
+/// Why it is none.
+pub fn index_directory(bytes: &[u8]) -> Judged {
+    let directory = Directory::decode(bytes).map_err(|error| refused(&error))?;
+    let mut out = Vec::new();
+    directory.encode(&mut out);
+    assert_eq!(out, bytes);
+    Ok(())
+}
+
+/// The body of a list of indexes.
+///
+/// # Errors
+/// Why it is none.
+pub fn index_list(bytes: &[u8]) -> Judged {
+    let places = file_index::list(bytes).map_err(|error| refused(&error))?;
+    let mut out = Vec::new();
+    file_index::put_list(&places, &mut out);
+    assert_eq!(out, bytes);
+    Ok(())
+}
+
 /// Makes the checksums of a whole file right: of its head, and of its batches one after the other, with their chain.
 pub fn fix_file(bytes: &mut [u8]) {
     let area = HEAD_AREA_BYTES as usize;
@@ -190,4 +237,22 @@ pub fn records_of_file(bytes: &[u8]) -> Vec<Vec<u8>> {
         at += head.batch_bytes() as usize;
     }
     found
+}
+
+/// Bodies of a block, a directory and a list, as a log writes them.
+pub fn index_samples() -> [Vec<u8>; 3] {
+    let of = IndexedFile { file_no: 5, uuid: FILE };
+    let run = |group, first, offset| crate::read::IndexRun { group: GroupId(group), first, count: 2, offset };
+    let mut block = BlockWriter::new(of, 0);
+    (1..4).for_each(|group| {
+        (0..5).for_each(|nth| block.push(false, &run(group, 3 * nth + 1, 9000 * nth as u32)))
+    });
+    block.push(true, &run(2, 900, 70_000));
+    let Some((first, block)) = block.finish() else { return Default::default() };
+    let at = Position { file_no: 7, offset: 8288 };
+    let piece = Piece { at, bytes: block.len() as u32, crc: body_crc(9, &block) };
+    let (mut directory, mut list) = (Vec::new(), Vec::new());
+    Directory { of, blocks: vec![(first, piece)] }.encode(&mut directory);
+    file_index::put_list(&[IndexPlace { of, first_file: 7, directory: piece }], &mut list);
+    [block, directory, list]
 }

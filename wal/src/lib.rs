@@ -8,7 +8,7 @@
 //!
 //! Reading order: `wal.rs` and `write.rs` (the write path), `stage.rs` (records into batches), `groups/` (what the records
 //! mean: live and replayed alike), `files.rs` and `prepare.rs` (which file may be reused, and how it becomes a ready one),
-//! `checkpoint.rs` and `pages.rs` (the one authority on what lives), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
+//! `checkpoint.rs` and `pages.rs` (the one authority on what lives), `file_indexes/` (where the runs of older files lie), `segment.rs` and `remove.rs` (what compaction makes, what leaves), `recover/` (chain of files, scan, verdict, replay), `read/`
 //! (entries back from files), `pin.rs` (files that readers on other threads keep), `walk.rs` (every run in the files), `inspect.rs` (what
 //! lies there and what is damaged, for people), `format/` (every byte).
 //!
@@ -23,6 +23,7 @@ pub mod breaks;
 mod checkpoint;
 mod config;
 mod error;
+mod file_indexes;
 mod files;
 mod format;
 #[cfg(feature = "fuzz")]

@@ -294,9 +294,7 @@ impl Wal {
         let Some(file_no) = dead.filter(|_| !is_kept) else {
             return self.prepare.take_unfinished().unwrap_or(Source::New);
         };
-        self.refs.forget(file_no);
-        self.reads.forget(file_no);
-        self.groups.forget(file_no);
+        self.forget_file(file_no);
         self.stats.files_reused += 1;
         let file = self.files.remove(file_no);
         let (handle, bytes) = file.map_or((None, 0), |file| (file.handle, file.bytes));

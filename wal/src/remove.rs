@@ -91,9 +91,7 @@ impl Wal {
     pub fn take_dead(&mut self, least_bytes: u64) -> Option<(PathBuf, Option<FileId>)> {
         let file_no = self.files.dead(self.checkpoints.needed_from(), self.durable, &self.refs)?;
         self.files.get(file_no).filter(|file| file.bytes >= least_bytes)?;
-        self.refs.forget(file_no);
-        self.reads.forget(file_no);
-        self.groups.forget(file_no);
+        self.forget_file(file_no);
         let handle = self.files.remove(file_no).and_then(|file| file.handle);
         Some((log_path(&self.config.dir, file_no), handle))
     }
@@ -110,9 +108,7 @@ impl Wal {
     }
 
     fn remove_file<D: Disk>(&mut self, disk: &mut D, file_no: u64) {
-        self.refs.forget(file_no);
-        self.reads.forget(file_no);
-        self.groups.forget(file_no);
+        self.forget_file(file_no);
         let handle = self.files.remove(file_no).and_then(|file| file.handle);
         self.remover.begin(disk, log_path(&self.config.dir, file_no), handle);
     }

@@ -21,6 +21,7 @@ use coracle_io::Disk;
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, Identity};
 use crate::error::WalError;
+use crate::file_indexes::FileIndexes;
 use crate::files::Files;
 use crate::format::Position;
 use crate::format::batch::BATCH_HEADER_BYTES;
@@ -81,6 +82,12 @@ pub struct Stats {
     pub segments_written: u64,
     /// Their bytes.
     pub segment_bytes: u64,
+    /// Indexes of older files that were written.
+    pub indexes: u64,
+    /// Their bytes, and those of the lists that say where they lie.
+    pub index_bytes: u64,
+    /// Indexes that were wrong or could not be read: their files were scanned instead.
+    pub indexes_wrong: u64,
     /// Most writes that were in flight at once.
     pub in_flight_max: u64,
 }
@@ -121,6 +128,7 @@ pub struct Wal {
     pub(crate) refs: Refs,
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) indexes: FileIndexes,
     pub(crate) reads: Reads,
     pub(crate) pins: Pins,
     /// The pass over the files that is under way.
@@ -171,6 +179,7 @@ pub(crate) struct Start {
     pub(crate) refs: Refs,
     pub(crate) files: Files,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) indexes: FileIndexes,
     pub(crate) leftovers: Vec<Source>,
     pub(crate) orphans: Vec<PathBuf>,
     pub(crate) segments_upto: u64,
@@ -194,7 +203,9 @@ impl Wal {
     ) -> Result<(Self, Recovery), WalError> {
         config.check()?;
         let (start, recovery) = recover::recover(disk, config, identity)?;
-        Ok((Self::begin(disk, start), recovery))
+        let mut wal = Self::begin(disk, start);
+        wal.index_recovered();
+        Ok((wal, recovery))
     }
 
     fn begin<D: Disk>(disk: &mut D, start: Start) -> Self {
@@ -216,6 +227,7 @@ impl Wal {
             refs: start.refs,
             files: start.files,
             checkpoints: start.checkpoints,
+            indexes: start.indexes,
             leftovers: start.leftovers,
             ready_upto: file_no,
             stage_file: file_no,
@@ -326,6 +338,7 @@ impl Wal {
         let sealed = self.stage.open_next(bytes);
         if let Some(end) = sealed {
             self.files.seal(end);
+            self.index_before(end.file_no);
             self.stage_file = self.stage.at().file_no;
             self.file_entries = 0;
             self.checkpoints.roll();
@@ -416,6 +429,9 @@ impl Wal {
             prefill_bytes: self.stats.prefill_bytes + self.prepare.prefill_bytes,
             files: self.files.len() as u64,
             files_removed: self.remover.removed(),
+            indexes: self.indexes.written,
+            index_bytes: self.indexes.bytes,
+            indexes_wrong: self.indexes.wrong,
             ..self.stats
         }
     }

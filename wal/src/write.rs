@@ -43,11 +43,13 @@ impl Wal {
     /// The time at which [`submit`](Self::submit) wants to be called though nothing happens.
     pub fn deadline_us(&self) -> Option<u64> {
         let mark = self.is_quiet().then(|| self.last_submit_us + self.config.idle_mark_us);
-        [mark, self.prepare.retry_us(), self.pins.deadline_us()].into_iter().flatten().min()
+        let index = self.has_index_to_write().then_some(self.now_us);
+        [mark, index, self.prepare.retry_us(), self.pins.deadline_us()].into_iter().flatten().min()
     }
 
     fn step_background<D: Disk>(&mut self, disk: &mut D) {
         self.step_checkpoint();
+        self.step_indexes();
         self.step_pins();
         self.prepare_next(disk);
         self.step_carry(disk);

@@ -120,6 +120,8 @@ struct Tally {
     torn: u64,
     from_checkpoint: u64,
     reused: u64,
+    /// Indexes of files that were written.
+    indexes: u64,
     /// Snapshots of a leader, and ends of groups.
     installed: u64,
     deleted: u64,
@@ -362,6 +364,7 @@ fn tell(story: Story, seed: u64, tally: &mut Tally) -> Result<(), String> {
         }
     }
     tally.reused += telling.rig.wal.stats().files_reused;
+    tally.indexes += telling.rig.wal.stats().indexes;
     tally.installed += telling.installed;
     tally.deleted += telling.deleted;
     Ok(())
@@ -382,8 +385,8 @@ fn tell_all(stories: &[Story]) -> Tally {
     }
     println!("images: {} in all, {:?}", tally.total(), tally.images);
     println!(
-        "torn {}, from a checkpoint {}, files reused {}, installed {}, deleted {}",
-        tally.torn, tally.from_checkpoint, tally.reused, tally.installed, tally.deleted
+        "torn {}, from a checkpoint {}, files reused {}, indexes {}, installed {}, deleted {}",
+        tally.torn, tally.from_checkpoint, tally.reused, tally.indexes, tally.installed, tally.deleted
     );
     tally
 }
@@ -393,6 +396,7 @@ fn every_crash_leaves_a_log_that_recovery_understands() {
     let tally = tell_all(&STORIES);
     assert!(tally.total() >= 20_000, "{tally:?}");
     assert!(tally.torn > 1000 && tally.from_checkpoint > 1000 && tally.reused > 20, "{tally:?}");
+    assert!(tally.indexes > 50, "{tally:?}");
 }
 
 /// What is placed is not seen before the snapshot that it is for; what that snapshot drops, and what is deleted, never comes

@@ -6,11 +6,13 @@
 //! ```
 
 pub(crate) mod batch;
+pub(crate) mod file_index;
 pub(crate) mod head;
 pub(crate) mod outline;
 pub(crate) mod page;
 pub(crate) mod record;
 pub(crate) mod segment;
+pub(crate) mod varint;
 
 /// Set in the number of a file that is a segment: what compaction made, not a part of the log's chain of files.
 pub const SEGMENT: u64 = 1 << 63;

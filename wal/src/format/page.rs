@@ -5,7 +5,8 @@
 //!   part       0    8   group
 //!              8    4   flags          bit 0 suspect, bit 1 state may be lost, bit 2 has a snapshot, bit 3 more parts follow,
 //!                                     bit 4 the snapshot is a file, bit 5 extents have their bytes, bit 6 those of the
-//!                                     log are packed
+//!                                     log are packed, bit 7 of live ones the topmost bit of their bytes says that they
+//!                                     were placed
 //!              12   4   state_bytes
 //!              16   8   accepted_term
 //!              24   8   base_index     before the first entry
@@ -67,7 +68,10 @@ const FLAG_MORE: u32 = 8;
 const FLAG_SNAPSHOT_FILE: u32 = 16;
 const FLAG_EXTENT_BYTES: u32 = 32;
 const FLAG_PACKED: u32 = 64;
-const FLAGS_KNOWN: u32 = 127;
+const FLAG_PLACED_LIVE: u32 = 128;
+const FLAGS_KNOWN: u32 = 255;
+/// In the bytes of a live extent.
+const EXTENT_PLACED: u64 = 1 << 63;
 
 /// Consecutive entries of one group that lie in one file, of the log or a segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub(crate) struct Extent {
     pub(crate) count: u64,
     /// What they take in the file, about: for choosing what to compact, never for reading.
     pub(crate) bytes: u64,
+    /// Of a snapshot, by records of their own: not to be looked for among the runs of the log.
+    pub(crate) is_placed: bool,
 }
 
 impl Extent {
@@ -159,6 +165,8 @@ impl Part {
     pub(crate) fn encode(&self, out: &mut impl Sink) {
         let flag = |on, bit| if on { bit } else { 0 };
         let is_file = matches!(self.snapshot, Some(SnapshotPlace::File(_)));
+        // Only where there are any: a reader of before knows such pages only without them.
+        let placed_live = self.live.iter().any(|extent| extent.is_placed);
         out.put_u64(self.group.0);
         out.put_u32(
             flag(self.suspect, FLAG_SUSPECT)
@@ -166,6 +174,7 @@ impl Part {
                 | flag(self.snapshot.is_some(), FLAG_SNAPSHOT)
                 | flag(self.more, FLAG_MORE)
                 | flag(is_file, FLAG_SNAPSHOT_FILE)
+                | flag(placed_live, FLAG_PLACED_LIVE)
                 | FLAG_EXTENT_BYTES
                 | FLAG_PACKED,
         );
@@ -194,11 +203,12 @@ impl Part {
         out.put_u64(self.extents.first().0);
         out.put_u32(self.extents.packed().len() as u32);
         out.put(self.extents.packed());
-        for extent in self.live.iter().chain(&self.placed) {
+        let live = self.live.iter().map(|extent| (extent, extent.is_placed));
+        for (extent, tells_placed) in live.chain(self.placed.iter().map(|extent| (extent, false))) {
             out.put_u64(extent.file_no);
             out.put_u64(extent.first.0);
             out.put_u64(extent.count);
-            out.put_u64(extent.bytes);
+            out.put_u64(extent.bytes | if tells_placed { EXTENT_PLACED } else { 0 });
         }
     }
 
@@ -240,17 +250,19 @@ impl Part {
         for _ in 0..terms {
             part.terms.push((Index(reader.u64()?), Term(reader.u64()?)));
         }
-        let with_bytes = flags & FLAG_EXTENT_BYTES != 0;
-        let list = |reader: &mut Reader<'_>, count: usize| {
-            (0..count).map(|_| decode_extent(reader, with_bytes)).collect::<Result<Vec<_>, _>>()
+        let plain = ExtentFlags { with_bytes: flags & FLAG_EXTENT_BYTES != 0, tells_placed: false };
+        let list = |reader: &mut Reader<'_>, count: usize, flags: ExtentFlags| {
+            (0..count).map(|_| decode_extent(reader, flags)).collect::<Result<Vec<_>, _>>()
         };
         part.extents = if flags & FLAG_PACKED != 0 {
             decode_packed(reader, extents)?
         } else {
-            Extents::pack(list(reader, extents)?).ok_or(RecordError::Field("list of extents"))?
+            Extents::pack(list(reader, extents, plain)?).ok_or(RecordError::Field("list of extents"))?
         };
-        part.live = list(reader, live)?;
-        part.placed = list(reader, placed)?;
+        let tells_placed = flags & FLAG_PLACED_LIVE != 0;
+        part.live = list(reader, live, ExtentFlags { tells_placed, ..plain })?;
+        part.placed = list(reader, placed, plain)?;
+        part.placed.iter_mut().for_each(|extent| extent.is_placed = true);
         Ok(part)
     }
 }
@@ -264,14 +276,23 @@ fn decode_place(reader: &mut Reader<'_>, flags: u32) -> Result<Option<SnapshotPl
     })
 }
 
-fn decode_extent(reader: &mut Reader<'_>, with_bytes: bool) -> Result<Extent, RecordError> {
+/// What an extent in a list says beside its place.
+#[derive(Clone, Copy)]
+struct ExtentFlags {
+    with_bytes: bool,
+    tells_placed: bool,
+}
+
+fn decode_extent(reader: &mut Reader<'_>, flags: ExtentFlags) -> Result<Extent, RecordError> {
     let (file_no, first, count) = (reader.u64()?, Index(reader.u64()?), reader.u64()?);
-    let bytes = if with_bytes { reader.u64()? } else { 0 };
+    let bytes = if flags.with_bytes { reader.u64()? } else { 0 };
+    let is_placed = flags.tells_placed && bytes & EXTENT_PLACED != 0;
+    let bytes = if is_placed { bytes & !EXTENT_PLACED } else { bytes };
     let is_long = first.0.checked_add(count).is_none_or(|end| end > NUMBER_MAX);
     if count == 0 || is_long || bytes > FILE_BYTES_MAX {
         return Err(RecordError::Field("extent"));
     }
-    Ok(Extent { file_no, first, count, bytes })
+    Ok(Extent { file_no, first, count, bytes, is_placed })
 }
 
 fn decode_packed(reader: &mut Reader<'_>, count: usize) -> Result<Extents, RecordError> {

@@ -3,7 +3,9 @@
 //! ```text
 //!   offset  size  field
 //!   0       1     kind       1 run, 2 state, 3 snapshot, 4 checkpoint page, 5 checkpoint root, 6 snapshot mark, 7 place,
-//!                            8 moved, 9 deleted, 10 packed page, 11 root that names pages (4 and 5 are read, not written)
+//!                            8 moved, 9 deleted, 10 packed page, 11 root that names pages (4 and 5 are read, not
+//!                            written); 12 block, 13 directory of a file's index, 14 list of indexes (need not be
+//!                            understood)
 //!   1       1     flags      bit 0: must be understood, else a reader that does not know the kind skips it;
 //!                            bit 1: a state that was written before, once more
 //!   2       2     zeros
@@ -14,7 +16,7 @@
 //!   state     group u64, blob
 //!   snapshot  group u64, index u64, term u64, crc32c of all that follows but live_count u32, live_count u32,
 //!             live ranges (first u64, count u64), bytes
-//!   page, root: see `page.rs`
+//!   page, root: see `page.rs`; block, directory, list: see `file_index.rs`
 //!   mark      group u64, index u64, term u64, crc32c of the snapshot file's bytes u32, live_count u32,
 //!             number u64 and bytes u64 of the snapshot file, live ranges
 //!   place     as a run: entries that fill their own places only, and count once a snapshot names them as live
@@ -28,6 +30,7 @@ use coracle_base::limits::STATE_BYTES_MAX;
 use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 
 use super::NUMBER_MAX;
+use super::file_index::{self, Directory, IndexPlace};
 use super::page::{Page, Root, SnapshotFile};
 
 /// Bytes before a record's body.
@@ -64,6 +67,16 @@ pub(crate) enum RecordKind {
     Deleted = 9,
     PackedPage = 10,
     PagedRoot = 11,
+    IndexBlock = 12,
+    IndexDirectory = 13,
+    IndexList = 14,
+}
+
+impl RecordKind {
+    /// A reader that does not know it loses nothing but time.
+    fn may_be_skipped(self) -> bool {
+        matches!(self, Self::IndexBlock | Self::IndexDirectory | Self::IndexList)
+    }
 }
 
 /// Consecutive indexes of one group.
@@ -84,7 +97,8 @@ impl IndexRange {
 
 /// Appends a record's header.
 pub(crate) fn put_header(kind: RecordKind, repeated: bool, body_bytes: usize, out: &mut impl Sink) {
-    let flags = FLAG_MUST_UNDERSTAND | if repeated { FLAG_REPEATED } else { 0 };
+    let must = if kind.may_be_skipped() { 0 } else { FLAG_MUST_UNDERSTAND };
+    let flags = must | if repeated { FLAG_REPEATED } else { 0 };
     let bytes = (body_bytes as u32).to_le_bytes();
     out.put(&[kind as u8, flags, 0, 0, bytes[0], bytes[1], bytes[2], bytes[3]]);
 }
@@ -169,6 +183,12 @@ pub(crate) enum Record<'a> {
     Place(RunRef<'a>),
     Moved(Moved),
     Deleted(GroupId),
+    /// A block of the index of an earlier file: for whoever looks for it at its place.
+    IndexBlock,
+    /// The directory of such an index, with its body.
+    IndexDirectory(Directory, &'a [u8]),
+    /// Where indexes of several files lie.
+    IndexList(Vec<IndexPlace>),
     /// Of no known kind, and need not be understood.
     Skipped,
 }
@@ -249,6 +269,12 @@ impl<'a> Record<'a> {
             7 => run(body).map(Self::Place),
             8 => Ok(Self::Moved(moved(body)?)),
             9 => deleted(body).map(Self::Deleted),
+            // What has its kind and is none: nobody needs it.
+            12 => Ok(Self::IndexBlock),
+            13 => {
+                Ok(Directory::decode(body).map_or(Self::Skipped, |found| Self::IndexDirectory(found, body)))
+            }
+            14 => Ok(file_index::list(body).map_or(Self::Skipped, Self::IndexList)),
             kind if flags & FLAG_MUST_UNDERSTAND != 0 => Err(RecordError::Unknown(kind)),
             _ => Ok(Self::Skipped),
         }

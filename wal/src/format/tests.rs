@@ -9,6 +9,7 @@ use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, RunHeader, Sha
 use proptest::prelude::*;
 
 use super::batch::{BATCH_HEADER_BYTES, BatchHead, FLAG_MARK, RootHint};
+use super::file_index::{BlockWriter, Directory, IndexPlace, IndexedFile, RunKey, put_list};
 use super::head::{Cut, Head, HeadCopy, Prev};
 use super::page::{Begin, Extent, FileEntry, Page, Part, Piece, Root, SnapshotFile, SnapshotPlace};
 use super::record::{self, IndexRange, Mark, Moved, Record, RecordError, RecordKind, SnapshotRef};
@@ -16,6 +17,7 @@ use super::segment::{SegmentCopy, SegmentHead, SegmentRun, Trailer, put_index};
 use super::{Position, SEGMENT, Uuid};
 use crate::config::Identity;
 use crate::groups::Extents;
+use crate::read::IndexRun;
 
 const UUID: Uuid = Uuid(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF);
 
@@ -135,12 +137,12 @@ fn page() -> Page {
         snapshot: Some(SnapshotPlace::Inline { at: Position { file_no: 6, offset: 8288 }, bytes: 5 }),
         terms: vec![(Index(21), Term(3))],
         extents: Extents::pack([
-            Extent { file_no: 6, first: Index(21), count: 1, bytes: 128 },
-            Extent { file_no: 7, first: Index(22), count: 1, bytes: 256 },
+            Extent { file_no: 6, first: Index(21), count: 1, bytes: 128, is_placed: false },
+            Extent { file_no: 7, first: Index(22), count: 1, bytes: 256, is_placed: false },
         ])
         .unwrap(),
-        live: vec![Extent { file_no: SEGMENT | 2, first: Index(3), count: 1, bytes: 64 }],
-        placed: vec![Extent { file_no: 7, first: Index(40), count: 2, bytes: 96 }],
+        live: vec![Extent { file_no: SEGMENT | 2, first: Index(3), count: 1, bytes: 64, is_placed: false }],
+        placed: vec![Extent { file_no: 7, first: Index(40), count: 2, bytes: 96, is_placed: true }],
         more: false,
     };
     Page { checkpoint: 9, page_no: 1, parts: vec![part] }
@@ -330,6 +332,27 @@ fn golden_batches_of_what_outlives_its_log() {
     assert_golden(&batch_of(put_deleted), include_str!("../../testdata/deleted-v2.hex"));
 }
 
+/// What was placed and lives on is told only where there is any: other pages are what they were.
+#[test]
+fn a_page_tells_which_live_entries_were_placed() {
+    let extent =
+        |first, is_placed| Extent { file_no: 7, first: Index(first), count: 1, bytes: 64, is_placed };
+    let encoded = |live: Vec<Extent>| {
+        let part = Part { base_index: Index(9), last: Index(9), live, ..Part::default() };
+        let page = Page { checkpoint: 1, page_no: 0, parts: vec![part] };
+        let mut body = Vec::new();
+        page.encode(&mut body);
+        assert_eq!(Page::decode(&body), Ok(page));
+        body
+    };
+    let plain = encoded(vec![extent(1, false), extent(3, false)]);
+    let placed = encoded(vec![extent(1, false), extent(3, true)]);
+    let flags = 16 + 8;
+    assert_eq!((plain[flags], placed[flags]), (0x60, 0xE0));
+    let differing: Vec<usize> = (0..plain.len()).filter(|at| plain[*at] != placed[*at]).collect();
+    assert_eq!(differing, [flags, plain.len() - 1]);
+}
+
 #[test]
 fn a_snapshot_file_of_a_group_is_in_its_page() {
     let file = SnapshotFile { file_no: 9, bytes: 1 << 40, crc: 7 };
@@ -354,6 +377,47 @@ fn ranges_out_of_order_are_refused() {
 #[test]
 fn golden_batch_of_a_checkpoint_root() {
     assert_golden(&batch_of(put_root), include_str!("../../testdata/root-v3.hex"));
+}
+
+fn put_file_index(out: &mut Vec<u8>) {
+    let of = IndexedFile { file_no: 5, uuid: Uuid(0x55) };
+    let run = |group, first, count, offset| IndexRun { group: GroupId(group), first, count, offset };
+    let mut block = BlockWriter::new(of, 0);
+    block.push(false, &run(11, 3, 2, 9000));
+    block.push(false, &run(11, 5, 1, 8500));
+    block.push(true, &run(4, 300, 1, 70_000));
+    let (first, body) = block.finish().unwrap();
+    let mut record = |kind, body: &[u8]| {
+        record::put_header(kind, false, body.len(), out);
+        out.extend_from_slice(body);
+    };
+    record(RecordKind::IndexBlock, &body);
+    let mut directory = Vec::new();
+    let placed = RunKey { is_placed: true, group: GroupId(4), index: Index(300) };
+    Directory { of, blocks: vec![(first, piece(7)), (placed, piece(8))] }.encode(&mut directory);
+    record(RecordKind::IndexDirectory, &directory);
+    let mut list = Vec::new();
+    put_list(&[IndexPlace { of, first_file: 7, directory: piece(8) }], &mut list);
+    record(RecordKind::IndexList, &list);
+}
+
+#[test]
+fn golden_records_of_a_file_index() {
+    let mut records = Vec::new();
+    put_file_index(&mut records);
+    assert_golden(&records, include_str!("../../testdata/file-index-v4.hex"));
+    let mut reader = Reader::new(&records);
+    assert!(matches!(Record::read(&mut reader), Ok(Record::IndexBlock)));
+    assert!(
+        matches!(Record::read(&mut reader), Ok(Record::IndexDirectory(found, _)) if found.blocks.len() == 2)
+    );
+    assert!(matches!(Record::read(&mut reader), Ok(Record::IndexList(found)) if found.len() == 1));
+    // A reader that does not know them skips them: none says that it must be understood.
+    let mut at = 0;
+    while at < records.len() {
+        assert_eq!(records[at + 1], 0);
+        at += 8 + u32::from_le_bytes(records[at + 4..at + 8].try_into().unwrap()) as usize;
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@
 use coracle_base::Index;
 
 use crate::format::page::Extent;
+use crate::format::varint::{put, take, unzigzag, zigzag};
 
 /// Extents between two marks: a search unpacks no more.
 const MARK_EVERY: u32 = 32;
@@ -162,7 +163,7 @@ impl Iterator for Unpacked<'_> {
         let file_no = order(self.file_no).wrapping_add(unzigzag(take(&mut self.rest)?));
         self.file_no = unorder(file_no);
         let bytes = take(&mut self.rest)?;
-        let extent = Extent { file_no: self.file_no, first: self.first, count, bytes };
+        let extent = Extent { file_no: self.file_no, first: self.first, count, bytes, ..Extent::default() };
         self.first = Index(self.first.0.checked_add(count)?);
         Some(extent)
     }
@@ -175,35 +176,6 @@ fn order(file_no: u64) -> u64 {
 
 fn unorder(order: u64) -> u64 {
     order.rotate_right(1)
-}
-
-fn zigzag(difference: u64) -> u64 {
-    (difference << 1) ^ ((difference as i64 >> 63) as u64)
-}
-
-fn unzigzag(folded: u64) -> u64 {
-    (folded >> 1) ^ (folded & 1).wrapping_neg()
-}
-
-fn put(mut number: u64, out: &mut Vec<u8>) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-fn take(bytes: &mut &[u8]) -> Option<u64> {
-    let (mut number, mut shift) = (0, 0);
-    loop {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if *byte < 0x80 {
-            return Some(number);
-        }
-        shift = (shift + 7) & 63;
-    }
 }
 
 #[cfg(test)]
@@ -230,7 +202,7 @@ mod tests {
         (0u64..1 << 60, items).prop_map(|(first, items)| {
             let mut first = Index(first);
             let mut extent = |(file_no, count, bytes)| {
-                let extent = Extent { file_no, first, count, bytes };
+                let extent = Extent { file_no, first, count, bytes, is_placed: false };
                 first = first.plus(count);
                 extent
             };
@@ -263,7 +235,7 @@ mod tests {
             let keep = at % (list.len() + 1);
             packed.change(|list| list.truncate(keep));
             list.truncate(keep);
-            let next = Extent { file_no: 9, first: list.last().map_or(Index(5), |last| last.last().next()), count: 3, bytes: 1 };
+            let next = Extent { file_no: 9, first: list.last().map_or(Index(5), |last| last.last().next()), count: 3, bytes: 1, is_placed: false };
             prop_assert!(packed.push(next));
             list.push(next);
             prop_assert_eq!(packed.iter().collect::<Vec<_>>(), list);
@@ -290,6 +262,7 @@ mod tests {
             first: Index(1 + 46 * no),
             count: 46,
             bytes: 13_248,
+            is_placed: false,
         });
         let packed = Extents::pack(extents).unwrap();
         let bytes = packed.packed.capacity() + packed.marks.capacity() * size_of::<Mark>();

@@ -13,7 +13,7 @@
 use coracle_base::{GroupId, Index, RunHeader, Term};
 
 use super::extents::Extents;
-use super::runs::{Marks, NONE, RunAt, Runs};
+use super::runs::{Marks, NONE, PlacedRuns, RunAt, Runs};
 use super::{GroupLog, Refs};
 use crate::format::Position;
 use crate::format::page::{Extent, PART_ITEMS_MAX, Part, SnapshotPlace};
@@ -76,10 +76,8 @@ pub(crate) struct Cold {
     pub(crate) live: Vec<Extent>,
     /// Entries that came before the snapshot that names them.
     pub(crate) placed: Vec<Extent>,
-    /// The newest file that such an entry came in.
-    pub(super) placed_in: u64,
-    /// Their runs in that file, as far as they were met.
-    pub(super) placed_runs: Vec<RunAt>,
+    /// Where such entries lie in the newest file that has any, also once they live on.
+    pub(super) placed_runs: Option<Box<PlacedRuns>>,
     /// The group is gone for good.
     pub(crate) deleted: bool,
     /// Entries that were acknowledged may be missing.
@@ -104,8 +102,7 @@ impl Group {
             extents: Extents::default(),
             live: Vec::new(),
             placed: Vec::new(),
-            placed_in: 0,
-            placed_runs: Vec::new(),
+            placed_runs: None,
             deleted: false,
             suspect: false,
             state_lost: false,
@@ -151,7 +148,8 @@ impl Group {
     fn tail(&self) -> Option<Extent> {
         let Tail { file_no, count, bytes } = self.tail;
         let first = Index(self.last.0 + 1 - u64::from(count).min(self.last.0));
-        (count > 0).then(|| Extent { file_no, first, count: count.into(), bytes: bytes.into() })
+        let extent = Extent { file_no, first, count: count.into(), bytes: bytes.into(), ..Extent::default() };
+        (count > 0).then_some(extent)
     }
 
     /// The extents of the log, in order.
@@ -201,20 +199,16 @@ impl Group {
         self.cold.live[..after].last().copied().filter(|extent| index <= extent.last())
     }
 
-    /// Where an entry's run lies, if its file is the newest with entries of this group. Of entries that live on and may have
-    /// been placed there, the file's index knows, but for those whose placing was met.
-    pub(crate) fn run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
-        if file_no <= self.cold.placed_in && index <= self.base {
-            let mut met = self.cold.placed_runs.iter().rev().filter(|_| file_no == self.cold.placed_in);
-            return met.find(|run| run.covers(index)).copied();
+    /// Where the run of an entry in this extent lies, if its file is the newest with runs of this kind of this group.
+    pub(crate) fn run_of(&self, extent: &Extent, index: Index, runs: &Runs) -> Option<RunAt> {
+        let file_no = extent.file_no;
+        if extent.is_placed {
+            return runs.find_placed(file_no, self.cold.placed_runs.as_ref()?, index);
         }
-        self.own_run_of(file_no, index, runs)
-    }
-
-    /// As [`run_of`](Self::run_of), where nothing was placed that was not met.
-    pub(crate) fn own_run_of(&self, file_no: u64, index: Index, runs: &Runs) -> Option<RunAt> {
         let is_known = file_no == self.tail.file_no;
-        is_known.then(|| runs.find(file_no, self.newest, &self.cold.marks, index)).flatten()
+        is_known
+            .then(|| runs.find(file_no, self.newest, &self.cold.marks, index, index <= self.base))
+            .flatten()
     }
 
     /// A run was written: `spans` are its (term, entries), `at` is where its body lies, in batch `seq`.
@@ -343,7 +337,7 @@ impl Group {
         let is_last = self.cold.extents.last_file() == Some(file_no);
         let before = if is_last { self.cold.extents.change(|extents| extents.pop_if(goes_on)) } else { None };
         if before.is_none() {
-            refs.hold_extent(&Extent { file_no, first: self.last.next(), count: 0, bytes: 0 });
+            refs.hold_extent(&Extent { file_no, first: self.last.next(), ..Extent::default() });
         }
         let (count, bytes) = before.map_or((0, 0), |extent| (extent.count, extent.bytes));
         self.tail = Tail { file_no, count: count as u32, bytes: bytes.min(u64::from(u32::MAX)) as u32 };
@@ -468,7 +462,7 @@ impl Group {
         let cold = &mut new.cold;
         cold.state.clone_from(&first.state);
         (cold.base_term, cold.snapshot) = (first.base_term, first.snapshot);
-        cold.placed_in = self.cold.placed_in;
+        cold.placed_runs.clone_from(&self.cold.placed_runs);
         (cold.suspect, cold.state_lost) = (first.suspect, first.state_lost);
         for part in parts {
             new.cold.terms.extend_from_slice(&part.terms);
@@ -490,7 +484,6 @@ impl Group {
             refs.hold_snapshot(place);
         }
         self.drop_everything(seq, refs);
-        new.cold.placed_runs = std::mem::take(&mut self.cold.placed_runs);
         *self = new;
         true
     }

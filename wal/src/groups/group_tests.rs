@@ -77,9 +77,10 @@ fn check(group: &Group, plain: &Plain, refs: &Refs, runs: &Runs) {
     assert_eq!(group.term_at(Index(plain.last() + 1)), None);
     let mut files = std::collections::BTreeSet::new();
     for (index, _, at) in &plain.entries {
-        assert_eq!(group.extent_of(Index(*index)).unwrap().file_no, at.file_no);
+        let extent = group.extent_of(Index(*index)).unwrap();
+        assert_eq!(extent.file_no, at.file_no);
         files.insert(at.file_no);
-        if let Some(run) = group.run_of(at.file_no, Index(*index), runs) {
+        if let Some(run) = group.run_of(&extent, Index(*index), runs) {
             assert_eq!(u64::from(run.offset), at.offset, "entry {index}");
         }
     }
@@ -87,8 +88,9 @@ fn check(group: &Group, plain: &Plain, refs: &Refs, runs: &Runs) {
         refs.files().filter(|no| refs.held(*no).extents > 0).collect::<Vec<_>>(),
         Vec::from_iter(files)
     );
-    if let Some((index, _, at)) = plain.entries.last() {
-        assert!(group.run_of(at.file_no, Index(*index), runs).is_some(), "the newest file's runs are known");
+    if let Some((index, ..)) = plain.entries.last() {
+        let extent = group.extent_of(Index(*index)).unwrap();
+        assert!(group.run_of(&extent, Index(*index), runs).is_some(), "the newest file's runs are known");
     }
 }
 

@@ -51,16 +51,12 @@ impl Group {
         runs: &mut Runs,
     ) {
         let run = RunAt::new(self.slot, range.first, range.count as u32, at.offset);
-        runs.push(at.file_no, run, None);
-        if at.file_no != self.cold.placed_in {
-            self.cold.placed_runs = Vec::new();
-        }
-        self.cold.placed_runs.push(run);
-        let extent = Extent { file_no: at.file_no, first: range.first, count: range.count, bytes };
+        runs.push_placed(at.file_no, run, self.cold.placed_runs.get_or_insert_default());
+        let IndexRange { first, count } = range;
+        let extent = Extent { file_no: at.file_no, first, count, bytes, is_placed: true };
         refs.hold_extent(&extent);
         refs.place_extent(&extent);
         self.cold.placed.push(extent);
-        self.cold.placed_in = at.file_no;
     }
 
     /// Entries that lie in file `from` lie in file `to` now.
@@ -134,7 +130,7 @@ fn split(extent: &Extent, to: u64, ranges: &[IndexRange], mut piece: impl FnMut(
         if next < moved.first {
             extent.within(next, moved.first.prev()).into_iter().for_each(&mut piece);
         }
-        piece(Extent { file_no: to, ..moved });
+        piece(Extent { file_no: to, is_placed: false, ..moved });
         next = moved.last().next();
     }
     if next <= extent.last() {
@@ -144,7 +140,10 @@ fn split(extent: &Extent, to: u64, ranges: &[IndexRange], mut piece: impl FnMut(
 
 fn push_joined(list: &mut Vec<Extent>, extent: Extent) {
     match list.last_mut() {
-        Some(last) if last.file_no == extent.file_no && last.last().next() == extent.first => {
+        Some(last)
+            if (last.file_no, last.is_placed) == (extent.file_no, extent.is_placed)
+                && last.last().next() == extent.first =>
+        {
             last.count += extent.count;
             last.bytes += extent.bytes;
         }

@@ -18,10 +18,10 @@ use smallvec::SmallVec;
 pub(crate) use extents::Extents;
 pub(crate) use group::{Fit, Group};
 pub(crate) use refs::Refs;
-use runs::RunAt;
 pub(crate) use runs::Runs;
 
-use crate::read::IndexRun;
+use crate::format::Position;
+use crate::read::RunsInFile;
 
 /// Groups with a quotient (uid by shards) below this are found by index; any other in a map.
 const DENSE_MAX: u64 = 1 << 20;
@@ -185,18 +185,28 @@ impl Groups {
         &self.runs
     }
 
+    /// These files' runs are needed for their indexes.
+    pub(crate) fn keep_runs(&mut self, needed: Vec<u64>) {
+        self.runs.keep(needed);
+    }
+
+    /// A replay begins here.
+    pub(crate) fn begin_runs_at(&mut self, at: Position) {
+        self.runs.begin_at(at);
+    }
+
     /// In a replay: runs that would come next cannot be read.
     pub(crate) fn miss_runs(&mut self) {
         self.runs.miss();
     }
 
-    /// The runs of a file in their order, if they are known from its beginning.
-    pub(crate) fn runs_in(&self, file_no: u64) -> Option<impl Iterator<Item = IndexRun>> {
-        let index_run = |run: &RunAt| {
-            let group = self.ids[run.slot as usize];
-            IndexRun { group, first: run.first, count: run.count, offset: run.offset }
-        };
-        Some(self.runs.of_file(file_no)?.map(index_run))
+    /// The runs of a file in their order, those of placed entries apart, if they are known from its beginning.
+    pub(crate) fn runs_in(&self, file_no: u64) -> Option<RunsInFile> {
+        let mut runs = RunsInFile::default();
+        for run in self.runs.of_file(file_no)? {
+            runs.add(run.of_group(self.ids[run.slot()]), run.is_placed());
+        }
+        Some(runs)
     }
 
     /// The file is about to be reused.

@@ -11,7 +11,13 @@
 
 use std::collections::VecDeque;
 
-use coracle_base::Index;
+use std::ops::Range;
+
+use coracle_base::{GroupId, Index};
+
+use crate::format::Position;
+use crate::format::head::HEAD_AREA_BYTES;
+use crate::read::IndexRun;
 
 /// Memory of older files' runs, over that of the newest two.
 const BYTES_MAX: usize = 8 << 20;
@@ -22,6 +28,8 @@ const CHUNK: usize = 4096;
 const MARK_BITS: u32 = 6;
 /// No run.
 pub(super) const NONE: u32 = u32::MAX;
+/// Set in the slot of a run of placed entries.
+const PLACED: u32 = 1 << 31;
 
 /// Where a run lies: its entries `[first, first + count)` are in the record body at `offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +37,9 @@ pub(crate) struct RunAt {
     pub(crate) first: u64,
     pub(crate) count: u32,
     pub(crate) offset: u32,
-    /// The group.
-    pub(crate) slot: u32,
-    /// The number of the group's run before it in this file.
+    /// The group, and whether its entries are placed ones.
+    slot: u32,
+    /// The number of the group's run before it in this file, of the same kind.
     before: u32,
 }
 
@@ -40,7 +48,27 @@ impl RunAt {
         Self { first: first.0, count, offset: offset as u32, slot, before: NONE }
     }
 
-    pub(super) fn covers(&self, index: Index) -> bool {
+    /// The group's place in the table of groups.
+    pub(crate) fn slot(&self) -> usize {
+        (self.slot & !PLACED) as usize
+    }
+
+    /// The indexes of its entries.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.first..self.first + u64::from(self.count)
+    }
+
+    /// As an index has it; the group is its own.
+    pub(crate) fn of_group(&self, group: GroupId) -> IndexRun {
+        IndexRun { group, first: self.first, count: self.count, offset: self.offset }
+    }
+
+    /// Its entries were placed: they are none of the log's, whatever their indexes are.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.slot & PLACED != 0
+    }
+
+    fn covers(&self, index: Index) -> bool {
         self.first <= index.0 && index.0 - self.first < u64::from(self.count)
     }
 }
@@ -69,12 +97,24 @@ impl Marks {
     }
 }
 
+/// A group's runs of placed entries in the list of the file that has its newest ones.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct PlacedRuns {
+    file_no: u64,
+    newest: u32,
+    marks: Marks,
+    /// The index after the highest of all.
+    end: u64,
+}
+
 #[derive(Debug)]
 struct FileRuns {
     file_no: u64,
     chunks: Vec<Vec<RunAt>>,
     /// From the file's beginning: a replay may begin in the middle of one.
     is_whole: bool,
+    /// Some runs between those that are here could not be read.
+    has_hole: bool,
 }
 
 impl FileRuns {
@@ -109,6 +149,10 @@ pub(crate) struct Runs {
     missed: bool,
     /// Memory of lists that are not kept any more, as much as the newest one may take soon.
     spare: Vec<Vec<RunAt>>,
+    /// The file in the middle of which a replay began.
+    begun_within: Option<u64>,
+    /// Older files whose runs are needed for their indexes.
+    needed: Vec<u64>,
 }
 
 impl Runs {
@@ -131,6 +175,24 @@ impl Runs {
         }
     }
 
+    /// Adds a run of placed entries.
+    pub(super) fn push_placed(&mut self, file_no: u64, mut run: RunAt, of: &mut PlacedRuns) {
+        if of.file_no != file_no {
+            *of = PlacedRuns { file_no, newest: NONE, ..PlacedRuns::default() };
+        }
+        // Nothing is dropped where a newer run begins, so a mark there would lead past older ones that cover more.
+        let mut unmarked = Marks::default();
+        let marks = if run.first < of.end {
+            of.marks.clear();
+            &mut unmarked
+        } else {
+            &mut of.marks
+        };
+        of.end = of.end.max(run.first + u64::from(run.count));
+        run.slot |= PLACED;
+        self.push(file_no, run, Some((&mut of.newest, marks)));
+    }
+
     /// Run `number` goes on if it lies at `offset`: it has entries of several terms. Only the newest run of all can, and no
     /// other is looked at: it is seldom in the cache.
     pub(super) fn grow(&mut self, file_no: u64, number: u32, offset: u64, count: u32) -> bool {
@@ -146,31 +208,80 @@ impl Runs {
     /// The list of this file is the newest, or begins now.
     fn begin_file(&mut self, file_no: u64) {
         if self.files.back().is_none_or(|newest| newest.file_no != file_no) {
-            let is_whole = !std::mem::take(&mut self.missed) && !self.files.is_empty();
-            self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole });
-            let older =
-                |files: &VecDeque<FileRuns>| files.iter().rev().skip(2).map(FileRuns::bytes).sum::<usize>();
-            while older(&self.files) > BYTES_MAX {
-                let dropped = self.files.pop_front();
-                let chunks = dropped.into_iter().flat_map(|file| file.chunks);
-                let room = SPARE_CHUNKS_MAX.saturating_sub(self.spare.len());
-                self.spare.extend(chunks.take(room).map(|mut chunk| {
-                    chunk.clear();
-                    chunk
-                }));
-            }
+            let is_whole = !std::mem::take(&mut self.missed) && self.begun_within != Some(file_no);
+            self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole, has_hole: false });
+            self.trim();
         }
+    }
+
+    /// Drops the oldest files beyond their bytes, but for those that are needed.
+    fn trim(&mut self) {
+        loop {
+            let may_go = |file: &&FileRuns| !self.needed.contains(&file.file_no);
+            let older = || self.files.iter().rev().skip(2).filter(may_go);
+            if older().map(FileRuns::bytes).sum::<usize>() <= BYTES_MAX {
+                return;
+            }
+            let Some(oldest) = older().next_back().map(|file| file.file_no) else { return };
+            let at = self.files.iter().position(|file| file.file_no == oldest);
+            let dropped = at.and_then(|at| self.files.remove(at));
+            let room = SPARE_CHUNKS_MAX.saturating_sub(self.spare.len());
+            let chunks = dropped.into_iter().flat_map(|file| file.chunks).take(room);
+            self.spare.extend(chunks.map(|mut chunk| {
+                chunk.clear();
+                chunk
+            }));
+        }
+    }
+
+    /// These files' runs are needed, and no others of older ones.
+    pub(super) fn keep(&mut self, needed: Vec<u64>) {
+        self.needed = needed;
+        self.trim();
+    }
+
+    /// The newest file with a run.
+    pub(crate) fn newest(&self) -> Option<u64> {
+        self.files.back().map(|file| file.file_no)
+    }
+
+    /// The files before this one whose runs are known from their beginning.
+    pub(crate) fn whole_before(&self, file_no: u64) -> impl Iterator<Item = u64> {
+        let before = self.files.iter().filter(move |file| file.file_no < file_no && file.is_whole);
+        before.map(|file| file.file_no)
+    }
+
+    /// A replay begins here.
+    pub(super) fn begin_at(&mut self, at: Position) {
+        self.begun_within = (at.offset > HEAD_AREA_BYTES).then_some(at.file_no);
     }
 
     /// Runs that would come next cannot be read.
     pub(super) fn miss(&mut self) {
         self.missed = true;
-        self.files.iter_mut().next_back().into_iter().for_each(|file| file.is_whole = false);
+        let newest = self.files.iter_mut().next_back();
+        newest.into_iter().for_each(|file| (file.is_whole, file.has_hole) = (false, true));
     }
 
-    /// The newest run that covers an entry of the group whose `newest` and `marks` these are.
-    pub(super) fn find(&self, file_no: u64, newest: u32, marks: &Marks, index: Index) -> Option<RunAt> {
+    /// The newest placed run that covers an entry.
+    pub(super) fn find_placed(&self, file_no: u64, of: &PlacedRuns, index: Index) -> Option<RunAt> {
+        (of.file_no == file_no).then(|| self.find(file_no, of.newest, &of.marks, index, true)).flatten()
+    }
+
+    /// The newest run that covers an entry of the group whose `newest` and `marks` these are. Of an entry that lives on
+    /// nothing but its place says which it is: it is not looked for where a newer run may be missing.
+    pub(super) fn find(
+        &self,
+        file_no: u64,
+        newest: u32,
+        marks: &Marks,
+        index: Index,
+        lives_on: bool,
+    ) -> Option<RunAt> {
         let file = self.files.iter().rev().find(|file| file.file_no == file_no)?;
+        if lives_on && file.has_hole {
+            return None;
+        }
         let (oldest, mut number) = marks.around(index, newest);
         while number != NONE && number >= oldest {
             let run = file.get(number)?;
@@ -180,6 +291,18 @@ impl Runs {
             number = run.before;
         }
         None
+    }
+
+    /// So many runs of a file, in their order, from a number on.
+    pub(crate) fn some_of(&self, file_no: u64, from: usize, count: usize) -> impl Iterator<Item = &RunAt> {
+        let file = self.files.iter().find(|file| file.file_no == file_no);
+        let upto = file.map_or(from, |file| file.len().min(from + count));
+        (from..upto).filter_map(move |number| file?.get(number as u32))
+    }
+
+    /// A run of a file by its number.
+    pub(crate) fn run_at(&self, file_no: u64, number: u32) -> Option<&RunAt> {
+        self.files.iter().find(|file| file.file_no == file_no)?.get(number)
     }
 
     /// All runs of a file in their order, if they are known from its beginning.
@@ -218,11 +341,41 @@ mod tests {
                 runs.push(7, RunAt::new(0, Index(first), *count, u64::from(nth) * 100), Some((&mut newest, &mut marks)));
                 next = first + u64::from(*count);
                 for (index, (_, offset)) in (1..).zip(&plain) {
-                    let found = runs.find(7, newest, &marks, Index(index));
+                    let found = runs.find(7, newest, &marks, Index(index), false);
                     prop_assert_eq!(found.map(|run| run.offset), Some(*offset), "entry {}", index);
                 }
             }
-            prop_assert!(runs.find(8, newest, &marks, Index(1)).is_none());
+            prop_assert!(runs.find(8, newest, &marks, Index(1), false).is_none());
+        }
+    }
+
+    proptest! {
+        /// Placed runs come in any order, drop nothing, and have nothing to do with those of the log.
+        #[test]
+        fn the_newest_placed_run_is_found(
+            steps in proptest::collection::vec((1u64..60, 1u32..6, 0usize..40, any::<bool>()), 1..120),
+        ) {
+            let mut runs = Runs::default();
+            let (mut placed, mut newest, mut marks) = (PlacedRuns::default(), NONE, Marks::default());
+            let mut plain = std::collections::BTreeMap::new();
+            let mut next = 0;
+            for (nth, (at, count, others, rises)) in (0u64..).zip(&steps) {
+                for _ in 0..*others {
+                    runs.push(3, RunAt::new(0, Index(1), 90, 1), Some((&mut newest, &mut marks)));
+                }
+                let first = if *rises { next + at % 5 } else { *at };
+                runs.push_placed(3, RunAt::new(0, Index(first), *count, nth * 100), &mut placed);
+                plain.extend((first..first + u64::from(*count)).map(|index| (index, nth * 100)));
+                next = first + u64::from(*count);
+            }
+            for index in 0..next + 70 {
+                let found = runs.find_placed(3, &placed, Index(index));
+                prop_assert_eq!(found.map(|run| u64::from(run.offset)), plain.get(&index).copied(), "entry {}", index);
+                prop_assert!(found.is_none_or(|run| run.is_placed() && run.slot() == 0));
+                prop_assert!(runs.find_placed(4, &placed, Index(index)).is_none());
+            }
+            runs.miss();
+            prop_assert!((0..next).all(|index| runs.find_placed(3, &placed, Index(index)).is_none()));
         }
     }
 
@@ -239,7 +392,7 @@ mod tests {
         for (newest, marks) in &groups {
             let longest = marks.0.windows(2).map(|pair| pair[1].0 - pair[0].0).max();
             assert!(longest.is_some_and(|runs| runs < 1000), "{longest:?} runs between two marks");
-            assert!(runs.find(1, *newest, marks, Index(700)).is_some_and(|run| run.first == 700));
+            assert!(runs.find(1, *newest, marks, Index(700), false).is_some_and(|run| run.first == 700));
         }
     }
 
@@ -258,5 +411,39 @@ mod tests {
         assert_eq!(runs.of_file(4).map(|runs| runs.count()), Some(per_file));
         runs.forget(4);
         assert!(runs.of_file(4).is_none());
+    }
+
+    #[test]
+    fn runs_that_are_needed_stay_until_they_are_not() {
+        let mut runs = Runs::default();
+        runs.begin_at(Position { file_no: 1, offset: HEAD_AREA_BYTES + 1 });
+        let per_file = 2 * BYTES_MAX / size_of::<RunAt>() / 3;
+        for file_no in 1..=6 {
+            runs.keep(vec![2]);
+            for _ in 0..per_file {
+                runs.push(file_no, RunAt::new(0, Index(1), 1, 0), None);
+            }
+        }
+        let kept = |runs: &Runs| runs.files.iter().map(|file| file.file_no).collect::<Vec<_>>();
+        assert_eq!(kept(&runs), [2, 4, 5, 6]);
+        assert_eq!(runs.whole_before(5).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(runs.some_of(2, per_file - 3, 10).count(), 3);
+        runs.keep(Vec::new());
+        assert_eq!(kept(&runs), [4, 5, 6]);
+    }
+
+    #[test]
+    fn runs_of_a_file_are_whole_from_its_beginning_on() {
+        let at = |file_no, offset| Position { file_no, offset };
+        for (begin, whole) in [(at(1, HEAD_AREA_BYTES), vec![1, 2]), (at(1, HEAD_AREA_BYTES + 1), vec![2])] {
+            let mut runs = Runs::default();
+            runs.begin_at(begin);
+            runs.push(1, RunAt::new(0, Index(1), 1, 0), None);
+            runs.push(2, RunAt::new(0, Index(2), 1, 0), None);
+            assert_eq!(runs.whole_before(9).collect::<Vec<_>>(), whole);
+            runs.miss();
+            runs.push(3, RunAt::new(0, Index(3), 1, 0), None);
+            assert_eq!(runs.whole_before(9).collect::<Vec<_>>(), whole[..whole.len() - 1]);
+        }
     }
 }

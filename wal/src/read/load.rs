@@ -1,11 +1,13 @@
-//! How the index of a file that is not in memory is made: from a scan of a file of the log, or from a segment's own.
+//! How the index of a file that is not in memory is made: from a scan of a file of the log, from a segment's own, or from
+//! one that lies in the log (`hints.rs`).
 
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_io::{Disk, DiskDone, DiskOk};
 
-use super::index::{FileIndex, IndexRun};
+use super::hints::HintLoad;
+use super::index::{FileIndex, IndexRun, RunsInFile};
 use super::scan::Scan;
-use super::{Doing, Job};
+use super::{Doing, Job, Part};
 use crate::files::File;
 use crate::format::segment::Trailer;
 use crate::format::{Position, SEGMENT, Uuid};
@@ -16,6 +18,14 @@ use crate::wal::Wal;
 pub(crate) enum Load {
     Log(Scan),
     Segment(SegmentLoad),
+    Hint(HintLoad),
+}
+
+/// What a load makes, and of which file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Makes {
+    Index(u64, Part),
+    Directory(u64),
 }
 
 impl Load {
@@ -27,19 +37,29 @@ impl Load {
         Self::Segment(SegmentLoad { file_no, uuid: file.uuid, bytes: file.bytes, step, index: Vec::new() })
     }
 
-    pub(crate) fn file_no(&self) -> u64 {
+    /// What comes of it.
+    pub(crate) fn makes(&self) -> Makes {
         match self {
-            Self::Log(scan) => scan.file_no,
-            Self::Segment(load) => load.file_no,
+            Self::Log(scan) => Makes::Index(scan.file_no, Part::Whole),
+            Self::Segment(load) => Makes::Index(load.file_no, Part::Whole),
+            Self::Hint(load) => load.makes,
         }
     }
 
-    /// The next piece to read: (offset, bytes). `None`: nothing is left to read.
-    pub(crate) fn wants(&self) -> Option<(u64, usize)> {
-        match self {
-            Self::Log(scan) => scan.wants(),
-            Self::Segment(load) => load.wants(),
-        }
+    /// The file that the index is of.
+    pub(crate) fn file_no(&self) -> u64 {
+        let (Makes::Index(file_no, _) | Makes::Directory(file_no)) = self.makes();
+        file_no
+    }
+
+    /// The next piece to read: (where, bytes). `None`: nothing is left to read.
+    pub(crate) fn wants(&self) -> Option<(Position, usize)> {
+        let (file_no, offset, bytes) = match self {
+            Self::Log(scan) => scan.wants().map(|(offset, bytes)| (scan.file_no, offset, bytes)),
+            Self::Segment(load) => load.wants().map(|(offset, bytes)| (load.file_no, offset, bytes)),
+            Self::Hint(load) => load.wants(),
+        }?;
+        Some((Position { file_no, offset }, bytes))
     }
 
     /// The piece could not be read. Without any piece of a segment's own index there is none; a scan goes on behind it.
@@ -47,6 +67,7 @@ impl Load {
         match self {
             Self::Log(scan) => scan.on_error(),
             Self::Segment(_) => return false,
+            Self::Hint(load) => load.on_error(),
         }
         true
     }
@@ -56,14 +77,7 @@ impl Load {
         match self {
             Self::Log(scan) => scan.on_bytes(bytes),
             Self::Segment(load) => load.on_bytes(bytes),
-        }
-    }
-
-    /// The index, when nothing is left to read: without what is damaged.
-    pub(crate) fn finish(self) -> FileIndex {
-        match self {
-            Self::Log(scan) => scan.finish(),
-            Self::Segment(load) => FileIndex::new(load.index, 0),
+            Self::Hint(load) => load.on_bytes(bytes),
         }
     }
 }
@@ -71,13 +85,34 @@ impl Load {
 impl Wal {
     pub(super) fn go_on_loading<D: Disk>(&mut self, disk: &mut D, mut job: Job, load: Box<Load>) {
         match load.wants() {
-            Some((offset, bytes)) => {
-                self.start_read(disk, job.seat, 0, Position { file_no: load.file_no(), offset }, bytes);
+            // Its file has left, or was closed for others: whoever needs it looks again.
+            Some((from, _)) if self.files.get(from.file_no).is_none_or(|file| file.handle.is_none()) => {}
+            Some((from, bytes)) => {
+                self.start_read(disk, job.seat, 0, from, bytes);
                 job.doing = Doing::Loading(load);
             }
-            None => self.reads.keep_index(load.file_no(), load.finish()),
+            None => self.keep_loaded(*load),
         }
         self.reads.put_back(job);
+    }
+
+    /// Nothing is left to read: the index is there, without what is damaged.
+    fn keep_loaded(&mut self, load: Load) {
+        let file_no = load.file_no();
+        match load {
+            Load::Log(scan) => {
+                let index = scan.finish();
+                if index.is_sound() {
+                    self.indexes.was_scanned(file_no, &self.refs);
+                }
+                self.reads.keep_index((file_no, Part::Whole), index);
+            }
+            Load::Segment(load) => {
+                let runs = RunsInFile { of_log: load.index, ..RunsInFile::default() };
+                self.reads.keep_index((file_no, Part::Whole), FileIndex::new(runs, 0));
+            }
+            Load::Hint(load) => self.keep_hint(file_no, load.finish()),
+        }
     }
 
     /// A piece was read, or could not be: what cannot be read now is not kept as something that is not there.
@@ -88,10 +123,11 @@ impl Wal {
         mut load: Box<Load>,
         done: &DiskDone,
     ) {
-        self.let_go(load.file_no());
+        let read = load.wants().map_or(load.file_no(), |(from, _)| from.file_no);
+        self.let_go(read);
         match (&done.result, &done.buf) {
             (Ok(DiskOk::Read { bytes }), Some(buf)) => load.on_bytes(&buf[..(*bytes).min(buf.len())]),
-            (Err(error), _) if !load.on_error() => return self.fail_file(job, load.file_no(), error),
+            (Err(error), _) if !load.on_error() => return self.fail_file(job, read, error),
             _ => {}
         }
         self.go_on_loading(disk, job, load);

@@ -1,8 +1,9 @@
 //! Entries back from files: for followers that are behind what is kept in memory.
 //!
 //! A few reads at a time, each of another group, and each a few disk operations: find the extent, open its file, look the
-//! run up (in memory for the newest files, in the file's index otherwise, which a segment brings along, and which is built by
-//! one scan of a file of the log; it is kept for a while), read it, check it. A range: `range.rs`. Scattered entries:
+//! run up (in memory for the newest files, else in the file's index: a segment brings it along; of a file of the log it lies
+//! in later ones, of which a directory and a block are read (`hints.rs`), or is built by one scan; it is kept for a while),
+//! read it, check it. A range: `range.rs`. Scattered entries:
 //! `scattered.rs`. Where they lie, for another thread: `plan.rs`. All of the log in one pass: `sweep.rs`. Between two
 //! operations a read holds nothing: if its entries are released or overwritten meanwhile, it says so or begins again.
 //!
@@ -10,8 +11,10 @@
 //! (2) a file with an operation in flight is not reused; (3) what is handed out is what the log held when it was handed out.
 
 mod carry;
+mod hints;
 mod index;
 mod load;
+mod lookup;
 mod plan;
 mod range;
 mod scan;
@@ -27,14 +30,15 @@ use coracle_base::{GroupId, Index, Term};
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
 use self::index::FileIndex;
-pub(crate) use self::index::IndexRun;
-use self::load::Load;
+pub(crate) use self::index::{IndexRun, RunsInFile, without_overlaps};
+use self::load::{Load, Makes};
 pub use self::plan::ReadPlan;
 use self::scattered::Gather;
 pub use self::scattered::LiveOut;
 pub use self::sweep::{Sweep, SweepProgress, SweptRun};
 use crate::error::ReadError;
 use crate::files::{File, log_path};
+use crate::format::file_index::Directory;
 use crate::format::{Position, SEGMENT};
 use crate::groups::Groups;
 use crate::token;
@@ -46,8 +50,18 @@ const SEATS: usize = 4;
 const FLIGHTS_MAX: usize = 8;
 /// Files kept open for reading only.
 const HANDLES_MAX: usize = 64;
+/// Directories of indexes kept in memory: some kilobytes each.
+const DIRECTORIES_MAX: usize = 64;
 /// Bytes of indexes kept in memory, unless one alone is larger.
 const INDEX_BYTES_MAX: usize = 16 << 20;
+
+/// How much of a file's index something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Whole,
+    /// The block of this number of the index in the log.
+    Block(u32),
+}
 
 /// Entries read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +104,8 @@ struct Job {
     gather: Option<Box<Gather>>,
     /// The file whose index it needs until its read is done.
     uses: Option<u64>,
+    /// An index in the log said where to read.
+    by_hint: bool,
     seat: usize,
     doing: Doing,
 }
@@ -97,7 +113,18 @@ struct Job {
 impl Job {
     fn new(want: Want, group: GroupId, first: Index, gather: Option<Box<Gather>>) -> Self {
         let out = ReadOut { first, count: 0, prev_term: Term::ZERO, body: Vec::new() };
-        Self { want, group, out, cuts: 0, full: false, gather, uses: None, seat: 0, doing: Doing::Nothing }
+        Self {
+            want,
+            group,
+            out,
+            cuts: 0,
+            full: false,
+            gather,
+            uses: None,
+            by_hint: false,
+            seat: 0,
+            doing: Doing::Nothing,
+        }
     }
 }
 
@@ -147,7 +174,9 @@ pub(crate) struct Reads {
     moving: VecDeque<LiveOut>,
     plans: VecDeque<(u64, Option<ReadPlan>)>,
     /// The most recently used last.
-    indexes: Vec<(u64, FileIndex)>,
+    indexes: Vec<((u64, Part), FileIndex)>,
+    /// Of indexes in the log, the newest last.
+    directories: VecDeque<Directory>,
     /// Groups whose snapshots are to be carried to a newer file.
     carry: Vec<usize>,
     carry_due: bool,
@@ -156,7 +185,8 @@ pub(crate) struct Reads {
 impl Reads {
     /// The file is about to be reused.
     pub(crate) fn forget(&mut self, file_no: u64) {
-        self.indexes.retain(|(of, _)| *of != file_no);
+        self.indexes.retain(|((of, _), _)| *of != file_no);
+        self.directories.retain(|directory| directory.of.file_no != file_no);
     }
 
     /// A checkpoint was completed: files that hold nothing but snapshots may be freed by carrying those.
@@ -166,31 +196,58 @@ impl Reads {
 
     /// The index of a file, if it is in memory, or can be made from what is: not of the newest file, which goes on.
     fn index(&mut self, file_no: u64, groups: &Groups, newest: u64) -> Option<&FileIndex> {
-        match self.indexes.iter().position(|(of, _)| *of == file_no) {
-            Some(at) => {
-                let found = self.indexes.remove(at);
-                self.indexes.push(found);
-            }
-            None if file_no == newest => return None,
-            None => {
-                let index = FileIndex::new(groups.runs_in(file_no)?.collect(), 0);
-                self.keep_index(file_no, index);
-            }
+        if self.use_again((file_no, Part::Whole)) {
+            return self.indexes.last().map(|(_, index)| index);
         }
+        if file_no == newest {
+            return None;
+        }
+        let index = FileIndex::new(groups.runs_in(file_no)?, 0);
+        self.keep_index((file_no, Part::Whole), index);
         self.indexes.last().map(|(_, index)| index)
     }
 
-    fn keep_index(&mut self, file_no: u64, index: FileIndex) {
-        self.indexes.push((file_no, index));
-        let bytes =
-            |indexes: &[(u64, FileIndex)]| indexes.iter().map(|(_, index)| index.bytes()).sum::<usize>();
-        while bytes(&self.indexes) > INDEX_BYTES_MAX {
+    /// A part of a file's index, if it is in memory.
+    fn part(&mut self, file_no: u64, part: Part) -> Option<&FileIndex> {
+        let is_there = self.use_again((file_no, part));
+        self.indexes.last().filter(|_| is_there).map(|(_, index)| index)
+    }
+
+    /// Puts an index that is in memory last. False if it is not there.
+    fn use_again(&mut self, which: (u64, Part)) -> bool {
+        let Some(at) = self.indexes.iter().position(|(of, _)| *of == which) else { return false };
+        self.indexes[at..].rotate_left(1);
+        true
+    }
+
+    /// What a scan has found in a file, if that is in memory.
+    pub(crate) fn scanned(&self, file_no: u64) -> Option<&FileIndex> {
+        let of_file = self.indexes.iter().find(|(of, _)| *of == (file_no, Part::Whole));
+        of_file.map(|(_, index)| index).filter(|index| !index.is_hint())
+    }
+
+    fn keep_index(&mut self, which: (u64, Part), index: FileIndex) {
+        self.indexes.push((which, index));
+        let mut bytes: usize = self.indexes.iter().map(|(_, index)| index.bytes()).sum();
+        while bytes > INDEX_BYTES_MAX {
             // One that somebody needs would be made again and again, in turn with another one's.
             let is_used = |of: u64| self.seats.iter().flatten().any(|job| job.uses == Some(of));
-            let needless = self.indexes.iter().position(|(of, _)| *of != file_no && !is_used(*of));
+            let needless = self.indexes.iter().position(|(of, _)| *of != which && !is_used(of.0));
             let Some(at) = needless else { return };
-            self.indexes.remove(at);
+            bytes -= self.indexes.remove(at).1.bytes();
         }
+    }
+
+    fn keep_directory(&mut self, directory: Directory) {
+        self.directories.push_back(directory);
+        let excess = self.directories.len().saturating_sub(DIRECTORIES_MAX);
+        self.directories.drain(..excess);
+    }
+
+    /// What indexes in the log say of a file is not used any more.
+    pub(crate) fn forget_hints(&mut self, file_no: u64) {
+        self.indexes.retain(|((of, _), index)| *of != file_no || !index.is_hint());
+        self.directories.retain(|directory| directory.of.file_no != file_no);
     }
 
     /// The job that is next, and its seat: the first of a group that has none.
@@ -217,10 +274,10 @@ impl Reads {
         seated.any(|job| matches!(job.doing, Doing::Opening { file_no } if file_no == of))
     }
 
-    /// Somebody is making this file's index.
-    fn is_loading(&self, of: u64) -> bool {
+    /// Somebody is making the same.
+    fn is_loading(&self, makes: Makes) -> bool {
         let mut seated = self.seats.iter().flatten();
-        seated.any(|job| matches!(&job.doing, Doing::Loading(load) if load.file_no() == of))
+        seated.any(|job| matches!(&job.doing, Doing::Loading(load) if load.makes() == makes))
     }
 }
 
@@ -301,7 +358,7 @@ impl Wal {
                     job.doing = Doing::Reading { from };
                     self.reads.put_back(job);
                 }
-                Next::Load(load) if self.reads.is_loading(load.file_no()) => {
+                Next::Load(load) if self.reads.is_loading(load.makes()) => {
                     return self.reads.put_back(job);
                 }
                 Next::Load(load) => self.go_on_loading(disk, job, load),
@@ -512,17 +569,15 @@ mod tests {
     fn an_index_that_is_in_use_stays_and_others_go_when_there_is_no_room() {
         let large = || {
             let run = |first| IndexRun { group: GroupId(1), first, count: 1, offset: 0 };
-            FileIndex::new(
-                (0..INDEX_BYTES_MAX as u64 / 2 / size_of::<IndexRun>() as u64).map(run).collect(),
-                0,
-            )
+            let of_log = (0..INDEX_BYTES_MAX as u64 / 2 / size_of::<IndexRun>() as u64).map(run).collect();
+            FileIndex::new(RunsInFile { of_log, ..RunsInFile::default() }, 0)
         };
         let mut reads = Reads::default();
         reads.seats[2] = Some(Job { uses: Some(10), ..job(1) });
-        (10..14).for_each(|file_no| reads.keep_index(file_no, large()));
-        assert_eq!(reads.indexes.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [10, 13]);
+        (10..14).for_each(|file_no| reads.keep_index((file_no, Part::Whole), large()));
+        assert_eq!(reads.indexes.iter().map(|((of, _), _)| *of).collect::<Vec<_>>(), [10, 13]);
         reads.seats[2] = None;
-        reads.keep_index(14, large());
-        assert_eq!(reads.indexes.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [13, 14]);
+        reads.keep_index((14, Part::Whole), large());
+        assert_eq!(reads.indexes.iter().map(|((of, _), _)| *of).collect::<Vec<_>>(), [13, 14]);
     }
 }

@@ -4,14 +4,14 @@
 use coracle_base::checksum::crc32c;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_base::run::{Entries, RUN_HEADER_BYTES};
-use coracle_base::{GroupId, Index, RunError, RunRef};
+use coracle_base::{Index, RunError, RunRef};
 use coracle_io::{Buffer, Disk};
 
-use super::load::Load;
+use super::lookup::Lookup;
 use super::{Doing, Job, Next, Want};
 use crate::error::ReadError;
+use crate::format::Position;
 use crate::format::page::SnapshotPlace;
-use crate::format::{Position, SEGMENT};
 use crate::wal::Wal;
 
 /// Reads are at least this long: a run is seldom alone.
@@ -38,34 +38,22 @@ impl Wal {
         let Some(file) = self.files.get(file_no) else {
             return Next::Fail(self.missing(file_no, index));
         };
-        let run = group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
-        let is_whole = self.is_whole_on_disk(file_no, file);
-        let run = match run {
-            Some(offset) => Some(offset),
-            None => match self.reads.index(file_no, &self.groups, self.stage_file) {
-                Some(found) => found.find(job.group, index, index <= group.base).map(|run| run.offset),
-                // An index that is made before every batch of the file is there would miss the last ones for ever.
-                None if !is_whole => {
-                    return Next::Fail(ReadError::NotDurable { index });
-                }
-                None if file.handle.is_none() => return Next::Open { file_no },
-                None => return Next::Load(Box::new(Load::new(file_no, file))),
-            },
+        let bytes_of_file = file.bytes;
+        let is_open = file.handle.is_some();
+        let (offset, by_hint) = match self.look_up(job.group, &extent, index, false) {
+            Lookup::At { offset, by_hint, .. } => (offset, by_hint),
+            Lookup::Nowhere => return Next::Fail(self.corrupt(file_no, index, "its run is damaged")),
+            Lookup::NotDurable => return Next::Fail(ReadError::NotDurable { index }),
+            Lookup::Before(next) => return next,
         };
-        let Some(offset) = run else {
-            return Next::Fail(self.corrupt(file_no, index, "its run is damaged"));
-        };
-        if file_no & SEGMENT == 0 && (Position { file_no, offset: u64::from(offset) }) >= self.durable_at {
-            return Next::Fail(ReadError::NotDurable { index });
-        }
-        if file.handle.is_none() {
+        if !is_open {
             return Next::Open { file_no };
         }
-        job.uses = Some(file_no);
+        (job.uses, job.by_hint) = (Some(file_no), by_hint);
         let wanted = max_bytes.saturating_sub(job.out.body.len()).saturating_add(BLOCK_BYTES);
         let from = Position { file_no, offset: u64::from(offset) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 };
         let bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
-        Next::Read { from, bytes: bytes.min((file.bytes.saturating_sub(from.offset)) as usize) }
+        Next::Read { from, bytes: bytes.min((bytes_of_file.saturating_sub(from.offset)) as usize) }
     }
 
     pub(super) fn on_bytes<D: Disk>(
@@ -87,6 +75,10 @@ impl Wal {
             Ok(Some((from, bytes))) => {
                 self.start_read(disk, job.seat, 0, from, bytes);
                 job.doing = Doing::Reading { from };
+                self.reads.put_back(job);
+            }
+            Err(ReadError::Corrupt { .. }) if std::mem::take(&mut job.by_hint) => {
+                self.distrust_index(from.file_no);
                 self.reads.put_back(job);
             }
             Err(error) => self.finish_job(job, Err(error)),
@@ -131,31 +123,6 @@ impl Wal {
                 Err(error) => return Err(self.corrupt(from.file_no, index, &error.to_string())),
             }
         }
-    }
-
-    /// Where an entry's run lies in the file that has it, if that file's index is in memory.
-    pub fn place_of(&mut self, group: GroupId, index: Index) -> Option<u64> {
-        let file_no = self.groups.find(group)?.extent_of(index)?.file_no;
-        self.run_in(file_no, group, index)
-    }
-
-    /// The offset of the run that holds an entry, if its extent is in this file.
-    fn run_in(&mut self, file_no: u64, group: GroupId, index: Index) -> Option<u64> {
-        let of_group = self.groups.find(group)?;
-        if of_group.extent_of(index)?.file_no != file_no {
-            return None;
-        }
-        let run = of_group.run_of(file_no, index, self.groups.runs()).map(|run| run.offset);
-        let offset = match run {
-            Some(offset) => offset,
-            None => {
-                self.reads
-                    .index(file_no, &self.groups, self.stage_file)?
-                    .find(group, index, index <= of_group.base)?
-                    .offset
-            }
-        };
-        Some(u64::from(offset))
     }
 
     /// Takes the entries of a run from `index` on, as far as the log holds them there.

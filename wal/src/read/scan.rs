@@ -4,10 +4,11 @@
 //! does. What is not in the index is reported as damaged when somebody asks for it; so is what may have been overwritten by
 //! what could not be read (`index.rs`).
 
+use coracle_base::RunRef;
 use coracle_base::codec::Reader;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 
-use super::index::{FileIndex, IndexRun};
+use super::index::{FileIndex, IndexRun, RunsInFile};
 use crate::files::File;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
 use crate::format::head::HEAD_AREA_BYTES;
@@ -35,7 +36,7 @@ pub(crate) struct Scan {
     offset: u64,
     end: u64,
     window: Window,
-    runs: Vec<IndexRun>,
+    runs: RunsInFile,
     /// Where the last block lies that holds no batch.
     hole_at: u64,
 }
@@ -49,7 +50,7 @@ impl Scan {
             offset: HEAD_AREA_BYTES,
             end: file.end.min(file.bytes),
             window: Window::Full,
-            runs: Vec::new(),
+            runs: RunsInFile::default(),
             hole_at: 0,
         }
     }
@@ -123,12 +124,8 @@ impl Scan {
         while !reader.is_empty() {
             let body_at = payload_at + (payload.len() - reader.rest().len() + RECORD_HEADER_BYTES) as u64;
             match Record::read(&mut reader) {
-                Ok(Record::Run(run) | Record::Place(run)) => self.runs.push(IndexRun {
-                    group: run.header.group,
-                    first: run.header.first().0,
-                    count: run.header.count,
-                    offset: body_at as u32,
-                }),
+                Ok(Record::Run(run)) => self.runs.of_log.push(index_run(&run, body_at)),
+                Ok(Record::Place(run)) => self.runs.placed.push(index_run(&run, body_at)),
                 Ok(_) => {}
                 Err(_) => return,
             }
@@ -139,4 +136,9 @@ impl Scan {
     pub(crate) fn finish(self) -> FileIndex {
         FileIndex::new(self.runs, self.hole_at)
     }
+}
+
+fn index_run(run: &RunRef<'_>, body_at: u64) -> IndexRun {
+    let header = &run.header;
+    IndexRun { group: header.group, first: header.first().0, count: header.count, offset: body_at as u32 }
 }

@@ -13,11 +13,10 @@ use coracle_base::run::{ENTRY_HEADER_BYTES, RUN_HEADER_BYTES};
 use coracle_base::{GroupId, Index};
 use coracle_io::{Disk, DiskDone, DiskError, DiskOk};
 
-use super::load::Load;
+use super::lookup::Lookup;
 use super::spans::{Found, Place, RunEntries, SPAN_BYTES_MAX, Span, run_at, spans};
 use super::{Doing, FLIGHTS_MAX, Job, Next, Want};
 use crate::error::ReadError;
-use crate::format::{Position, SEGMENT};
 use crate::groups::Group;
 use crate::wal::Wal;
 
@@ -44,6 +43,8 @@ pub(super) struct Key {
     /// The group's cuts when it was read.
     cuts: u64,
     pub(super) place: Option<Place>,
+    /// An index in the log said where it lies.
+    by_hint: bool,
     pub(super) found: Option<Fetched>,
 }
 
@@ -52,6 +53,8 @@ pub(super) struct Key {
 pub(super) struct Gather {
     pub(super) keys: Vec<Key>,
     max_bytes: usize,
+    /// For compaction, which goes through all of a file.
+    needs_all: bool,
     /// By the number of the operation, as long as it is in flight.
     flying: Vec<Option<Span>>,
     waiting: Vec<Span>,
@@ -128,15 +131,16 @@ impl Wal {
         keys: impl Iterator<Item = (GroupId, Index)>,
         max_bytes: usize,
     ) {
-        let mut gather = Gather { max_bytes, ..Gather::default() };
+        let needs_all = matches!(want, Want::Moving);
+        let mut gather = Gather { max_bytes, needs_all, ..Gather::default() };
         let mut bytes = 0;
-        let most = if matches!(want, Want::Moving) { MOVING_KEYS_MAX } else { KEYS_MAX };
+        let most = if needs_all { MOVING_KEYS_MAX } else { KEYS_MAX };
         for (group, index) in keys.take(most) {
             bytes += self.entry_bytes(group, index);
             if bytes > max_bytes as u64 && !gather.keys.is_empty() {
                 break;
             }
-            gather.keys.push(Key { group, index, cuts: 0, place: None, found: None });
+            gather.keys.push(Key { group, index, cuts: 0, place: None, by_hint: false, found: None });
         }
         self.queue_job(want, of, Index::ZERO, Some(Box::new(gather)));
         self.step_reads(disk);
@@ -152,13 +156,14 @@ impl Wal {
 
     /// Finds out where all keys' runs lie that are not found yet. `Some`: something is to be done before.
     pub(super) fn locate_all(&mut self, gather: &mut Gather) -> Option<Next> {
+        let needs_all = gather.needs_all;
         for key in gather.keys.iter_mut().filter(|key| key.found.is_none()) {
             let log = self.groups.find(key.group).filter(|log| log.cold.cuts == key.cuts);
             let extent = log.and_then(|log| log.extent_of(key.index));
             key.place =
                 key.place.filter(|place| extent.is_some_and(|extent| extent.file_no == place.file_no));
             if key.place.is_none()
-                && let Some(next) = self.locate(key)
+                && let Some(next) = self.locate(key, needs_all)
             {
                 return Some(next);
             }
@@ -205,7 +210,7 @@ impl Wal {
     }
 
     /// Finds out where a key's run lies, or that it cannot be read. `Some`: something is to be done before.
-    fn locate(&mut self, key: &mut Key) -> Option<Next> {
+    fn locate(&mut self, key: &mut Key, needs_all: bool) -> Option<Next> {
         let index = key.index;
         let group = match self.held(key.group, index) {
             Ok(group) => group,
@@ -216,41 +221,29 @@ impl Wal {
         };
         let extent = group.extent_of(index)?;
         key.cuts = group.cold.cuts;
-        let lives_on = index <= group.base;
         let file_no = extent.file_no;
-        let Some(file) = self.files.get(file_no) else {
+        if self.files.get(file_no).is_none() {
             key.found = Some(Err(self.missing(file_no, index)));
             return None;
-        };
-        let is_whole = self.is_whole_on_disk(file_no, file);
-        // It is still being written, by this process: all that was placed in it was met.
-        let runs = self.groups.runs();
-        let own = if is_whole { None } else { group.own_run_of(file_no, index, runs) };
-        let run = match group.run_of(file_no, index, self.groups.runs()) {
-            Some(run) => Some((run.offset, run.count)),
-            None => match self.reads.index(file_no, &self.groups, self.stage_file) {
-                Some(found) => found.find(key.group, index, lives_on).map(|run| (run.offset, run.count)),
-                None if own.is_some() => own.map(|run| (run.offset, run.count)),
-                None if !is_whole => {
-                    key.found = Some(Err(ReadError::NotDurable { index }));
-                    return None;
-                }
-                None if file.handle.is_none() => return Some(Next::Open { file_no }),
-                None => return Some(Next::Load(Box::new(Load::new(file_no, file)))),
-            },
-        };
-        let Some((offset, count)) = run else {
-            key.found = Some(Err(self.corrupt(file_no, index, "its run is damaged")));
-            return None;
-        };
-        let at = Position { file_no, offset: u64::from(offset) };
-        if file_no & SEGMENT == 0 && at >= self.durable_at {
-            key.found = Some(Err(ReadError::NotDurable { index }));
-            return None;
         }
+        let (offset, count) = match self.look_up(key.group, &extent, index, needs_all) {
+            Lookup::At { offset, count, by_hint } => {
+                key.by_hint = by_hint;
+                (u64::from(offset), count)
+            }
+            Lookup::Nowhere => {
+                key.found = Some(Err(self.corrupt(file_no, index, "its run is damaged")));
+                return None;
+            }
+            Lookup::NotDurable => {
+                key.found = Some(Err(ReadError::NotDurable { index }));
+                return None;
+            }
+            Lookup::Before(next) => return Some(next),
+        };
         let entries = extent.bytes / extent.count * u64::from(count);
         let bytes = RUN_HEADER_BYTES as u64 + entries.clamp(ENTRY_HEADER_BYTES as u64, SPAN_BYTES_MAX);
-        key.place = Some(Place { file_no, offset: at.offset, bytes });
+        key.place = Some(Place { file_no, offset, bytes });
         None
     }
 
@@ -317,6 +310,7 @@ impl Wal {
                 let runs: Vec<&[usize]> =
                     keys.chunk_by(|one, next| gather.keys[*one].place == gather.keys[*next].place).collect();
                 runs.iter().for_each(|of_run| self.take_run_of(gather, &span, bytes, of_run));
+                self.look_again_where_led_astray(gather, &span, &keys);
             }
             // No answer to a read.
             _ => {}
@@ -345,6 +339,17 @@ impl Wal {
                     key.found = Some(self.take_entry(entries, key.group, key.index, place.file_no));
                 }
                 (Found::Run(_), None) => {}
+            }
+        }
+    }
+
+    /// What was not where an index in the log said is looked for by a scan.
+    fn look_again_where_led_astray(&mut self, gather: &mut Gather, span: &Span, keys: &[usize]) {
+        for at in keys {
+            let key = &mut gather.keys[*at];
+            if matches!(key.found, Some(Err(ReadError::Corrupt { .. }))) && std::mem::take(&mut key.by_hint) {
+                (key.found, key.place) = (None, None);
+                self.distrust_index(span.from.file_no);
             }
         }
     }

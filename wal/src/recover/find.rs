@@ -119,6 +119,7 @@ fn replay_from<'a, D: Disk>(
     if !pages::take_kept(readers, &mut replay)? {
         return Ok(None);
     }
+    replay.groups.begin_runs_at(from.at);
     let Some(scan) = Scan::new(readers, links, from) else { return Ok(None) };
     let tail = scan.run(&mut replay)?;
     Ok(replay.complete.then_some((replay, tail)))

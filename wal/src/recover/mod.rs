@@ -41,6 +41,7 @@ use self::scan::Tail;
 use crate::checkpoint::{Checkpoints, Kept};
 use crate::config::{Config, Identity};
 use crate::error::WalError;
+use crate::file_indexes::FileIndexes;
 use crate::files::{File, Files, log_path, spare_path};
 use crate::format::head::{Cut, Head, Prev};
 use crate::format::page::{FileEntry, SnapshotFile, SnapshotPlace};
@@ -294,6 +295,7 @@ fn create<D: Disk>(
         refs: crate::groups::Refs::default(),
         files,
         checkpoints: Checkpoints::default(),
+        indexes: FileIndexes::default(),
         leftovers,
         orphans: Vec::new(),
         segments_upto: 0,
@@ -388,6 +390,7 @@ fn begin_anew<D: Disk>(
         boot_epoch: head.boot_epoch,
         groups: replay.groups,
         refs,
+        indexes: FileIndexes::recovered(replay.indexes.into_values(), &files),
         files,
         checkpoints,
         leftovers,

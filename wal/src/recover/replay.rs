@@ -14,7 +14,8 @@ use crate::error::WalError;
 use crate::files::log_path;
 use crate::format::Position;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHead};
-use crate::format::page::{Page, PageCopy, Part, Root, SnapshotPlace};
+use crate::format::file_index::{IndexPlace, body_crc};
+use crate::format::page::{Page, PageCopy, Part, Piece, Root, SnapshotPlace};
 use crate::format::record::{IndexRange, RANGE_BYTES, RECORD_HEADER_BYTES, Record, RecordError};
 use crate::groups::{Fit, Group, Groups, Refs};
 
@@ -45,6 +46,8 @@ pub(crate) struct Replay<'a> {
     pub(super) later: Vec<FoundRoot>,
     /// Where the present batch begins.
     batch_at: Position,
+    /// Of the identity of its file.
+    uuid_low: u64,
     /// The checkpoint's root was met after all of its pages.
     pub(crate) complete: bool,
     /// Records may have been lost before here, of groups that nothing names so far.
@@ -56,6 +59,8 @@ pub(crate) struct Replay<'a> {
     parts: Vec<Part>,
     /// The highest number of a file that entries were moved from or to.
     pub(crate) segments_upto: u64,
+    /// Where indexes of files lie, by file.
+    pub(crate) indexes: BTreeMap<u64, IndexPlace>,
     /// Copies of pages that did not hold; the other copy served.
     pub(crate) damaged_pages: u32,
     pub(crate) batches: u64,
@@ -85,9 +90,11 @@ impl<'a> Replay<'a> {
             last_checkpoint: 0,
             later: Vec::new(),
             batch_at: Position::default(),
+            uuid_low: 0,
             failed: false,
             parts: Vec::new(),
             segments_upto: 0,
+            indexes: BTreeMap::new(),
             damaged_pages: 0,
             batches: 0,
             records: 0,
@@ -167,7 +174,20 @@ impl<'a> Replay<'a> {
                 return self.apply_page(page, seq);
             }
             Record::Root(root) => self.apply_root(root, seq),
-            Record::Skipped => {}
+            Record::IndexDirectory(directory, encoded) => {
+                let at = Position { offset: body.offset - RECORD_HEADER_BYTES as u64, ..body };
+                let crc = body_crc(self.uuid_low, encoded);
+                let place = IndexPlace {
+                    of: directory.of,
+                    first_file: directory.first_file(at.file_no),
+                    directory: Piece { at, bytes: encoded.len() as u32, crc },
+                };
+                self.indexes.insert(directory.of.file_no, place);
+            }
+            Record::IndexList(places) => {
+                self.indexes.extend(places.into_iter().map(|place| (place.of.file_no, place)));
+            }
+            Record::IndexBlock | Record::Skipped => {}
         }
         true
     }
@@ -269,7 +289,7 @@ impl Sink for Replay<'_> {
             let within = payload.len() - reader.rest().len() + RECORD_HEADER_BYTES;
             Position { offset: at.offset + (BATCH_HEADER_BYTES + within) as u64, ..at }
         };
-        self.batch_at = at;
+        (self.batch_at, self.uuid_low) = (at, head.uuid_low);
         let mut records = Vec::with_capacity(head.record_count as usize);
         let mut reader = Reader::new(payload);
         while !reader.is_empty() {

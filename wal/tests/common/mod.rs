@@ -1,6 +1,7 @@
 //! A log under test beside a plain model of it: every record goes to both, and what comes back is compared.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod counting;
 pub mod model;
 
 use std::collections::BTreeSet;
