@@ -8,6 +8,7 @@
 
 mod client;
 pub(crate) mod entries;
+mod members;
 mod proposal;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use crate::Error;
 use crate::machine::{Machine, Typed, TypedMachine};
 use crate::node::{Node, Socket};
 use crate::outcome::{NotDone, Reason};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Reply};
+use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Reply, Start};
 use crate::shard::replies::Slot;
 use crate::shard::status::{GroupStatus, ShardStatus};
 
@@ -60,11 +61,12 @@ impl Handles {
         Group { id, inbox: self.inbox(id).clone() }
     }
 
-    fn start_groups(&self, groups: Vec<(GroupId, Box<dyn Machine>)>) -> Vec<Result<Group, Error>> {
+    fn start_groups(&self, groups: Vec<Start>) -> Vec<Result<Group, Error>> {
         let command = |groups, started| Command::StartGroups { groups, started };
-        let ids: Vec<GroupId> = groups.iter().map(|(id, _)| *id).collect();
+        let ids: Vec<GroupId> = groups.iter().map(|start| start.group).collect();
         let is_zero = |id: &GroupId| *id == GroupId(0);
-        let groups = groups.into_iter().filter(|(id, _)| !is_zero(id)).map(|one| (one.0, one)).collect();
+        let groups = groups.into_iter().filter(|start| !is_zero(&start.group));
+        let groups = groups.map(|start| (start.group, start)).collect();
         let mut started = self.ask_about(groups, command).into_iter();
         ids.into_iter()
             .map(|id| {
@@ -149,7 +151,11 @@ impl Node {
         &self,
         groups: impl IntoIterator<Item = (GroupId, M)>,
     ) -> Vec<Result<Group, Error>> {
-        let boxed = |(id, machine)| (id, Box::new(machine) as Box<dyn Machine>);
+        let boxed = |(group, machine)| Start {
+            group,
+            machine: Box::new(machine) as Box<dyn Machine>,
+            founders: None,
+        };
         self.handles().start_groups(groups.into_iter().map(boxed).collect())
     }
 

@@ -69,6 +69,7 @@ pub use api::{
 pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;
+pub use coracle_raft::{Change, Member, Members, Membership};
 pub use coracle_wal::IndexRange;
 pub use error::Error;
 pub use machine::{

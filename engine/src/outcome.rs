@@ -59,22 +59,44 @@ pub enum Reason {
     Overwritten = 7,
     /// The group's machine has failed on this node and does not apply any more.
     Poisoned = 8,
+    /// An earlier change of members is still under way, or the leader is too new to begin one.
+    ChangeUnderWay = 9,
+    /// The members are what they would be.
+    NothingToChange = 10,
+    /// The node is not a member (or not a voter, where one is needed), is named twice, or is no node of the cluster.
+    NotAMember = 11,
+    /// No voter would be left.
+    LastVoter = 12,
+    /// The group would have more members than it may have.
+    TooManyMembers = 13,
+    /// No majority of the new members, or nobody who could lead, can be reached now.
+    NoLiveQuorum = 14,
+    /// The successor did not take over in time: the leader leads on.
+    NotHandedOver = 15,
 }
 
 impl Reason {
     pub(crate) fn from_u8(byte: u8) -> Option<Self> {
         use Reason::*;
-        [NoLeader, Busy, DiskFull, TooLarge, NoGroup, Stopping, Overwritten, Poisoned]
-            .into_iter()
-            .find(|reason| *reason as u8 == byte)
+        let plain = [NoLeader, Busy, DiskFull, TooLarge, NoGroup, Stopping, Overwritten, Poisoned];
+        let of_members = [
+            ChangeUnderWay,
+            NothingToChange,
+            NotAMember,
+            LastVoter,
+            TooManyMembers,
+            NoLiveQuorum,
+            NotHandedOver,
+        ];
+        plain.into_iter().chain(of_members).find(|reason| *reason as u8 == byte)
     }
 
     /// When it makes sense to try again.
     pub(crate) fn retry_after(self) -> Duration {
         Duration::from_millis(match self {
             Reason::Busy | Reason::Overwritten => 10,
-            Reason::NoLeader | Reason::NoGroup => 100,
-            Reason::DiskFull | Reason::Stopping | Reason::TooLarge | Reason::Poisoned => 1000,
+            Reason::NoLeader | Reason::NoGroup | Reason::ChangeUnderWay | Reason::NotHandedOver => 100,
+            _ => 1000,
         })
     }
 }
@@ -90,6 +112,13 @@ impl fmt::Display for Reason {
             Reason::Stopping => "the node is stopping",
             Reason::Overwritten => "a later leader's entry took its place",
             Reason::Poisoned => "the group's machine has failed",
+            Reason::ChangeUnderWay => "another change of members is under way",
+            Reason::NothingToChange => "the members are so already",
+            Reason::NotAMember => "the node is no member for that",
+            Reason::LastVoter => "no voter would be left",
+            Reason::TooManyMembers => "too many members",
+            Reason::NoLiveQuorum => "too few of the members can be reached",
+            Reason::NotHandedOver => "the successor did not take over in time",
         })
     }
 }

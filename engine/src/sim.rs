@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use coracle_base::{EntryBatch, EntryKind, GroupId, Index, Term};
+use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, Term};
 use coracle_io::{Clock, Disk, Net};
+use coracle_raft::Change;
 
 use crate::api::entries::read_command;
 use crate::boot::{Parts, Server};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo};
+use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo, Start};
+use crate::shard::members::Request;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
 use crate::{
     Config, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
@@ -110,7 +112,44 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     /// Takes up a group; it runs after the next turns.
     pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
         let (started, _) = std::sync::mpsc::sync_channel(1);
-        let _ = self.inbox.push(Command::StartGroups { groups: vec![(group, machine)], started });
+        let start = Start { group, machine, founders: None };
+        let _ = self.inbox.push(Command::StartGroups { groups: vec![start], started });
+    }
+
+    /// As [`Node::start_group_of`](crate::Node::start_group_of).
+    pub fn start_group_of(&self, group: GroupId, founders: &[NodeId], machine: Box<dyn Machine>) {
+        let (started, _) = std::sync::mpsc::sync_channel(1);
+        let start = Start { group, machine, founders: Some(founders.to_vec()) };
+        let _ = self.inbox.push(Command::StartGroups { groups: vec![start], started });
+    }
+
+    /// As [`Group::change_members`](crate::Group::change_members).
+    pub fn change_members(&self, group: GroupId, changes: &[Change], force: bool) -> Answer {
+        self.wish(group, Request::Change { force, changes: changes.to_vec() })
+    }
+
+    /// As [`Group::transfer_leadership`](crate::Group::transfer_leadership).
+    pub fn transfer_leadership(&self, group: GroupId, to: Option<NodeId>) -> Answer {
+        self.wish(group, Request::Transfer { to })
+    }
+
+    /// As [`Group::trigger_election`](crate::Group::trigger_election); it happens in the next turn.
+    pub fn trigger_election(&self, group: GroupId) {
+        let (reply, _) = std::sync::mpsc::sync_channel(1);
+        let _ = self.inbox.push(Command::Campaign { group, reply });
+    }
+
+    /// Begins to hand over every group that the node leads.
+    pub fn drain(&self) {
+        let (reply, _) = std::sync::mpsc::sync_channel(1);
+        let _ = self.inbox.push(Command::Drain { reply });
+    }
+
+    fn wish(&self, group: GroupId, request: Request) -> Answer {
+        let slot = Arc::new(Slot::default());
+        let entries = request.into_batch();
+        self.push(&slot, |origin| Command::Propose { group, entries, origin });
+        Answer(slot)
     }
 
     /// Proposes one command.

@@ -303,13 +303,14 @@ fn append() -> (Message, Vec<u8>) {
         commit: Index(9),
         answer: false,
         trusted: true,
+        changes: Vec::new(),
     };
     (message, payload)
 }
 
 fn envelopes() -> Vec<Vec<u8>> {
     let (message, payload) = append();
-    let snapshot = Message::Snapshot { term: Term(4), index: Index(9), snap_term: Term(3) };
+    let snapshot = Message::Snapshot { term: Term(4), index: Index(9), snap_term: Term(3), configured: None };
     vec![
         coracle::fuzz::sample_envelope(&message, &payload),
         coracle::fuzz::sample_envelope(&snapshot, b"a snapshot"),
@@ -319,8 +320,8 @@ fn envelopes() -> Vec<Vec<u8>> {
 fn raft_messages() -> Vec<Vec<u8>> {
     let all = [
         append().0,
-        Message::PreVote { term: Term(300), last_index: Index(70_000), last_term: Term(4) },
-        Message::Snapshot { term: Term(4), index: Index(9), snap_term: Term(3) },
+        Message::PreVote { term: Term(300), last_index: Index(70_000), last_term: Term(4), forced: true },
+        Message::Snapshot { term: Term(4), index: Index(9), snap_term: Term(3), configured: None },
         Message::ReadProbe { term: Term(4), round: 8 },
         Message::LeaderGone { term: Term(4) },
     ];

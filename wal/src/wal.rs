@@ -292,6 +292,17 @@ impl Wal {
         }
     }
 
+    /// Sees to it that the state and the run that are staged next go into one batch: a crash keeps both, or neither. The
+    /// run has `entries` entries and at most [`run_bytes_max`](Self::run_bytes_max) bytes of them.
+    pub fn keep_together(&mut self, state_bytes: usize, entries: u32, body_bytes: usize) {
+        self.limit_entries(entries);
+        let run_bytes = RECORD_HEADER_BYTES + RUN_HEADER_BYTES + body_bytes;
+        let bytes = RECORD_HEADER_BYTES + STATE_PREFIX_BYTES + state_bytes + run_bytes;
+        while !self.stage.fits(bytes) {
+            self.open_batch(bytes);
+        }
+    }
+
     /// Stages a group's consensus state; stage it before the entries that depend on it. Returns its batch.
     ///
     /// # Panics
@@ -408,9 +419,11 @@ impl Wal {
         self.config.file_bytes - HEAD_AREA_BYTES
     }
 
-    /// Bytes of entries in the largest run that a batch can take: small files take less than other nodes' do.
+    /// Bytes of entries in the largest run that a batch can take beside a state: small files take less than other nodes'
+    /// do.
     pub fn run_bytes_max(&self) -> usize {
-        RUN_BYTES_MAX.min(self.body_bytes_max() - RUN_HEADER_BYTES)
+        let state_bytes = RECORD_HEADER_BYTES + STATE_PREFIX_BYTES + STATE_BYTES_MAX;
+        RUN_BYTES_MAX.min(self.body_bytes_max() - state_bytes - RUN_HEADER_BYTES)
     }
 
     /// Bytes of the largest snapshot that a batch can take.

@@ -49,4 +49,14 @@ breaks! {
     snapshot_match_counts_early,
     /// An append that is held already cuts the log behind it, as if nothing could come late.
     stale_append_truncates,
+    /// A voter that the configuration in force has removed still counts for commit.
+    removed_voter_counts,
+    /// Members may change again before the last change is committed.
+    two_changes_in_flight,
+    /// Members may change before the leader has committed an entry of its own term (Raft dissertation's erratum).
+    change_before_noop,
+    /// The members stay changed when the entry that changed them is cut off.
+    config_not_reverted,
+    /// A leader that hands over goes on taking commands up.
+    transfer_keeps_serving,
 }

@@ -14,7 +14,8 @@ pub type Voters = SmallVec<[NodeId; 5]>;
 pub struct Config {
     /// This node.
     pub id: NodeId,
-    /// The voters that the group was made with; a restored hard state knows better.
+    /// The voters that the group was made with; a restored hard state knows better. Nobody: this node waits to be made
+    /// a member, and learns from the leader who the others are.
     pub voters: Voters,
     /// An election starts this long after the leader was lost, at least.
     pub election_us_min: u64,

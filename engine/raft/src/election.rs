@@ -3,7 +3,11 @@
 //! A pre-vote asks a majority whether a campaign would succeed and changes nothing anywhere, so a node that was cut off
 //! cannot raise terms. A voter whose leader is live (heard in this session of a link that is up) refuses both pre-votes
 //! and votes, so one bad link cannot unseat a leader. A follower of a live leader has no deadline at all; the link
-//! vouches for the leader, and its loss, or the leader's `LeaderGone`, starts the clock.
+//! vouches for the leader, and its loss, or the leader's `LeaderGone`, starts the clock. Only an election that the leader
+//! itself or an operator wants (`forced`) is not refused for its sake.
+//!
+//! Whoever asks gets an answer, member or not as far as we know: our configuration may be older than the candidate's
+//! (etcd 8288, "a learner must vote"). Whose votes count is the candidate's configuration's business.
 //!
 //! Invariants: (1) term and vote change only here and only together; the vote is forgotten only when the term rises
 //! (etcd 2461); (2) every answer shows term and vote as they are on the disk; (3) a request for a vote leaves after our
@@ -35,6 +39,12 @@ pub(crate) enum Answer {
         asked: Term,
         granted: bool,
     },
+    /// To a candidate that is no member any more.
+    Removed {
+        index: Index,
+        commit: Index,
+        commit_term: Term,
+    },
     Read {
         round: u64,
     },
@@ -43,15 +53,20 @@ pub(crate) enum Answer {
 }
 
 impl Group {
+    /// Term and vote in force; perhaps not durable yet.
+    pub(crate) fn ballot(&self) -> Ballot {
+        self.state.ballot()
+    }
+
     /// Starts the wait for an election, if one can be won from here: with links to a majority, and a log to trust.
     pub(crate) fn arm_election(&mut self, now_us: u64) {
         self.election_at = None;
-        if self.position.is_none() || self.suspect || !self.reaches_majority() {
+        if !self.may_campaign() || self.suspect || !self.reaches_majority() {
             return;
         }
         let spread = self.config.election_us_max.saturating_sub(self.config.election_us_min);
         // Alone there is nobody to wait for or to collide with.
-        let wait = match self.peers.is_empty() {
+        let wait = match self.members().is_alone(self.config.id) {
             true => 0,
             false => self.config.election_us_min + self.random_below(spread + 1),
         };
@@ -67,8 +82,9 @@ impl Group {
     }
 
     /// Asks whether an election would be won.
-    pub(crate) fn campaign(&mut self, now_us: u64) {
+    pub(crate) fn campaign(&mut self, now_us: u64, forced: bool) {
         (self.leader, self.leader_live) = (None, false);
+        self.forced = forced;
         self.arm_election(now_us);
         if self.election_at.is_none() || self.state.term.0 >= NUMBER_MAX {
             self.role = Role::Follower;
@@ -76,15 +92,15 @@ impl Group {
         }
         self.role = Role::PreCandidate;
         self.ask_all();
-        self.count_pre_vote(now_us, self.position);
+        self.count_pre_vote(now_us, self.config.id);
     }
 
     /// Asks for votes, once our own is durable.
-    fn run(&mut self, now_us: u64) {
+    pub(crate) fn run(&mut self, now_us: u64) {
         self.enter_term(self.state.term.next(), self.config.id);
         self.role = Role::Candidate;
         self.arm_election(now_us);
-        if self.peers.is_empty() {
+        if self.members().is_alone(self.config.id) {
             // Our own vote decides, as soon as it is durable: asking again would only raise the term.
             self.election_at = None;
         }
@@ -94,7 +110,8 @@ impl Group {
     /// Starts a round of asking; answers to earlier rounds do not count in it.
     fn ask_all(&mut self) {
         self.votes = Tally::default();
-        self.peers.iter_mut().for_each(|peer| peer.ask = true);
+        let members = &self.state.current.members;
+        self.peers.iter_mut().for_each(|peer| peer.ask = members.is_voter(peer.id));
     }
 
     fn enter_term(&mut self, term: Term, vote: NodeId) {
@@ -112,7 +129,7 @@ impl Group {
             self.leader = None;
             self.leader_gone = true;
             self.fail_reads(out);
-            (self.quorum_at, self.retry_at) = (None, None);
+            (self.quorum_at, self.retry_at, self.change_at, self.transfer) = (None, None, None, None);
             self.peers.iter_mut().for_each(|peer| peer.probe_from(peer.match_index.next()));
         }
         self.role = Role::Follower;
@@ -138,18 +155,28 @@ impl Group {
         }
     }
 
-    pub(crate) fn on_pre_vote(&mut self, now_us: u64, at: usize, term: Term, last: (Term, Index)) {
+    pub(crate) fn on_pre_vote(
+        &mut self,
+        now_us: u64,
+        at: usize,
+        term: Term,
+        last: (Term, Index),
+        forced: bool,
+    ) {
         let from = self.peers[at].id;
         if self.leader == Some(from) && term > self.state.term {
             // It asks about a later term than ours, so it does not lead ours any more.
             self.forget_leader(now_us);
         }
-        let live = self.leader_is_live();
+        let live = self.leader_is_live() && !forced;
         if live && self.role == Role::Leader {
             // It does not know that we lead: tell it.
             self.peers[at].confirm = true;
         }
         let granted = term > self.state.term && !live && !self.suspect && self.up_to_date(last);
+        if !granted {
+            self.tell_removed(from);
+        }
         self.owe(from, Answer::PreVote { asked: term, granted });
     }
 
@@ -166,7 +193,7 @@ impl Group {
             // Even a refusal teaches the term, or a node that is behind could ask in vain for ever (etcd 8243).
             self.become_follower(now_us, term, out);
         } else if granted && self.role == Role::PreCandidate && asked == self.state.term.next() {
-            self.count_pre_vote(now_us, Some(self.peers[at].position));
+            self.count_pre_vote(now_us, self.peers[at].id);
         }
     }
 
@@ -176,12 +203,14 @@ impl Group {
         at: usize,
         term: Term,
         last: (Term, Index),
+        forced: bool,
         out: &mut Vec<Output>,
     ) {
         let from = self.peers[at].id;
         if term > self.state.term {
-            if self.leader_is_live() {
+            if self.leader_is_live() && !forced {
                 self.peers[at].confirm = self.role == Role::Leader;
+                self.tell_removed(from);
                 return self.owe(from, Answer::Ballot);
             }
             self.become_follower(now_us, term, out);
@@ -199,20 +228,20 @@ impl Group {
         if ballot.term > self.state.term {
             self.become_follower(now_us, ballot.term, out);
         } else if self.role == Role::Candidate && ballot == self.ballot() {
-            self.count_vote(now_us, Some(self.peers[at].position), out);
+            self.count_vote(now_us, self.peers[at].id, out);
         }
     }
 
-    fn count_pre_vote(&mut self, now_us: u64, position: Option<usize>) {
-        position.into_iter().for_each(|position| self.votes.grant(position));
-        if self.votes.won(self.state.voters.len()) {
+    fn count_pre_vote(&mut self, now_us: u64, from: NodeId) {
+        self.votes.grant(from);
+        if self.votes.won(self.members()) {
             self.run(now_us);
         }
     }
 
-    pub(crate) fn count_vote(&mut self, now_us: u64, position: Option<usize>, out: &mut Vec<Output>) {
-        position.into_iter().for_each(|position| self.votes.grant(position));
-        if self.votes.won(self.state.voters.len()) {
+    pub(crate) fn count_vote(&mut self, now_us: u64, from: NodeId, out: &mut Vec<Output>) {
+        self.votes.grant(from);
+        if self.votes.won(self.members()) {
             self.become_leader(now_us, out);
         }
     }
@@ -249,7 +278,7 @@ impl Group {
     /// durable; without the proof it waits for the next drain.
     pub(crate) fn speak(&mut self, out: &mut Vec<Output>) {
         if let Some(term) = self.resigned.take() {
-            for peer in self.peers.iter().filter(|peer| peer.link_up) {
+            for peer in self.peers.iter().filter(|peer| peer.link_up && peer.is_fed()) {
                 out.push(Output::Send { to: peer.id, message: Message::LeaderGone { term } });
             }
         }
@@ -270,6 +299,7 @@ impl Group {
         match answer {
             Answer::Ballot => Message::VoteReply { ballot },
             Answer::PreVote { asked, granted } => Message::PreVoteReply { asked, granted, term },
+            Answer::Removed { index, commit, commit_term: term } => Message::Removed { index, commit, term },
             Answer::Read { round } => Message::ReadAck { term, round },
             Answer::Term => Message::AppendReply(AppendReply {
                 term,
@@ -284,11 +314,12 @@ impl Group {
 
     fn ask(&mut self, ballot: Durable<Ballot>, out: &mut Vec<Output>) {
         let (last_index, last_term) = (self.log.last(), self.log.last_term());
+        let forced = self.forced;
         let message = match self.role {
             Role::PreCandidate => {
-                Message::PreVote { term: ballot.term().get().next(), last_index, last_term }
+                Message::PreVote { term: ballot.term().get().next(), last_index, last_term, forced }
             }
-            _ => Message::Vote { term: ballot.term(), last_index, last_term },
+            _ => Message::Vote { term: ballot.term(), last_index, last_term, forced },
         };
         for peer in self.peers.iter_mut().filter(|peer| peer.link_up && peer.ask) {
             peer.ask = false;

@@ -6,6 +6,7 @@
 //! says at most the lesser of what is durable and what agrees with this leader in this term (Ra 637): a durable entry of
 //! an earlier leader may still conflict; (4) the commit index never passes what agrees.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use coracle_base::{Index, NodeId, Term};
@@ -13,6 +14,8 @@ use coracle_base::{Index, NodeId, Term};
 use crate::election::Answer;
 use crate::group::{Group, Output, Role};
 use crate::log::Spans;
+use crate::member::Configured;
+use crate::membership::Changes;
 use crate::message::{AppendReply, Message, Rejected};
 use crate::persist::Durable;
 
@@ -24,6 +27,7 @@ pub(crate) struct Received {
     pub(crate) commit: Index,
     pub(crate) answer: bool,
     pub(crate) trusted: bool,
+    pub(crate) changes: Changes,
 }
 
 impl Received {
@@ -73,7 +77,10 @@ impl Group {
         true
     }
 
-    pub(crate) fn on_append(&mut self, append: Received, out: &mut Vec<Output>) {
+    pub(crate) fn on_append(&mut self, now_us: u64, append: Received, out: &mut Vec<Output>) {
+        if !self.can_hold(&append.changes) {
+            return;
+        }
         let count: u64 = append.spans.iter().map(|&(_, count)| u64::from(count)).sum();
         let end = append.prev_index.plus(count);
         // Where both logs are committed or covered by the append, they must be the same.
@@ -96,7 +103,10 @@ impl Group {
             self.matched = self.matched.min(from.prev());
         }
         match self.log.first_difference(prev, &spans) {
-            Some(first) => self.store(first, skip(spans, first.since(prev) - 1), out),
+            Some(first) => {
+                self.store(first, skip(spans, first.since(prev) - 1), out);
+                self.take_changes(now_us, first, append.changes);
+            }
             None => self.answer_due |= count > 0,
         }
         self.answer_due |= append.answer;
@@ -112,6 +122,7 @@ impl Group {
         if first <= self.log.last() {
             assert!(first > self.commit, "committed entries are never truncated");
             self.log.truncate(first);
+            self.undo_change(first);
             self.ring.lower(first.prev());
             self.matched = self.matched.min(first.prev());
         }
@@ -133,7 +144,13 @@ impl Group {
         self.rejected = Some(self.rejected.map_or(rejected, |earlier| earlier.min(rejected)));
     }
 
-    pub(crate) fn on_snapshot(&mut self, index: Index, snap_term: Term, out: &mut Vec<Output>) {
+    pub(crate) fn on_snapshot(
+        &mut self,
+        now_us: u64,
+        (index, snap_term): (Index, Term),
+        configured: Option<Box<Configured>>,
+        out: &mut Vec<Output>,
+    ) {
         self.answer_due = true;
         if index <= self.commit {
             if self.log.term_at(index).is_some_and(|term| term != snap_term) {
@@ -151,6 +168,7 @@ impl Group {
         self.ring.reset(self.commit, index);
         self.log.reset(index, snap_term);
         self.agree(index, index);
+        self.install_members(now_us, configured);
         self.commit_reported = self.commit;
         self.installing = true;
         out.push(Output::Install { index, term: snap_term });

@@ -26,9 +26,10 @@ use crate::log::Log;
 use crate::message::{Message, NUMBER_MAX};
 use crate::persist::{PersistRing, PersistSeq};
 use crate::progress::Peer;
-use crate::quorum::{Tally, majority};
+use crate::quorum::Tally;
 use crate::read_index::Reads;
-use crate::{Ballot, Config, HardState, Restored};
+use crate::transfer::Transfer;
+use crate::{Config, HardState, Members, Restored};
 
 /// What a member is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub enum Role {
     Leader,
 }
 
-/// Everything that can happen to a group, but for `propose` and `read`.
+/// Everything that can happen to a group, but for `propose`, `read` and what an operator wants of it.
 #[derive(Debug)]
 pub enum Input {
     /// The time has come that `deadline_us` named.
@@ -102,12 +103,25 @@ pub enum Output {
         /// Its term, the group's.
         term: Term,
     },
+    /// The members change: the log goes on with an entry of kind `EntryKind::Config` at `index`, whose payload is
+    /// `Members::encode` of these.
+    AppendMembers {
+        /// Its index.
+        index: Index,
+        /// Its term, the group's.
+        term: Term,
+        /// The members from this entry on.
+        members: Members,
+    },
+    /// Leadership is not being handed over any more, and we still lead: commands may be proposed again.
+    TransferEnded,
     /// Make these durable in one batch, then answer `Persisted`. The runs' `accepted_term` is `Group::term()`. At most
-    /// one a drain. Both parts may be `None` after an `Install`, which this write then covers.
+    /// one a drain. A hard state and the first entries must be in one atomic write: a crash must not separate a change
+    /// of members from the entries that it belongs to. Both parts may be `None` after an `Install`, which this write then covers.
     Persist {
         /// Its number.
         seq: PersistSeq,
-        /// The hard state, if it changed; it goes before the entries.
+        /// The hard state, if it changed.
         hard_state: Option<HardState>,
         /// First and last entry, as the log stands now.
         entries: Option<(Index, Index)>,
@@ -223,16 +237,17 @@ pub struct NotLeader {
 pub struct Group {
     pub(crate) config: Config,
     pub(crate) state: HardState,
-    /// Our place among the voters, if we are one.
-    pub(crate) position: Option<usize>,
+    /// Every other node that is a member, or that has a link to us.
     pub(crate) peers: Vec<Peer>,
+    /// The members changed since the hard state was written.
+    pub(crate) members_unwritten: bool,
     pub(crate) log: Log,
     pub(crate) ring: PersistRing,
     pub(crate) commit: Index,
     pub(crate) commit_reported: Index,
     /// A snapshot was accepted that no write covers yet.
     pub(crate) installing: bool,
-    accepted_term: Term,
+    pub(crate) accepted_term: Term,
     pub(crate) suspect: bool,
 
     pub(crate) role: Role,
@@ -259,6 +274,8 @@ pub struct Group {
 
     // Candidate.
     pub(crate) votes: Tally,
+    /// The leader or an operator wants this election.
+    pub(crate) forced: bool,
 
     // Leader.
     /// Our no-op: the first entry of our term.
@@ -268,6 +285,9 @@ pub struct Group {
     /// We step down then, unless a majority's links are back.
     pub(crate) quorum_at: Option<u64>,
     pub(crate) retry_at: Option<u64>,
+    /// What follows from a committed change of members is to be done then.
+    pub(crate) change_at: Option<u64>,
+    pub(crate) transfer: Option<Transfer>,
 }
 
 impl Group {
@@ -278,15 +298,17 @@ impl Group {
     pub fn new(config: Config, restored: Restored<'_>, now_us: u64) -> Self {
         let snapshot = restored.snapshot.unwrap_or_default();
         let log = Log::new(snapshot, restored.last, restored.terms);
-        let mut state = restored.hard_state.unwrap_or_else(|| HardState {
-            term: Term::ZERO,
-            vote: NodeId::NONE,
-            recovery_epoch: 0,
-            voters: config.voters.clone(),
-        });
-        state.voters.sort_unstable();
-        state.voters.dedup();
-        assert!(state.voters.len() <= MEMBERS_MAX, "a group has at most {MEMBERS_MAX} voters");
+        let mut state = restored
+            .hard_state
+            .unwrap_or_else(|| HardState::new(Members::of_voters(config.voters.iter().copied())));
+        assert!(state.current.members.len() <= MEMBERS_MAX, "a group has at most {MEMBERS_MAX} members");
+        if state.current.index > log.last()
+            && let Some(previous) = state.previous.take()
+        {
+            // The hard state is written with the first entries of a write; the one that changed the members was not
+            // among them.
+            state.current = *previous;
+        }
         let durable_ballot = state.ballot();
         let floor = restored.accepted_term.max(log.last_term());
         if state.term < floor {
@@ -294,13 +316,9 @@ impl Group {
             // ourselves is the safe guess: it gives our vote of that term to nobody else.
             (state.term, state.vote) = (floor, config.id);
         }
-        let peers = (state.voters.iter().enumerate())
-            .filter(|&(_, &id)| id != config.id)
-            .map(|(position, &id)| Peer::new(id, position))
-            .collect();
         let mut group = Self {
-            position: state.voters.iter().position(|&id| id == config.id),
-            peers,
+            peers: Vec::new(),
+            members_unwritten: false,
             ring: PersistRing::new(log.last(), durable_ballot, config.breaks),
             commit: snapshot.0,
             commit_reported: snapshot.0,
@@ -321,15 +339,19 @@ impl Group {
             answer_due: false,
             rejected: None,
             votes: Tally::default(),
+            forced: false,
             term_start: Index::ZERO,
             tally_due: false,
             reads: Reads::default(),
             quorum_at: None,
             retry_at: None,
+            change_at: None,
+            transfer: None,
             log,
             state,
             config,
         };
+        group.place_peers();
         group.arm_election(now_us);
         group.assert_invariants();
         group
@@ -339,9 +361,13 @@ impl Group {
     /// them persisted and sent.
     ///
     /// # Errors
-    /// [`NotLeader`]: nothing was done; the caller goes to the leader, or waits for one.
+    /// [`NotLeader`]: nothing was done; the caller goes to the leader, or waits for one. So it is while we hand
+    /// leadership over ([`transferring`](Self::transferring)): then the caller waits for a `Role` or `TransferEnded`.
     pub fn propose(&mut self, count: u32) -> Result<Proposed, NotLeader> {
         self.require_leader()?;
+        if self.transfer.is_some() && !self.config.breaks.transfer_keeps_serving() {
+            return Err(NotLeader { leader: None, term: self.state.term });
+        }
         let first = self.log.last().next();
         self.log.append(self.state.term, count);
         Ok(Proposed { first, term: self.state.term })
@@ -370,6 +396,7 @@ impl Group {
         if self.role == Role::Leader {
             self.advance_commit();
             self.turn_reads(out);
+            self.follow_up_change(now_us);
         }
         if self.commit > self.commit_reported {
             self.commit_reported = self.commit;
@@ -379,13 +406,18 @@ impl Group {
         self.speak(out);
         if self.role == Role::Leader {
             self.replicate(now_us, sizes, out);
+            self.hand_over(out);
         }
         self.assert_invariants();
     }
 
     /// When a `Tick` is wanted; `None` if there is nothing to wait for.
     pub fn deadline_us(&self) -> Option<u64> {
-        [self.election_at, self.quorum_at, self.retry_at].into_iter().flatten().min()
+        let transfer_at = self.transfer.as_ref().map(|transfer| transfer.until_us);
+        [self.election_at, self.quorum_at, self.retry_at, self.change_at, transfer_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn on_tick(&mut self, now_us: u64, out: &mut Vec<Output>) {
@@ -396,33 +428,42 @@ impl Group {
         if passed(self.retry_at) {
             self.retry(now_us);
         }
+        if passed(self.change_at) {
+            self.on_change_due(now_us, out);
+        }
+        if passed(self.transfer.as_ref().map(|transfer| transfer.until_us)) {
+            self.end_transfer(now_us, out);
+        }
         if passed(self.election_at) {
-            self.campaign(now_us);
+            self.campaign(now_us, false);
         }
     }
 
     fn on_message(&mut self, now_us: u64, from: NodeId, message: Message, out: &mut Vec<Output>) {
         let Some(at) = self.peer_at(from) else { return };
         match message {
-            Message::PreVote { term, last_index, last_term } => {
-                self.on_pre_vote(now_us, at, term, (last_term, last_index));
+            Message::PreVote { term, last_index, last_term, forced } => {
+                self.on_pre_vote(now_us, at, term, (last_term, last_index), forced);
             }
             Message::PreVoteReply { asked, granted, term } => {
                 self.on_pre_vote_reply(now_us, at, asked, granted, term.get(), out);
             }
-            Message::Vote { term, last_index, last_term } => {
-                self.on_vote(now_us, at, term.get(), (last_term, last_index), out);
+            Message::Vote { term, last_index, last_term, forced } => {
+                self.on_vote(now_us, at, term.get(), (last_term, last_index), forced, out);
             }
             Message::VoteReply { ballot } => self.on_vote_reply(now_us, at, ballot.get(), out),
-            Message::Append { term, prev_index, prev_term, spans, commit, answer, trusted, bytes: _ } => {
+            Message::Append {
+                term, prev_index, prev_term, spans, commit, answer, trusted, changes, ..
+            } => {
                 if self.accept_leader(now_us, from, term, out) {
-                    self.on_append(Received { prev_index, prev_term, spans, commit, answer, trusted }, out);
+                    let append = Received { prev_index, prev_term, spans, commit, answer, trusted, changes };
+                    self.on_append(now_us, append, out);
                 }
             }
             Message::AppendReply(reply) => self.on_append_reply(now_us, at, reply, out),
-            Message::Snapshot { term, index, snap_term } => {
+            Message::Snapshot { term, index, snap_term, configured } => {
                 if self.accept_leader(now_us, from, term, out) {
-                    self.on_snapshot(index, snap_term, out);
+                    self.on_snapshot(now_us, (index, snap_term), configured, out);
                 }
             }
             Message::ReadProbe { term, round } => {
@@ -432,6 +473,8 @@ impl Group {
             }
             Message::ReadAck { term, round } => self.on_read_ack(now_us, at, term.get(), round, out),
             Message::LeaderGone { term } => self.on_leader_gone(now_us, from, term),
+            Message::TimeoutNow { term } => self.on_timeout_now(now_us, from, term),
+            Message::Removed { index, commit, term } => self.on_removed(now_us, index, (commit, term)),
         }
     }
 
@@ -440,17 +483,20 @@ impl Group {
         self.ring.complete(seq);
         self.tally_due = true;
         if self.role == Role::Candidate && self.ring.ballot(self.ballot()).is_some() {
-            self.count_vote(now_us, self.position, out);
+            self.count_vote(now_us, self.config.id, out);
         }
     }
 
     fn on_link_up(&mut self, now_us: u64, node: NodeId) {
-        let Some(at) = self.peer_at(node) else { return };
+        if node == self.config.id || node == NodeId::NONE {
+            return;
+        }
+        let at = self.peer_or_new(node);
         if self.peers[at].link_up {
             self.on_link_down(now_us, node);
         }
         self.peers[at].link_up = true;
-        self.peers[at].ask = true;
+        self.peers[at].ask = self.members().is_voter(node);
         if self.role == Role::Leader {
             // The probe that follows is also how the member learns its leader again.
             self.peers[at].restart_link(self.log.last());
@@ -489,18 +535,20 @@ impl Group {
     }
 
     fn persist(&mut self, out: &mut Vec<Output>) {
-        let Some(write) = self.ring.begin(self.log.last(), self.state.ballot(), self.installing) else {
+        let forced = self.installing || self.members_unwritten;
+        let Some(write) = self.ring.begin(self.log.last(), self.state.ballot(), forced) else {
             return;
         };
-        self.installing = false;
+        let with_state = write.with_ballot || self.members_unwritten;
+        (self.installing, self.members_unwritten) = (false, false);
         if write.entries.is_some() {
             self.accepted_term = self.state.term;
         }
-        let hard_state = write.with_ballot.then(|| self.state.clone());
+        let hard_state = with_state.then(|| self.state.clone());
         out.push(Output::Persist { seq: write.seq, hard_state, entries: write.entries });
     }
 
-    fn tell_role(&mut self, out: &mut Vec<Output>) {
+    pub(crate) fn tell_role(&mut self, out: &mut Vec<Output>) {
         let now = (self.role, self.leader, self.state.term);
         if now != self.role_told {
             self.role_told = now;
@@ -515,20 +563,6 @@ impl Group {
         Err(NotLeader { leader: self.leader, term: self.state.term })
     }
 
-    pub(crate) fn ballot(&self) -> Ballot {
-        self.state.ballot()
-    }
-
-    pub(crate) fn peer_at(&self, node: NodeId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.id == node)
-    }
-
-    /// Whether links to a majority of the voters are up, ourselves included.
-    pub(crate) fn reaches_majority(&self) -> bool {
-        let up = self.peers.iter().filter(|peer| peer.link_up).count();
-        up + usize::from(self.position.is_some()) >= majority(self.state.voters.len())
-    }
-
     /// A number in `0..bound`, from the seed (splitmix64).
     pub(crate) fn random_below(&mut self, bound: u64) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -536,10 +570,6 @@ impl Group {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % bound.max(1)
-    }
-
-    pub(crate) fn accepted(&self) -> Term {
-        self.accepted_term
     }
 
     fn assert_invariants(&self) {

@@ -10,13 +10,19 @@
 //!     7 Snapshot       term index snap_term
 //!     8 ReadProbe      term round                         9 ReadAck        term round
 //!    10 LeaderGone     term
+//!    11 Snapshot       term index snap_term config_index members(`member.rs`)   if these are not the group's first
+//!    12 PreVote, 13 Vote   as 1 and 3, if forced
+//!    14 TimeoutNow     term                              15 Removed        index commit term
 //! ```
 //!
-//! Entries and snapshots travel beside their message: the driver adds their bytes.
+//! Entries and snapshots travel beside their message: the driver adds their bytes, and finds the configurations among
+//! the entries that it received.
 //!
 //! Invariants: (1) what a variant claims to be durable has type [`Durable`], which only the persist ring makes;
 //! (2) terms, indexes and rounds stay at or below [`NUMBER_MAX`], so that adding to them never overflows; (3) the terms
 //! of an append's entries never fall, begin at or above `prev_term` and end at or below `term`.
+
+use alloc::boxed::Box;
 
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::RUN_ENTRIES_MAX;
@@ -24,6 +30,8 @@ use coracle_base::{Index, NodeId, Term};
 
 use crate::hard_state::Ballot;
 use crate::log::{SPANS_MAX, Spans};
+use crate::member::{Configured, Members};
+use crate::membership::Changes;
 use crate::persist::Durable;
 
 const VERSION: u8 = 1;
@@ -76,6 +84,8 @@ pub enum Message {
         last_index: Index,
         /// And that entry's term.
         last_term: Term,
+        /// Its leader or an operator wants this election: a live leader is no reason to refuse.
+        forced: bool,
     },
     /// The answer to a `PreVote`.
     PreVoteReply {
@@ -94,6 +104,8 @@ pub enum Message {
         last_index: Index,
         /// And that entry's term.
         last_term: Term,
+        /// As in `PreVote`.
+        forced: bool,
     },
     /// The sender's ballot: a vote for the receiver if it names it.
     VoteReply {
@@ -118,6 +130,9 @@ pub enum Message {
         answer: bool,
         /// The receiver was suspect, and holds everything that it may have acknowledged again.
         trusted: bool,
+        /// Those of the entries that change the members. Not in the message's bytes: the receiving driver finds them
+        /// among the entries (`EntryKind::Config`) and puts them here before it steps the group.
+        changes: Changes,
     },
     /// How far the sender's log agrees with the leader's.
     AppendReply(AppendReply),
@@ -129,6 +144,8 @@ pub enum Message {
         index: Index,
         /// Term of the entry there.
         snap_term: Term,
+        /// The newest members that the leader knows to be committed, if they ever changed.
+        configured: Option<Box<Configured>>,
     },
     /// Do you still follow me? Asked for linearizable reads.
     ReadProbe {
@@ -147,6 +164,20 @@ pub enum Message {
     /// The sender does not lead `term` any more, and nobody else does.
     LeaderGone {
         /// The term that it led.
+        term: Term,
+    },
+    /// The leader hands over to the receiver, which holds all of its log: campaign at once.
+    TimeoutNow {
+        /// The leader's term.
+        term: Term,
+    },
+    /// The receiver campaigned and is no member any more.
+    Removed {
+        /// A configuration without it.
+        index: Index,
+        /// It is committed, and up to here no other one followed.
+        commit: Index,
+        /// The term at `commit`.
         term: Term,
     },
 }
@@ -196,19 +227,29 @@ impl Message {
     pub fn encode(&self, out: &mut impl Sink) {
         out.put_u8(VERSION);
         match self {
-            Self::PreVote { term, last_index, last_term } => {
-                put(out, 1, &[term.0, last_index.0, last_term.0])
+            Self::PreVote { term, last_index, last_term, forced } => {
+                put(out, if *forced { 12 } else { 1 }, &[term.0, last_index.0, last_term.0]);
             }
             Self::PreVoteReply { asked, granted, term } => {
                 put(out, 2, &[asked.0]);
                 out.put_u8(u8::from(*granted));
                 put_number(out, term.get().0);
             }
-            Self::Vote { term, last_index, last_term } => {
-                put(out, 3, &[term.get().0, last_index.0, last_term.0])
+            Self::Vote { term, last_index, last_term, forced } => {
+                put(out, if *forced { 13 } else { 3 }, &[term.get().0, last_index.0, last_term.0]);
             }
             Self::VoteReply { ballot } => put(out, 4, &[ballot.get().term.0, ballot.get().vote.0]),
-            Self::Append { term, prev_index, prev_term, spans, bytes, commit, answer, trusted } => {
+            Self::Append {
+                term,
+                prev_index,
+                prev_term,
+                spans,
+                bytes,
+                commit,
+                answer,
+                trusted,
+                changes: _,
+            } => {
                 put(out, 5, &[term.0, prev_index.0, prev_term.0, commit.0, u64::from(*bytes)]);
                 out.put_u8(flag(ANSWER, *answer) | flag(TRUSTED, *trusted));
                 put_number(out, spans.len() as u64);
@@ -218,10 +259,18 @@ impl Message {
                 }
             }
             Self::AppendReply(reply) => reply.encode(out),
-            Self::Snapshot { term, index, snap_term } => put(out, 7, &[term.0, index.0, snap_term.0]),
+            Self::Snapshot { term, index, snap_term, configured: None } => {
+                put(out, 7, &[term.0, index.0, snap_term.0]);
+            }
+            Self::Snapshot { term, index, snap_term, configured: Some(configured) } => {
+                put(out, 11, &[term.0, index.0, snap_term.0]);
+                configured.encode(out);
+            }
             Self::ReadProbe { term, round } => put(out, 8, &[term.0, *round]),
             Self::ReadAck { term, round } => put(out, 9, &[term.get().0, *round]),
             Self::LeaderGone { term } => put(out, 10, &[term.0]),
+            Self::TimeoutNow { term } => put(out, 14, &[term.0]),
+            Self::Removed { index, commit, term } => put(out, 15, &[index.0, commit.0, term.0]),
         }
     }
 
@@ -235,16 +284,22 @@ impl Message {
             return Err(DecodeError::Version { found: version, known: VERSION });
         }
         Ok(match reader.u8()? {
-            1 => Self::PreVote { term: term(reader)?, last_index: index(reader)?, last_term: term(reader)? },
+            kind @ (1 | 12) => Self::PreVote {
+                term: term(reader)?,
+                last_index: index(reader)?,
+                last_term: term(reader)?,
+                forced: kind == 12,
+            },
             2 => Self::PreVoteReply {
                 asked: term(reader)?,
                 granted: flags(reader, 1)? == 1,
                 term: Durable::heard(term(reader)?),
             },
-            3 => Self::Vote {
+            kind @ (3 | 13) => Self::Vote {
                 term: Durable::heard(term(reader)?),
                 last_index: index(reader)?,
                 last_term: term(reader)?,
+                forced: kind == 13,
             },
             4 => {
                 let ballot = Ballot { term: term(reader)?, vote: NodeId(number(reader)?) };
@@ -252,10 +307,16 @@ impl Message {
             }
             5 => decode_append(reader)?,
             6 => Self::AppendReply(AppendReply::decode(reader)?),
-            7 => Self::Snapshot { term: term(reader)?, index: index(reader)?, snap_term: term(reader)? },
+            kind @ (7 | 11) => {
+                let (term, index, snap_term) = (term(reader)?, index(reader)?, term(reader)?);
+                let configured = if kind == 11 { Some(Box::new(Configured::decode(reader)?)) } else { None };
+                Self::Snapshot { term, index, snap_term, configured }
+            }
             8 => Self::ReadProbe { term: term(reader)?, round: bounded(reader, "round")? },
             9 => Self::ReadAck { term: Durable::heard(term(reader)?), round: bounded(reader, "round")? },
             10 => Self::LeaderGone { term: term(reader)? },
+            14 => Self::TimeoutNow { term: term(reader)? },
+            15 => Self::Removed { index: index(reader)?, commit: index(reader)?, term: term(reader)? },
             found => return Err(DecodeError::Kind { found }),
         })
     }
@@ -291,6 +352,26 @@ impl AppendReply {
     }
 }
 
+impl Configured {
+    /// Appends it, as it goes with a snapshot.
+    pub fn encode(&self, out: &mut impl Sink) {
+        put_number(out, self.index.0);
+        self.members.encode(out);
+    }
+
+    /// What [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// It is none that an entry has made.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (index, members) = (index(reader)?, Members::decode(reader)?);
+        if index == Index::ZERO || members.is_empty() {
+            return Err(DecodeError::Field { field: "configuration" });
+        }
+        Ok(Self { index, members })
+    }
+}
+
 fn decode_append(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let (term_now, prev_index, prev_term, commit) =
         (term(reader)?, index(reader)?, term(reader)?, index(reader)?);
@@ -318,7 +399,18 @@ fn decode_append(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         return Err(DecodeError::Field { field: "term of an entry" });
     }
     let (answer, trusted) = (flags & ANSWER != 0, flags & TRUSTED != 0);
-    Ok(Message::Append { term: term_now, prev_index, prev_term, spans, bytes, commit, answer, trusted })
+    let changes = Changes::new();
+    Ok(Message::Append {
+        term: term_now,
+        prev_index,
+        prev_term,
+        spans,
+        bytes,
+        commit,
+        answer,
+        trusted,
+        changes,
+    })
 }
 
 fn flag(bit: u8, set: bool) -> u8 {

@@ -33,12 +33,23 @@ struct Fetch {
     wanted: bool,
 }
 
+/// What a node is to the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// No member: it is not spoken to.
+    Stranger,
+    /// A member of the configuration in force.
+    Member,
+    /// It was a member of the previous one: it is sent what removed it, with so many more tries.
+    Leaving { tries: u8 },
+}
+
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
-    /// Its place among the voters.
-    pub(crate) position: usize,
     pub(crate) link_up: bool,
+    /// What it is to us; a stranger is only known to be there.
+    pub(crate) place: Place,
     /// A vote or pre-vote is to be asked of it.
     pub(crate) ask: bool,
 
@@ -62,11 +73,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: NodeId, position: usize) -> Self {
+    pub(crate) fn new(id: NodeId) -> Self {
         Self {
             id,
-            position,
             link_up: false,
+            place: Place::Stranger,
             ask: false,
             mode: Mode::Probe { sent: false },
             match_index: Index::ZERO,
@@ -169,9 +180,25 @@ impl Peer {
         self.doubt.is_some_and(|goal| self.match_index >= goal)
     }
 
+    /// Whether entries are sent to it while its link is up.
+    pub(crate) fn is_fed(&self) -> bool {
+        self.place != Place::Stranger
+    }
+
+    /// It owes an answer for too long. Whoever leaves and does not answer is not waited for: it finds out when it asks.
+    pub(crate) fn tire(&mut self) {
+        if let Place::Leaving { tries } = &mut self.place {
+            *tries = tries.saturating_sub(1);
+            if *tries == 0 {
+                self.place = Place::Stranger;
+            }
+        }
+    }
+
     /// Whether something was said to it that an answer is missing to.
     pub(crate) fn owes_answer(&self) -> bool {
         self.link_up
+            && self.is_fed()
             && (!matches!(self.mode, Mode::Stream)
                 || !self.inflight.is_empty()
                 || self.commit_acked < self.commit_sent

@@ -1,6 +1,9 @@
 //! Majorities: what a set of voters has committed, and who won. Pure arithmetic.
 
-use coracle_base::Index;
+use coracle_base::{Index, NodeId};
+use smallvec::SmallVec;
+
+use crate::member::Members;
 
 /// Voters that make a majority of `voters`.
 pub(crate) fn majority(voters: usize) -> usize {
@@ -15,27 +18,27 @@ pub(crate) fn committed(reached: &mut [Index]) -> Index {
     reached[last + 1 - majority(last + 1)]
 }
 
-/// Who has said yes, by position among the voters. Saying it twice counts once.
-#[derive(Debug, Clone, Copy, Default)]
+/// Who has said yes. Saying it twice counts once; whether it is enough, [`Members::quorum`] knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
-    yes: u32,
+    yes: SmallVec<[NodeId; 4]>,
 }
 
 impl Tally {
-    pub(crate) fn grant(&mut self, position: usize) {
-        self.yes |= 1 << position;
+    pub(crate) fn grant(&mut self, node: NodeId) {
+        if !self.has(node) {
+            self.yes.push(node);
+        }
     }
 
-    pub(crate) fn has(self, position: usize) -> bool {
-        self.yes & (1 << position) != 0
+    pub(crate) fn has(&self, node: NodeId) -> bool {
+        self.yes.contains(&node)
     }
 
-    pub(crate) fn won(self, voters: usize) -> bool {
-        self.yes.count_ones() as usize >= majority(voters)
+    pub(crate) fn won(&self, members: &Members) -> bool {
+        members.quorum(|node| self.has(node))
     }
 }
-
-const _: () = assert!(coracle_base::limits::MEMBERS_MAX <= 32, "a tally has a bit a member");
 
 #[cfg(test)]
 mod tests {
@@ -62,14 +65,15 @@ mod tests {
         }
 
         #[test]
-        fn a_tally_is_won_by_more_than_half(voters in 1usize..16, said in prop::collection::vec(0usize..16, 0..40)) {
+        fn a_tally_is_won_by_more_than_half(voters in 1usize..16, said in prop::collection::vec(0usize..20, 0..40)) {
             let mut tally = Tally::default();
-            let mut distinct: Vec<usize> = said.into_iter().filter(|&p| p < voters).collect();
-            distinct.iter().for_each(|&p| tally.grant(p));
+            let members = Members::of_voters((1..=voters as u64).map(NodeId));
+            said.iter().for_each(|&node| tally.grant(NodeId(node as u64)));
+            // Strangers' words do not count.
+            let mut distinct: Vec<usize> = said.into_iter().filter(|&node| (1..=voters).contains(&node)).collect();
             distinct.sort_unstable();
             distinct.dedup();
-            prop_assert_eq!(tally.won(voters), 2 * distinct.len() > voters);
-            prop_assert!((0..voters).all(|p| tally.has(p) == distinct.contains(&p)));
+            prop_assert_eq!(tally.won(&members), 2 * distinct.len() > voters);
         }
     }
 }

@@ -58,13 +58,13 @@ impl Group {
         self.reads.round += 1;
         self.reads.index = self.commit;
         self.reads.acks = Tally::default();
-        self.position.into_iter().for_each(|own| self.reads.acks.grant(own));
+        self.reads.acks.grant(self.config.id);
         self.peers.iter_mut().for_each(|peer| peer.read_asked = false);
         self.release_reads(out);
     }
 
     fn release_reads(&mut self, out: &mut Vec<Output>) {
-        if !self.reads.open() || !self.reads.acks.won(self.state.voters.len()) {
+        if !self.reads.open() || !self.reads.acks.won(self.members()) {
             return;
         }
         let index = self.reads.index;
@@ -75,7 +75,8 @@ impl Group {
     /// Sends the open round's probe to a member, once.
     pub(crate) fn ask_read(&mut self, at: usize, out: &mut Vec<Output>) {
         let peer = &mut self.peers[at];
-        if self.reads.open() && !peer.read_asked && !self.reads.acks.has(peer.position) {
+        let is_voter = self.state.current.members.is_voter(peer.id);
+        if self.reads.open() && is_voter && !peer.read_asked && !self.reads.acks.has(peer.id) {
             peer.read_asked = true;
             let message = Message::ReadProbe { term: self.state.term, round: self.reads.round };
             out.push(Output::Send { to: peer.id, message });
@@ -94,7 +95,7 @@ impl Group {
             return self.become_follower(now_us, term, out);
         }
         if self.role == Role::Leader && term == self.state.term && round == self.reads.round {
-            self.reads.acks.grant(self.peers[at].position);
+            self.reads.acks.grant(self.peers[at].id);
             self.peers[at].read_asked = false;
             self.peers[at].waiting_since = None;
         }

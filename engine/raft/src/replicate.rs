@@ -10,12 +10,10 @@
 use alloc::vec::Vec;
 
 use coracle_base::{Index, NodeId};
-use smallvec::SmallVec;
 
 use crate::group::{Fit, Group, Output, Role, Sizes};
 use crate::message::{AppendReply, Message, Rejected};
-use crate::progress::Mode;
-use crate::quorum;
+use crate::progress::{Mode, Place};
 
 impl Group {
     /// The greatest index that is durable on a majority is committed, if its entry is of our term.
@@ -23,11 +21,18 @@ impl Group {
         if !core::mem::take(&mut self.tally_due) {
             return;
         }
-        let own = self.position.map(|_| self.ring.durable().get());
-        let others =
-            self.peers.iter().map(|peer| if peer.doubt.is_none() { peer.match_index } else { Index::ZERO });
-        let mut durable: SmallVec<[Index; 8]> = own.into_iter().chain(others).collect();
-        let upto = quorum::committed(&mut durable);
+        let removed_counts = self.config.breaks.removed_voter_counts();
+        let members = match &self.state.previous {
+            Some(previous) if removed_counts => &previous.members,
+            _ => &self.state.current.members,
+        };
+        let upto = members.committed(|node| {
+            if node == self.config.id {
+                return self.ring.durable().get();
+            }
+            let peer = self.peers.iter().find(|peer| peer.id == node);
+            peer.filter(|peer| peer.doubt.is_none()).map_or(Index::ZERO, |peer| peer.match_index)
+        });
         let own_term = upto >= self.term_start || self.config.breaks.old_term_commit_by_count();
         if upto > self.commit && own_term {
             self.commit = upto;
@@ -73,6 +78,10 @@ impl Group {
         }
         let peer = &mut self.peers[at];
         peer.next_index = peer.next_index.max(peer.match_index.next());
+        if matches!(peer.place, Place::Leaving { .. }) && peer.commit_acked >= self.state.current.index {
+            // It knows that it is out.
+            peer.place = Place::Stranger;
+        }
     }
 
     fn on_accepted(&mut self, at: usize, matched: Index) {
@@ -108,7 +117,7 @@ impl Group {
     pub(crate) fn replicate(&mut self, now_us: u64, sizes: &impl Sizes, out: &mut Vec<Output>) {
         let mut waiting_since: Option<u64> = None;
         for at in 0..self.peers.len() {
-            if !self.peers[at].link_up {
+            if !self.peers[at].link_up || !self.peers[at].is_fed() {
                 continue;
             }
             self.replicate_to(at, sizes, out);
@@ -221,6 +230,7 @@ impl Group {
             commit: self.commit,
             answer,
             trusted: peer.trusted(),
+            changes: Default::default(),
         };
         out.push(Output::Send { to: peer.id, message });
     }
@@ -238,7 +248,8 @@ impl Group {
         let wanted = self.peers[at].fetched(first);
         let end = self.log.message_end(first, self.config.append_entries_max);
         let sendable = first >= self.log.first() && first <= last && last <= end;
-        if wanted && sendable && self.role == Role::Leader && self.peers[at].link_up {
+        let fed = self.peers[at].link_up && self.peers[at].is_fed();
+        if wanted && sendable && self.role == Role::Leader && fed {
             self.send_append(at, first.prev(), last, bytes, false, out);
             self.peers[at].sent(last, bytes);
         }
@@ -264,6 +275,7 @@ impl Group {
             }
             peer.waiting_since = None;
             peer.read_asked = false;
+            peer.tire();
             match peer.mode {
                 Mode::Stream if peer.inflight().0 == 0 => peer.confirm = true,
                 Mode::Stream => peer.probe_from(peer.match_index.next()),

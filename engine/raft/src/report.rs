@@ -6,7 +6,7 @@ use coracle_base::{Index, NodeId, Term};
 
 use crate::group::{Group, Role};
 use crate::progress::Mode;
-use crate::{Ballot, HardState};
+use crate::{Ballot, HardState, Members};
 
 /// How a leader sends to a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,10 @@ pub struct Overview {
     pub writes_in_flight: usize,
     /// Reads that wait to be confirmed.
     pub reads_pending: usize,
+    /// The members in force.
+    pub members: Members,
+    /// Whom leadership is being handed to.
+    pub transfer: Option<NodeId>,
     /// The other members; what is said of their logs is up to date on a leader only.
     pub peers: Vec<PeerOverview>,
 }
@@ -125,9 +129,19 @@ impl Group {
         &self.state
     }
 
+    /// The members in force: those of the newest configuration in the log, committed or not.
+    pub fn members(&self) -> &Members {
+        &self.state.current.members
+    }
+
+    /// Whether the members in force are so for good: the entry that made them so is committed.
+    pub fn members_are_settled(&self) -> bool {
+        self.state.current.index <= self.commit
+    }
+
     /// Term of the leader that the newest written entries came from.
     pub fn accepted_term(&self) -> Term {
-        self.accepted()
+        self.accepted_term
     }
 
     /// Whether the log may have lost acknowledged entries.
@@ -138,7 +152,7 @@ impl Group {
     /// The entries after this index are still to be sent to some member whose link is up, so the driver does well to keep
     /// them in memory. Not a leader: everything was sent that ever will be.
     pub fn acknowledged_by_reachable(&self) -> Index {
-        let reachable = self.peers.iter().filter(|peer| peer.link_up && self.is_leader());
+        let reachable = self.peers.iter().filter(|peer| peer.link_up && peer.is_fed() && self.is_leader());
         reachable.map(|peer| peer.match_index).min().unwrap_or(self.last())
     }
 
@@ -156,7 +170,9 @@ impl Group {
             commit: self.commit,
             writes_in_flight: self.ring.in_flight(),
             reads_pending: self.reads.pending(),
-            peers: self.peers.iter().map(Self::peer_overview).collect(),
+            members: self.members().clone(),
+            transfer: self.transferring(),
+            peers: self.peers.iter().filter(|peer| peer.is_fed()).map(Self::peer_overview).collect(),
         }
     }
 

@@ -6,7 +6,8 @@ use coracle_base::codec::Reader;
 use coracle_base::limits::{MEMBERS_MAX, STATE_BYTES_MAX};
 use coracle_base::{Index, NodeId, Term};
 use coracle_raft::{
-    Config, DecodeError, Fit, Group, HardState, Input, Message, Output, PersistSeq, Restored, Sizes,
+    Change, Config, Configured, DecodeError, Fit, Group, HardState, Input, Members, Message, Output,
+    PersistSeq, Restored, Sizes,
 };
 use proptest::prelude::*;
 
@@ -31,14 +32,15 @@ fn number() -> impl Strategy<Value = u64> {
 /// Bytes of the right shape: a kind, numbers, flags where flags belong. Most of them are messages.
 fn shaped() -> impl Strategy<Value = Vec<u8>> {
     let spans = prop::collection::vec((0u64..4, 1u64..5), 0..4);
-    (1u8..12, prop::collection::vec(number(), 8), 0u8..4, spans).prop_map(|(kind, numbers, flags, spans)| {
+    (1u8..16, prop::collection::vec(number(), 8), 0u8..4, spans).prop_map(|(kind, numbers, flags, spans)| {
         let mut bytes = vec![1, kind];
         let (before, after) = match kind {
             2 => (1, 1),
             4 | 8 | 9 => (2, 0),
             5 => (5, 0),
             6 => (4, 3),
-            10 => (1, 0),
+            10 | 14 => (1, 0),
+            11 => (4, 0),
             _ => (3, 0),
         };
         let mut numbers = numbers;
@@ -63,6 +65,9 @@ fn shaped() -> impl Strategy<Value = Vec<u8>> {
                 }
             }
             6 => bytes.push(flags),
+            11 => {
+                bytes.extend([1, 1, 1 + flags, 0, 0, 0, 0, 0, 0, 0, 1 + 2 * (flags & 1)]);
+            }
             _ => {}
         }
         if kind != 6 || flags & 2 != 0 {
@@ -95,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..80), version in any::<bool>(), kind in 0u8..12) {
+    fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..80), version in any::<bool>(), kind in 0u8..17) {
         if version && bytes.len() > 1 {
             (bytes[0], bytes[1]) = (1, kind);
         }
@@ -106,10 +111,33 @@ proptest! {
     #[test]
     fn a_hard_state_comes_back(term in 0..=1u64 << 62, vote in any::<u64>(), recovery_epoch in any::<u32>(),
                                voters in prop::collection::btree_set(1..=u64::MAX, 1..=MEMBERS_MAX)) {
-        let voters = voters.into_iter().map(NodeId).collect();
-        let state = HardState { term: Term(term), vote: NodeId(vote), recovery_epoch, voters };
+        let members = Members::of_voters(voters.into_iter().map(NodeId));
+        let state = HardState { term: Term(term), vote: NodeId(vote), recovery_epoch, ..HardState::new(members) };
         let bytes = state.encode();
         prop_assert!(bytes.len() <= STATE_BYTES_MAX);
+        prop_assert_eq!(HardState::decode(&bytes), Ok(state));
+        for cut in 0..bytes.len() {
+            prop_assert!(HardState::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    /// With every kind of member, before and after a change: written as version 2, and read again.
+    #[test]
+    fn changed_members_come_back(founders in prop::collection::btree_set(1u64..9, 1..5), index in 1u64..100,
+                                 changes in prop::collection::vec((0u8..4, 1u64..9), 1..4), has_previous in any::<bool>()) {
+        let first = Members::of_voters(founders.into_iter().map(NodeId));
+        let changes: Vec<Change> = changes.into_iter().map(|(kind, node)| match kind {
+            0 => Change::Voter(NodeId(node)),
+            1 => Change::Learner(NodeId(node)),
+            2 => Change::Promotable(NodeId(node)),
+            _ => Change::Remove(NodeId(node)),
+        }).collect();
+        let Ok(next) = first.changed(&changes, Index(77)) else { return Ok(()) };
+        let mut state = HardState::new(first.clone());
+        state.current = Configured { index: Index(index), members: next };
+        state.previous = has_previous.then(|| Box::new(Configured { index: Index(index - 1), members: first }));
+        let bytes = state.encode();
+        prop_assert!(bytes.len() <= STATE_BYTES_MAX && bytes[0] == 2);
         prop_assert_eq!(HardState::decode(&bytes), Ok(state));
         for cut in 0..bytes.len() {
             prop_assert!(HardState::decode(&bytes[..cut]).is_err());
@@ -135,6 +163,9 @@ proptest! {
                 7 => {
                     let _ = group.propose(number as u32);
                     let _ = group.read(number);
+                    let _ = group.transfer(now_us, (number < 4).then_some(NodeId(number)));
+                    let change = if number < 3 { Change::Remove(NodeId(number)) } else { Change::Voter(NodeId(number)) };
+                    let _ = group.change(now_us, &[change], from == 0, &mut out);
                     Input::Persisted(PersistSeq(0))
                 }
                 _ => match decode(&bytes) {
@@ -165,13 +196,21 @@ impl Sizes for InMemory {
 /// The format on the wire, byte for byte: a change here needs a new version.
 #[test]
 fn golden_messages() {
-    let golden: [(&[u8], &str); 5] = [
-        (&[1, 1, 7, 0xac, 2, 6], "PreVote { term: 7, last_index: 300, last_term: 6 }"),
+    let golden: [(&[u8], &str); 9] = [
+        (&[1, 1, 7, 0xac, 2, 6], "PreVote { term: 7, last_index: 300, last_term: 6, forced: false }"),
+        (&[1, 13, 7, 9, 6], "Vote { term: Durable(7), last_index: 9, last_term: 6, forced: true }"),
+        (&[1, 14, 9], "TimeoutNow { term: 9 }"),
+        (&[1, 15, 12, 14, 3], "Removed { index: 12, commit: 14, term: 3 }"),
+        (
+            &[1, 11, 9, 8, 6, 7, 1, 1, 3, 0, 0, 0, 0, 0, 0, 0, 1],
+            "Snapshot { term: 9, index: 8, snap_term: 6, configured: Some(Configured { index: 7, members: Members { \
+             list: [Member { id: 3, roles: 1, target: 0 }] } }) }",
+        ),
         (&[1, 4, 5, 3], "VoteReply { ballot: Durable(Ballot { term: 5, vote: 3 }) }"),
         (
             &[1, 5, 9, 10, 6, 8, 0xe8, 7, 1, 2, 6, 2, 9, 1],
             "Append { term: 9, prev_index: 10, prev_term: 6, spans: [(6, 2), (9, 1)], bytes: 1000, commit: 8, \
-             answer: true, trusted: false }",
+             answer: true, trusted: false, changes: [] }",
         ),
         (
             &[1, 6, 9, 4, 5, 3, 2, 12, 5, 2],
@@ -196,16 +235,51 @@ fn golden_hard_state() {
         bytes.extend(voter.to_le_bytes());
         bytes.push(1);
     }
-    let voters = [NodeId(2), NodeId(300)].into_iter().collect();
-    let state = HardState { term: Term(5), vote: NodeId(2), recovery_epoch: 7, voters };
+    let members = Members::of_voters([NodeId(2), NodeId(300)]);
+    let mut state =
+        HardState { term: Term(5), vote: NodeId(2), recovery_epoch: 7, ..HardState::new(members.clone()) };
     assert_eq!(state.encode().to_vec(), bytes);
+
+    // Node 300 makes room for 4, and 5 is to follow: version 2, with both configurations.
+    let change = [Change::Remove(NodeId(300)), Change::Voter(NodeId(4)), Change::Promotable(NodeId(5))];
+    let next = members.changed(&change, Index(40)).unwrap();
+    state.current = Configured { index: Index(41), members: next };
+    state.previous = Some(Box::new(Configured { index: Index(9), members }));
+    let mut bytes = vec![2, 4, 1, 0, 7, 0, 0, 0];
+    for number in [5u64, 2, 41, 9] {
+        bytes.extend(number.to_le_bytes());
+    }
+    for (node, roles) in [(2u64, 0x13), (4, 0x01), (5, 0x0c), (300, 0x12)] {
+        bytes.extend(node.to_le_bytes());
+        bytes.push(roles);
+    }
+    bytes.extend(40u64.to_le_bytes());
+    assert_eq!(state.encode().to_vec(), bytes);
+}
+
+/// Seven members give way to seven others, each of which waits to be promoted first: the largest state.
+#[test]
+fn seven_for_seven_fit() {
+    let old = Members::of_voters((1..=7).map(NodeId));
+    let join: Vec<Change> = (8..=14).map(|node| Change::Promotable(NodeId(node))).collect();
+    let both = old.changed(&join, Index(1 << 40)).unwrap();
+    let swap: Vec<Change> = (1..=14)
+        .map(|node| if node <= 7 { Change::Remove(NodeId(node)) } else { Change::Voter(NodeId(node)) })
+        .collect();
+    let joint = both.changed(&swap, Index(1 << 40)).unwrap();
+    assert!(joint.is_joint() && joint.len() == 14);
+    let mut state = HardState::new(old);
+    state.previous = Some(Box::new(Configured { index: Index(1), members: both }));
+    state.current = Configured { index: Index(2), members: joint };
+    assert_eq!((state.encode().len(), STATE_BYTES_MAX), (222, 256));
+    assert_eq!(HardState::decode(&state.encode()), Ok(state));
 }
 
 #[test]
 fn what_is_impossible_is_refused() {
     let wrong: [(&[u8], DecodeError); 8] = [
         (&[2, 10, 9], DecodeError::Version { found: 2, known: 1 }),
-        (&[1, 11, 9], DecodeError::Kind { found: 11 }),
+        (&[1, 16, 9], DecodeError::Kind { found: 16 }),
         (&[1, 10, 0x89, 0], DecodeError::Field { field: "number" }),
         (&[1, 10, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], DecodeError::Field { field: "term" }),
         (&[1, 2, 1, 2, 1], DecodeError::Field { field: "flags" }),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   nodes 3 [append_entries=1 window_messages=2]  three members, new, links down. Disks answer at once unless held
+//!   nodes 5 founders=3        the first three are members, the others wait to be made some
 //!   node 2 log=1,1,4 term=6 [vote=3] [accepted=7] [snapshot=2:1] [suspect]   starts node 2 from this state instead
 //!   links up            every link              link up|down 1-2     one, as both ends see it
 //!   tick 1              time goes to node 1's deadline, if it has one
@@ -11,9 +12,12 @@
 //!   swap 1->2           the first two change places                  keep 1->2   all but the last are lost
 //!   hold 2              node 2's disk answers only to `write 2 [n]`  free 2      answers what is open, and at once again
 //!   propose 1 3         three entries           read 1 7             a linearizable read with token 7
+//!   change 1 +4 ~5 ^6 -2 [force]                  4 a voter, 5 a learner, 6 promotable, 2 out
+//!   transfer 1 [2]            1 hands over (to 2)     campaign 2     2 is told to     resign 1    it stops leading
 //!   crash 2 [n]         n of the writes in flight reach the disk     start 2 [suspect]
 //!   snapshot 1 5        node 1 has a durable snapshot at 5           disk 1 5    node 1 holds entries up to 5 on disk only
 //!   fetch 1             node 1's disk returns the entries asked for
+//!   members             what each takes for the members: `1 2 3` voters, `(2)` leaving, `~4` learner, `^4>9` promotable
 //!   show, log, net      members, logs, messages under way            quietly ... the command, without its output
 //! ```
 
@@ -26,7 +30,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use coracle_base::{Index, NodeId, Term};
-use coracle_raft::{Config, HardState, Input, Message, Output, PeerMode, Role, Spans};
+use coracle_raft::{
+    Change, Config, HardState, Input, Members, Membership, Message, Output, PeerMode, Role, Spans,
+};
 use model::{Disk, Entries, Entry, Node, Packet};
 
 #[derive(Default)]
@@ -90,6 +96,29 @@ impl Story {
             "write" => self.write(node(), number(2).unwrap_or(1)),
             "propose" => self.propose(node(), number(2).unwrap_or(1)),
             "read" => self.read(node(), number(2).expect("a token")),
+            "change" => self.change(node(), &words[2..]),
+            "transfer" => {
+                let now_us = self.now_us;
+                let to = number(2).map(NodeId);
+                match self.nodes.get_mut(&node()).unwrap().group.transfer(now_us, to) {
+                    Ok(to) => _ = writeln!(self.text, "to {to}"),
+                    Err(error) => _ = writeln!(self.text, "{error}"),
+                }
+                self.turn(node(), |_, _| Vec::new());
+            }
+            "campaign" => {
+                let now_us = self.now_us;
+                if !self.nodes.get_mut(&node()).unwrap().group.trigger_election(now_us) {
+                    self.text.push_str("it does not\n");
+                }
+                self.turn(node(), |_, _| Vec::new());
+            }
+            "resign" => self.turn(node(), |node, now_us| {
+                let mut out = Vec::new();
+                node.group.resign(now_us, &mut out);
+                out
+            }),
+            "members" => self.members(),
             "crash" => self.crash(node(), number(2).unwrap_or(0)),
             "start" => self.start(node(), words.contains(&"suspect")),
             "snapshot" => {
@@ -110,12 +139,16 @@ impl Story {
     }
 
     fn nodes(&mut self, count: u64, settings: &[&str]) {
+        let founders = settings.iter().find_map(|setting| setting.strip_prefix("founders="));
+        let founders: u64 = founders.map_or(count, |number| number.parse().unwrap());
         for id in 1..=count {
-            let mut config = Config::new(NodeId(id), (1..=count).map(NodeId));
+            let members = if id <= founders { founders } else { 0 };
+            let mut config = Config::new(NodeId(id), (1..=members).map(NodeId));
             for setting in settings {
                 let (name, value) = setting.split_once('=').expect("name=value");
                 let value: u32 = value.parse().unwrap();
                 match name {
+                    "founders" => {}
                     "append_entries" => config.append_entries_max = value,
                     "window_messages" => config.window_messages = value,
                     other => panic!("unknown setting {other}"),
@@ -137,7 +170,7 @@ impl Story {
                 "log" => {
                     for term in value.split(',').filter(|term| !term.is_empty()) {
                         let term = Term(term.parse().unwrap());
-                        log.held.push(Entry { term, says: log.last().0 + 1 });
+                        log.held.push(Entry::says(term, log.last().0 + 1));
                     }
                 }
                 "snapshot" => {
@@ -153,7 +186,8 @@ impl Story {
         }
         let newest = log.terms().last().map_or(log.base_term, |&(_, term)| term);
         let accepted_term = accepted.unwrap_or(newest);
-        let hard_state = HardState { term, vote, recovery_epoch: 0, voters: config.voters.clone() };
+        let members = Members::of_voters(config.voters.iter().copied());
+        let hard_state = HardState { term, vote, ..HardState::new(members) };
         let disk = Disk { hard_state: Some(hard_state), log, accepted_term };
         self.nodes.insert(id, Node::new(config, disk, suspect, self.now_us));
     }
@@ -258,6 +292,35 @@ impl Story {
         }
     }
 
+    fn change(&mut self, id: u64, words: &[&str]) {
+        let force = words.contains(&"force");
+        let changes: Vec<Change> = (words.iter().filter(|word| **word != "force"))
+            .map(|word| {
+                let node = NodeId(word[1..].parse().expect("a node"));
+                match &word[..1] {
+                    "+" => Change::Voter(node),
+                    "~" => Change::Learner(node),
+                    "^" => Change::Promotable(node),
+                    "-" => Change::Remove(node),
+                    other => panic!("unknown change {other}"),
+                }
+            })
+            .collect();
+        let (result, out) = self.nodes.get_mut(&id).unwrap().change(self.now_us, &changes, force);
+        match result {
+            Ok(_) => self.turn(id, |_, _| out),
+            Err(error) => _ = writeln!(self.text, "{error}"),
+        }
+    }
+
+    fn members(&mut self) {
+        for (id, node) in &self.nodes {
+            let current = &node.group.hard_state().current;
+            let settled = if node.group.members_are_settled() { "" } else { " (not committed)" };
+            let _ = writeln!(self.text, "{id} [{}] of {}{settled}", list(&current.members), current.index);
+        }
+    }
+
     fn read(&mut self, id: u64, token: u64) {
         match self.nodes.get_mut(&id).unwrap().group.read(token) {
             Ok(()) => self.turn(id, |_, _| Vec::new()),
@@ -334,6 +397,10 @@ fn print(text: &mut String, id: u64, output: &Output) {
     let _ = match output {
         Output::Store { first } => writeln!(text, "{id}: store from {first}"),
         Output::AppendNoop { index, term } => writeln!(text, "{id}: no-op {index}/{term}"),
+        Output::AppendMembers { index, term, members } => {
+            writeln!(text, "{id}: members {index}/{term} [{}]", list(members))
+        }
+        Output::TransferEnded => writeln!(text, "{id}: it leads on"),
         Output::Persist { seq, hard_state, entries } => {
             let state =
                 hard_state.as_ref().map_or(String::new(), |s| format!(" term {} vote {}", s.term, s.vote));
@@ -358,14 +425,15 @@ fn print(text: &mut String, id: u64, output: &Output) {
 
 fn said(message: &Message) -> String {
     match message {
-        Message::PreVote { term, last_index, last_term } => {
-            format!("PreVote {term} last {last_index}/{last_term}")
+        Message::PreVote { term, last_index, last_term, forced } => {
+            format!("PreVote {term} last {last_index}/{last_term}{}", if *forced { " forced" } else { "" })
         }
         Message::PreVoteReply { asked, granted, term } => {
             format!("PreVoteReply {asked} {} (term {})", if *granted { "yes" } else { "no" }, term.get())
         }
-        Message::Vote { term, last_index, last_term } => {
-            format!("Vote {} last {last_index}/{last_term}", term.get())
+        Message::Vote { term, last_index, last_term, forced } => {
+            let forced = if *forced { " forced" } else { "" };
+            format!("Vote {} last {last_index}/{last_term}{forced}", term.get())
         }
         Message::VoteReply { ballot } => format!("VoteReply {} for {}", ballot.get().term, ballot.get().vote),
         Message::Append { term, prev_index, prev_term, spans, commit, answer, trusted, .. } => {
@@ -385,11 +453,31 @@ fn said(message: &Message) -> String {
                 reply.matched, reply.commit
             )
         }
-        Message::Snapshot { term, index, snap_term } => format!("Snapshot {term} at {index}/{snap_term}"),
+        Message::Snapshot { term, index, snap_term, configured } => {
+            let members = configured.as_ref().map_or(String::new(), |configured| {
+                format!(" members [{}] of {}", list(&configured.members), configured.index)
+            });
+            format!("Snapshot {term} at {index}/{snap_term}{members}")
+        }
         Message::ReadProbe { term, round } => format!("ReadProbe {term} round {round}"),
         Message::ReadAck { term, round } => format!("ReadAck {} round {round}", term.get()),
         Message::LeaderGone { term } => format!("LeaderGone {term}"),
+        Message::TimeoutNow { term } => format!("TimeoutNow {term}"),
+        Message::Removed { index, commit, term } => format!("Removed by {index}, committed {commit}/{term}"),
     }
+}
+
+/// `1 2 (3) ~4 ^5>9`
+fn list(members: &Members) -> String {
+    let words: Vec<String> = (members.iter())
+        .map(|member| match member.membership() {
+            Membership::Voter => member.id.to_string(),
+            Membership::Leaving => format!("({})", member.id),
+            Membership::Learner => format!("~{}", member.id),
+            Membership::Promotable { target } => format!("^{}>{target}", member.id),
+        })
+        .collect();
+    words.join(" ")
 }
 
 /// `3x1 2x4 `: three entries of term 1, then two of term 4.

@@ -11,10 +11,10 @@ use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index, NodeId};
 
 use super::{Client, Group, Handles, TypedGroup};
-use crate::machine::{Effects, Entry, Machine, Typed, TypedMachine};
+use crate::machine::{Effects, Entry, Typed, TypedMachine};
 use crate::node::Socket;
 use crate::outcome::{Outcome, Reason, Unknown};
-use crate::shard::inbox::{Command, Inbox, Origin};
+use crate::shard::inbox::{Command, Inbox, Origin, Start};
 use crate::shard::replies::{Completions, done};
 
 fn group() -> Group {
@@ -109,6 +109,10 @@ fn a_full_inbox_is_busy_and_a_closed_one_stopping() {
     }
 }
 
+fn start_of(id: u64) -> Start {
+    Start { group: GroupId(id), machine: Box::new(Typed(Mismatched)), founders: None }
+}
+
 #[test]
 fn whoever_asks_a_shard_that_stops_hears_of_it() {
     let handles = Handles::new(NodeId(1), vec![group().inbox]);
@@ -116,7 +120,7 @@ fn whoever_asks_a_shard_that_stops_hears_of_it() {
     let start = {
         let (handles, heard) = (handles.clone(), heard.clone());
         thread::spawn(move || {
-            let groups = vec![(GroupId(7), Box::new(Typed(Mismatched)) as Box<dyn Machine>)];
+            let groups = vec![start_of(7)];
             heard.send(handles.start_groups(groups).remove(0).map(|_| ()))
         })
     };
@@ -143,7 +147,7 @@ fn starting(inboxes: &[Arc<Inbox<Socket>>], groups: usize) -> Vec<Vec<usize>> {
         for (inbox, commands) in inboxes.iter().zip(&mut commands) {
             let Some(Command::StartGroups { groups, started }) = inbox.pop() else { continue };
             let result = |id| if id == GroupId(5) { Err(crate::Error::GroupRuns(id)) } else { Ok(()) };
-            started.send(groups.iter().map(|(id, _)| result(*id)).collect()).unwrap();
+            started.send(groups.iter().map(|start| result(start.group)).collect()).unwrap();
             commands.push(groups.len());
         }
         thread::yield_now();
@@ -156,8 +160,7 @@ fn many_groups_are_started_with_few_commands_and_each_has_its_result() {
     let inboxes: Vec<_> = (0..3).map(|_| group().inbox).collect();
     let handles = Handles::new(NodeId(1), inboxes.clone());
     let shards = thread::spawn(move || starting(&inboxes, 2000));
-    let machine = || Box::new(Typed(Mismatched)) as Box<dyn Machine>;
-    let started = handles.start_groups((0..=2000).map(|id| (GroupId(id), machine())).collect());
+    let started = handles.start_groups((0..=2000).map(start_of).collect());
     assert_eq!(started.len(), 2001);
     for (id, result) in (0..).zip(started) {
         match (id, result) {
@@ -180,8 +183,7 @@ fn a_shard_that_stops_fails_its_own_groups_only() {
         let inboxes = inboxes.clone();
         move || starting(&inboxes[..1], 3)
     });
-    let machine = || Box::new(Typed(Mismatched)) as Box<dyn Machine>;
-    let started = handles.start_groups((1..=6).map(|id| (GroupId(id), machine())).collect());
+    let started = handles.start_groups((1..=6).map(start_of).collect());
     let ends: Vec<bool> = started.iter().map(Result::is_ok).collect();
     assert_eq!(ends, [false, true, false, true, false, true], "{started:?}");
     shard.join().unwrap();

@@ -26,6 +26,14 @@ pub(crate) enum Parked {
     Query { consistency: Consistency, query: Vec<u8>, tag: u64, origin: Origin, deadline_us: u64 },
 }
 
+/// Somebody waits to hear who leads after a transfer.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pub(crate) origin: Origin,
+    pub(crate) tag: u64,
+    pub(crate) deadline_us: u64,
+}
+
 /// A query that waits for its read index, or for its read index to be applied.
 #[derive(Debug)]
 pub(crate) struct Reading {
@@ -148,6 +156,8 @@ pub(crate) struct Slot {
     pub(crate) timer_us: Option<u64>,
     pub(crate) dirty: bool,
     pub(crate) applying: bool,
+    /// Who wants to know how the transfer of leadership ends.
+    pub(crate) transfer_for: Vec<Successor>,
 }
 
 impl Slot {
@@ -184,6 +194,7 @@ impl Slot {
             timer_us: None,
             dirty: false,
             applying: false,
+            transfer_for: Vec::new(),
         }
     }
 
@@ -228,11 +239,12 @@ impl Slot {
         });
         let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
+        let transfer = self.transfer_for.first().map(|one| one.deadline_us);
         let raft = self.raft.deadline_us().filter(|_| !self.diverged);
         let ask = match self.state {
             MachineState::Needed { ask_us, .. } => Some(ask_us),
             _ => None,
         };
-        [raft, parked, waiting, reading, ask].into_iter().flatten().min()
+        [raft, parked, waiting, reading, ask, transfer].into_iter().flatten().min()
     }
 }

@@ -41,6 +41,14 @@ pub(crate) enum Consistency {
     Linearizable,
 }
 
+/// A group to be taken up.
+pub(crate) struct Start {
+    pub(crate) group: GroupId,
+    pub(crate) machine: Box<dyn Machine>,
+    /// Who makes the group, if it is new: all nodes, unless some are named.
+    pub(crate) founders: Option<Vec<NodeId>>,
+}
+
 /// What other threads ask of a shard.
 pub(crate) enum Command<S> {
     /// Entries for a group.
@@ -48,7 +56,11 @@ pub(crate) enum Command<S> {
     /// A question to a group's machine; a client's completion ring gets the answer under `tag`.
     Query { group: GroupId, consistency: Consistency, tag: u64, query: Vec<u8>, origin: Origin },
     /// Take up groups: recover each, or begin it empty. Each has a result, in this order.
-    StartGroups { groups: Vec<(GroupId, Box<dyn Machine>)>, started: Reply<Vec<Result<(), crate::Error>>> },
+    StartGroups { groups: Vec<Start>, started: Reply<Vec<Result<(), crate::Error>>> },
+    /// Let the group's member here campaign now; whether it does.
+    Campaign { group: GroupId, reply: Reply<Result<bool, crate::Error>> },
+    /// Hand over every group that is led here; how many are left.
+    Drain { reply: Reply<usize> },
     /// Tell about groups, in this order.
     GroupStatus { groups: Vec<GroupId>, reply: Reply<Vec<Option<GroupStatus>>> },
     /// Read entries of a group's log, or plan to.

@@ -11,6 +11,8 @@ mod compact;
 mod forward;
 pub(crate) mod groups;
 pub(crate) mod inbox;
+pub(crate) mod members;
+mod parked;
 mod reads;
 mod receive;
 pub(crate) mod replies;
@@ -74,7 +76,7 @@ pub(crate) enum ShardError {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) node: NodeId,
-    /// The members of every group: all nodes, until groups have members of their own.
+    /// All nodes: the first members of a group that names none.
     pub(crate) voters: Vec<NodeId>,
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,

@@ -10,9 +10,10 @@ use coracle_segments::Compactor;
 
 use super::groups::{Parked, Reading, question_bytes};
 use super::inbox::{Command, Consistency, Origin};
+use super::parked::PARKED_MAX;
 use super::room::Need;
 use super::waiting::Waiting;
-use super::{Answers, OnDurable, ReadFor, Shard, ShardError, snapshots};
+use super::{Answers, OnDurable, ReadFor, Shard, ShardError, members, snapshots};
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
 use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
@@ -22,8 +23,6 @@ use crate::transport::hello::Lane;
 const COMMANDS_PER_TURN: usize = 1024;
 /// Groups that are taken up or told about in one turn, but for the rest of the last command.
 const GROUPS_PER_TURN: usize = 256;
-/// What may wait for a leader, per group.
-const PARKED_MAX: usize = 4096;
 /// Questions of a group that may wait for a quorum, or to be applied.
 const READS_MAX: usize = 4096;
 
@@ -158,6 +157,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Ok(());
         };
         let run = check_payload(&message, piece)?;
+        let mut message = message;
+        if let (Message::Append { changes, .. }, Some(run)) = (&mut message, run) {
+            *changes = members::changes_in(run)?;
+        }
         let snapshot = match message {
             Message::Snapshot { index, snap_term, .. } => Some((index, snap_term)),
             _ => None,
@@ -181,7 +184,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let (request, count) = (fields.u64()?, fields.u32()?);
         let entries = EntryBatch::decode(count, piece.payload.to_vec())
             .map_err(|error| EnvelopeError::Message(error.to_string()))?;
-        self.on_propose(piece.group, entries, Origin::Peer { node, session, request });
+        members::check_forwarded(&entries)?;
+        self.on_propose(piece.group, entries, Origin::Peer { node, session, request }, false);
         Ok(())
     }
 
@@ -210,13 +214,19 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), ShardError> {
         match command {
-            Command::Propose { group, entries, origin } => self.on_propose(group, entries, origin),
+            Command::Propose { group, entries, origin } => self.on_propose(group, entries, origin, true),
             Command::Query { group, consistency, query, tag, origin } => {
                 self.on_query(group, consistency, query, tag, origin);
             }
             Command::StartGroups { groups, started } => {
-                let results = groups.into_iter().map(|(group, machine)| self.start_group(group, machine));
+                let results = groups.into_iter().map(|start| self.start_group(start));
                 let _ = started.send(results.collect());
+            }
+            Command::Campaign { group, reply } => {
+                let _ = reply.send(self.trigger_election(group));
+            }
+            Command::Drain { reply } => {
+                let _ = reply.send(self.drain_groups());
             }
             Command::GroupStatus { groups, reply } => {
                 let _ = reply.send(groups.into_iter().map(|group| self.group_status(group)).collect());
@@ -255,8 +265,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    /// Entries for a group: into its log if it is led here, on to the leader, or into the waiting room.
-    pub(super) fn on_propose(&mut self, group: GroupId, entries: EntryBatch, origin: Origin) {
+    /// Entries for a group: into its log if it is led here, on to the leader, or into the waiting room. What a peer
+    /// forwarded goes on to another leader only if it was taken in here, by a leader that hands over.
+    pub(super) fn on_propose(
+        &mut self,
+        group: GroupId,
+        entries: EntryBatch,
+        origin: Origin,
+        may_forward: bool,
+    ) {
         self.status.proposed += u64::from(entries.count());
         let Some(slot) = self.by_group.get(&group).copied() else {
             return self.refuse(&entries, &origin, Reason::NoGroup, None);
@@ -272,7 +289,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return self.propose_here(slot, entries, origin);
         }
         let leader = one.raft.leader();
-        if matches!(origin, Origin::Peer { .. }) {
+        if !may_forward {
             return self.refuse(&entries, &origin, Reason::NoLeader, leader);
         }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
@@ -286,18 +303,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         {
             return self.forwards.propose(envelope, session, group, &entries, origin, deadline_us);
         }
-        if one.parked.len() >= PARKED_MAX
-            || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES
-        {
-            return self.refuse(&entries, &origin, Reason::Busy, None);
-        }
-        self.waiting_bytes += entries.bytes().len();
-        self.slots[slot as usize].parked.push_back(Parked::Propose { entries, origin, deadline_us });
-        self.set_timer(slot);
+        self.park(slot, entries, origin);
     }
 
     /// Entries for a group that this node leads.
     fn propose_here(&mut self, slot: u32, mut entries: EntryBatch, origin: Origin) {
+        if members::is_request(&entries) {
+            return self.on_request(slot, &entries, origin);
+        }
+        if self.slots[slot as usize].raft.transferring().is_some() {
+            return self.park(slot, entries, origin);
+        }
         let is_sound = self.slots[slot as usize].poisoned.is_none();
         if is_sound && !self.all_fit(Entries::new(Index(1), entries.bytes())) {
             entries = self.only_fitting(&entries, &origin);
@@ -423,34 +439,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.set_timer(slot);
     }
 
-    /// A leader may be known (and reachable) now: what waited for one goes its way.
-    pub(super) fn release_parked(&mut self, slot: u32) {
-        let one = &self.slots[slot as usize];
-        let reachable = one
-            .raft
-            .leader()
-            .is_some_and(|leader| leader == self.settings.node || self.transport.is_up(leader));
-        if one.parked.is_empty() || !reachable {
-            return;
-        }
-        let group = one.id;
-        // One by one, so that each is somewhere to be found; what is parked again goes behind.
-        for _ in 0..one.parked.len() {
-            let Some(parked) = self.slots[slot as usize].parked.pop_front() else { break };
-            match parked {
-                Parked::Propose { entries, origin, .. } => {
-                    self.waiting_bytes -= entries.bytes().len();
-                    self.status.proposed -= u64::from(entries.count());
-                    self.on_propose(group, entries, origin);
-                }
-                Parked::Query { consistency, query, tag, origin, .. } => {
-                    self.waiting_bytes -= question_bytes(&query);
-                    self.on_query(group, consistency, query, tag, origin);
-                }
-            }
-        }
-    }
-
     // ---- the disk -------------------------------------------------------------------------------------------------
 
     /// The disk has answered: only now do groups vote, acknowledge, and count themselves.
@@ -528,6 +516,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             for tag in late.open_tags() {
                 answers.give(&late.origin, *tag, &Outcome::Unknown(Unknown::TimedOut));
             }
+        }
+        for late in one.transfer_for.extract_if(.., |late| late.deadline_us <= now_us) {
+            answers.give(&late.origin, late.tag, &Outcome::Unknown(Unknown::TimedOut));
         }
         let is_late = |parked: &mut Parked| match parked {
             Parked::Propose { deadline_us, .. } | Parked::Query { deadline_us, .. } => *deadline_us <= now_us,

@@ -364,7 +364,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn need_snapshot(&mut self, slot: u32, reason: String) {
         let now_us = self.now_us;
         let one = &mut self.slots[slot as usize];
-        if self.settings.voters.len() == 1 {
+        if one.raft.members().len() <= 1 {
             poison(
                 one,
                 format!("{reason}; there is no other member to fetch it from: restore the directory"),

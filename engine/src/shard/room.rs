@@ -136,7 +136,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let need = match (&message, run) {
             (Message::Snapshot { .. }, _) => Need::Urgent,
-            (_, Some(run)) if run.entries().all(|entry| entry.header.kind == EntryKind::Noop) => Need::Urgent,
+            (_, Some(run)) if run.entries().all(|entry| entry.header.kind != EntryKind::Command) => {
+                Need::Urgent
+            }
             (_, Some(_)) => Need::Freeing,
             (_, None) => return Some((message, None)),
         };
@@ -150,9 +152,18 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Message::Append { term, prev_index, prev_term, commit, trusted, .. }
                 if one.raft.leader() != Some(from) || one.raft.term() != term =>
             {
-                let (spans, answer) = (SmallVec::new(), true);
-                let probe =
-                    Message::Append { term, prev_index, prev_term, spans, bytes: 0, commit, answer, trusted };
+                let (spans, answer, changes) = (SmallVec::new(), true, Vec::new());
+                let probe = Message::Append {
+                    term,
+                    prev_index,
+                    prev_term,
+                    spans,
+                    bytes: 0,
+                    commit,
+                    answer,
+                    trusted,
+                    changes,
+                };
                 Some((probe, None))
             }
             // An answer would only bring the same again at once.

@@ -11,12 +11,11 @@ use coracle_wal::{RecoveredGroup, Recovery, Wal};
 
 use super::compact::Compaction;
 use super::groups::{Held, Slot, Snapshot};
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Start};
 use super::restore::Try;
 use super::snapshots::Snapshots;
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
-use crate::machine::Machine;
 use crate::transport::Transport;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
@@ -76,7 +75,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     /// Takes up a group: as the disk has it, or empty.
-    pub(super) fn start_group(&mut self, group: GroupId, machine: Box<dyn Machine>) -> Result<(), Error> {
+    pub(super) fn start_group(&mut self, start: Start) -> Result<(), Error> {
+        let Start { group, machine, founders } = start;
         if self.by_group.contains_key(&group) {
             return Err(Error::GroupRuns(group));
         }
@@ -107,7 +107,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let base = found
             .filter(|one| one.first > Index(1))
             .map(|one| (one.first.prev(), one.terms.first().map_or(Term::ZERO, |(_, term)| *term)));
-        if base.is_some() && held.is_none() && self.settings.voters.len() == 1 {
+        let config = self.raft_config(group, founders);
+        let others = match &hard_state {
+            Some(state) => state.current.members.iter().any(|member| member.id != config.id),
+            None => config.voters.iter().any(|voter| *voter != config.id),
+        };
+        if base.is_some() && held.is_none() && !others {
             let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
                           replace this member";
             return Err(Error::Machine { group, reason: reason.into() });
@@ -123,7 +128,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             accepted_term: found.map_or(Default::default(), |one| one.accepted_term),
             suspect: found.is_some_and(|one| one.suspect),
         };
-        let raft = Group::new(self.raft_config(group), restored, self.now_us);
+        let raft = Group::new(config, restored, self.now_us);
         let mut slot = Slot::new(group, raft, machine, last);
         let (first, raft) = (slot.raft.first(), &slot.raft);
         let is_good =
@@ -168,13 +173,19 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Ok(())
     }
 
-    fn raft_config(&self, group: GroupId) -> RaftConfig {
+    /// A node that is not among the founders waits to be made a member.
+    fn raft_config(&self, group: GroupId, founders: Option<Vec<coracle_base::NodeId>>) -> RaftConfig {
         let settings = &self.settings;
         let seed = coracle_base::checksum::mix64(
             settings.seed,
             coracle_base::checksum::mix64(group.0, settings.node.0),
         );
-        let mut config = RaftConfig::new(settings.node, settings.voters.iter().copied());
+        let mut founders = founders.unwrap_or_else(|| settings.voters.clone());
+        founders.retain(|founder| settings.voters.contains(founder));
+        if !founders.contains(&settings.node) {
+            founders.clear();
+        }
+        let mut config = RaftConfig::new(settings.node, founders);
         config.seed = seed;
         config.election_us_min = settings.election_us;
         config.election_us_max = 2 * settings.election_us;
@@ -238,6 +249,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             applied: one.applied,
             digest: one.digest,
             poisoned: one.poisoned.clone(),
+            members: one.raft.members().clone(),
+            members_index: one.raft.hard_state().current.index,
             restoring: !one.is_ready() && one.is_whole(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })

@@ -1,6 +1,7 @@
 //! What a shard and its groups tell about themselves.
 
 use coracle_base::{GroupId, Index, NodeId, Term};
+use coracle_raft::Members;
 
 /// A group as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct GroupStatus {
     /// Why the machine does not apply any more, if it failed; or why this member stands still, if another majority
     /// contradicts what is committed here.
     pub poisoned: Option<String>,
+    /// Its members: those of the newest change in this node's log, committed or not.
+    pub members: Members,
+    /// The entry that made them so; 0 for those that the group was made with.
+    pub members_index: Index,
     /// Its machine waits for its state: nothing is applied or answered yet.
     pub restoring: bool,
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and

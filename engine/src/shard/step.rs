@@ -73,7 +73,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn on_output(&mut self, slot: u32, output: Output) {
         match output {
             Output::Persist { seq, hard_state, entries } => self.stage(slot, seq, hard_state, entries),
-            Output::AppendNoop { index, term } => self.append_noop(slot, index, term),
+            Output::AppendNoop { index, term } => self.append_own(slot, index, term, EntryKind::Noop, 0, &[]),
+            Output::AppendMembers { index, term, members } => {
+                self.append_members(slot, index, term, &members, 0)
+            }
+            Output::TransferEnded => self.on_transfer_ended(slot),
             Output::Send { to, message } => self.send_message(slot, to, message),
             Output::SendSnapshot { to } => self.send_snapshot(slot, to, false),
             Output::Fetch { to, first, last } => {
@@ -133,13 +137,22 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
     }
 
-    fn append_noop(&mut self, slot: u32, index: Index, term: Term) {
-        let mut noop = EntryBatch::new();
-        noop.push(0, EntryKind::Noop, &[]).expect("an empty entry is within every limit");
-        noop.stamp(term, self.clock.wall_ms());
+    /// An entry that consensus itself wants.
+    pub(super) fn append_own(
+        &mut self,
+        slot: u32,
+        index: Index,
+        term: Term,
+        kind: EntryKind,
+        tag: u64,
+        payload: &[u8],
+    ) {
+        let mut entry = EntryBatch::new();
+        entry.push(tag, kind, payload).expect("a small entry is within every limit");
+        entry.stamp(term, self.clock.wall_ms());
         let one = &mut self.slots[slot as usize];
         let before = one.log.bytes();
-        one.log.store(index, noop.bytes(), 1);
+        one.log.store(index, entry.bytes(), 1);
         self.arena_bytes = self.arena_bytes + one.log.bytes() - before;
     }
 
@@ -156,7 +169,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // With neither, it is about an installed snapshot, which was staged last.
         let mut batch = one.staged;
         if let Some(state) = state {
-            batch = self.wal.put_state(one.id, &state.encode());
+            let state = state.encode();
+            if let Some((first, last)) = entries {
+                // A change of members and the entry that made or undid it must not be parted.
+                let (header, _) = run_header(one, first, last, one.raft.term(), run_bytes_max);
+                self.wal.keep_together(state.len(), header.count, header.body_bytes as usize);
+            }
+            batch = self.wal.put_state(one.id, &state);
         }
         if let Some((first, last)) = entries {
             let mut from = first;
@@ -216,6 +235,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
         self.abandon_restore(slot);
         let one = &mut self.slots[slot as usize];
+        if one.raft.hard_state().current.index > Index::ZERO {
+            // The members that came with it are committed. Known without it they do no harm; it without them would.
+            self.wal.put_state(one.id, &one.raft.hard_state().encode());
+        }
         let before = one.log.bytes();
         if one.raft.last() > index {
             one.log.evict(index)
@@ -287,6 +310,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.status.elections_won += 1;
             self.hurry(slot);
         }
+        self.settle_transfer(slot, role, leader);
         self.release_parked(slot);
     }
 }

@@ -94,6 +94,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     Parked::Query { tag, origin, .. } => answers.give(&origin, tag, &stopping),
                 }
             }
+            for one in slot.transfer_for.drain(..) {
+                answers.give(&one.origin, one.tag, &Outcome::Unknown(Unknown::Stopped));
+            }
             for read in std::mem::take(&mut slot.reads).into_values() {
                 answers.give(&read.origin, read.tag, &stopping);
             }

@@ -55,6 +55,7 @@ fn append() -> Message {
         commit: coracle_base::Index(39),
         answer: true,
         trusted: false,
+        changes: Vec::new(),
     }
 }
 

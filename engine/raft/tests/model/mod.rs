@@ -3,21 +3,30 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use coracle_base::codec::Reader;
 use coracle_base::{Index, NodeId, Term};
 use coracle_raft::{
-    Config, Fit, Group, HardState, Input, Message, NotLeader, Output, PersistSeq, Proposed, Restored, Sizes,
+    Change, ChangeError, Config, Fit, Group, HardState, Input, Members, Message, NotLeader, Output,
+    PersistSeq, Proposed, Restored, Sizes,
 };
 
 /// Bytes that an entry is taken to have.
 pub const ENTRY_BYTES: u32 = 100;
 
-/// An entry: its term and what it says. A no-op says 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// An entry: its term and what it says. A no-op says 0, and so does a change of members.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Entry {
     pub term: Term,
     pub says: u64,
+    pub members: Option<Rc<Members>>,
+}
+
+impl Entry {
+    pub fn says(term: Term, says: u64) -> Self {
+        Self { term, says, members: None }
+    }
 }
 
 /// A log with its content, above a snapshot.
@@ -34,7 +43,7 @@ impl Entries {
     }
 
     pub fn get(&self, index: Index) -> Option<Entry> {
-        (index > self.base).then(|| self.held.get((index.0 - self.base.0 - 1) as usize).copied()).flatten()
+        (index > self.base).then(|| self.held.get((index.0 - self.base.0 - 1) as usize).cloned()).flatten()
     }
 
     pub fn term_at(&self, index: Index) -> Option<Term> {
@@ -54,10 +63,10 @@ impl Entries {
 
     /// How a write-ahead log replays a run: an entry that is held already changes nothing, one that differs cuts.
     pub fn replay(&mut self, first: Index, entries: &[Entry]) {
-        for (at, &entry) in entries.iter().enumerate() {
+        for (at, entry) in entries.iter().enumerate() {
             let index = first.plus(at as u64);
             if index > self.base && self.get(index).is_none_or(|held| held.term != entry.term) {
-                self.replace(index, &[entry]);
+                self.replace(index, std::slice::from_ref(entry));
             }
         }
     }
@@ -70,6 +79,12 @@ impl Entries {
 
     pub fn reset(&mut self, index: Index, term: Term) {
         *self = Self { base: index, base_term: term, held: Vec::new() };
+    }
+
+    /// The newest change of members that is held.
+    pub fn newest_change(&self) -> Option<(Index, Rc<Members>)> {
+        let held = self.held.iter().enumerate().rev();
+        held.filter_map(|(at, entry)| Some((self.base.plus(at as u64 + 1), entry.members.clone()?))).next()
     }
 
     /// First index of each term.
@@ -185,10 +200,23 @@ impl Node {
 
     pub fn propose(&mut self, says: &[u64]) -> Result<Proposed, NotLeader> {
         let proposed = self.group.propose(says.len() as u32)?;
-        let entries: Vec<Entry> = says.iter().map(|&says| Entry { term: proposed.term, says }).collect();
+        let entries: Vec<Entry> = says.iter().map(|&says| Entry::says(proposed.term, says)).collect();
         assert_eq!(proposed.first, self.log.last().next());
         self.log.replace(proposed.first, &entries);
         Ok(proposed)
+    }
+
+    /// Changes the members.
+    pub fn change(
+        &mut self,
+        now_us: u64,
+        changes: &[Change],
+        force: bool,
+    ) -> (Result<Proposed, ChangeError>, Vec<Output>) {
+        let mut out = Vec::new();
+        let result = self.group.change(now_us, changes, force, &mut out);
+        self.act_at_once(&out, &[], None);
+        (result, out)
     }
 
     /// Steps the group and does what a shard would do at once. What it asked for is returned too.
@@ -200,14 +228,27 @@ impl Node {
         self.step_with(now_us, Input::Receive { from: packet.from, message: packet.message }, &packet.entries)
     }
 
-    fn step_with(&mut self, now_us: u64, input: Input, entries: &[Entry]) -> Vec<Output> {
+    fn step_with(&mut self, now_us: u64, mut input: Input, entries: &[Entry]) -> Vec<Output> {
+        if let Input::Receive { message: Message::Append { prev_index, changes, .. }, .. } = &mut input {
+            let first = prev_index.next();
+            let found = entries.iter().enumerate().filter_map(|(at, entry)| {
+                let members = entry.members.as_ref()?;
+                Some((first.plus(at as u64), Members::clone(members)))
+            });
+            changes.extend(found);
+        }
         let end = match &input {
             Input::Receive { message, .. } => message.entries().map(|(_, last)| last),
             _ => None,
         };
         let mut out = std::mem::take(&mut self.out);
         self.group.step(now_us, input, &mut out);
-        for output in &out {
+        self.act_at_once(&out, entries, end);
+        out
+    }
+
+    fn act_at_once(&mut self, out: &[Output], entries: &[Entry], end: Option<Index>) {
+        for output in out {
             match output {
                 Output::Store { first } => {
                     let skipped = entries.len() - (end.expect("an append").since(first.prev()) as usize);
@@ -215,7 +256,15 @@ impl Node {
                 }
                 Output::AppendNoop { index, term } => {
                     assert_eq!(*index, self.log.last().next());
-                    self.log.replace(*index, &[Entry { term: *term, says: 0 }]);
+                    self.log.replace(*index, &[Entry::says(*term, 0)]);
+                }
+                Output::AppendMembers { index, term, members } => {
+                    assert_eq!(*index, self.log.last().next());
+                    // As its payload would be read elsewhere.
+                    let mut bytes = Vec::new();
+                    members.encode(&mut bytes);
+                    let members = Some(Rc::new(Members::decode(&mut Reader::new(&bytes)).unwrap()));
+                    self.log.replace(*index, &[Entry { term: *term, says: 0, members }]);
                 }
                 Output::Install { index, term } => {
                     self.log.reset(*index, *term);
@@ -225,7 +274,6 @@ impl Node {
             }
         }
         self.check_shape();
-        out
     }
 
     pub fn drain(&mut self, now_us: u64) -> Vec<Output> {
@@ -257,7 +305,7 @@ impl Node {
             Output::Send { to, message } => self.send(*to, message.clone()),
             Output::SendSnapshot { to } => {
                 let (index, snap_term) = (self.log.base, self.log.base_term);
-                self.send(*to, Message::Snapshot { term: self.group.term(), index, snap_term });
+                self.send(*to, self.group.snapshot_message(index, snap_term));
             }
             Output::Fetch { to, first, last } => {
                 self.fetches.push_back((*to, *first, self.log.range(*first, *last)));

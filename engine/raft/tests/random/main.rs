@@ -1,4 +1,4 @@
-//! A random cluster of 1 to 5 members: messages dropped, doubled, reordered and late, disks slow, writes lost at a
+//! A random cluster of 1 to 6 nodes, of which a random part makes the group: members change, messages dropped, doubled, reordered and late, disks slow, writes lost at a
 //! crash, sessions of links cut, snapshots, reads from disk, tails lost to corruption. Safety is checked at every
 //! output; then everything heals and the group has to work again, and to fall silent when idle.
 //!
@@ -61,16 +61,22 @@ fn random_clusters_are_safe_and_come_back() {
     }
     println!("{seeds:?}: {marks:#?}");
     for name in [
+        "change of members",
         "committed before the leader's own disk",
         "elected",
+        "joint change",
+        "members in a snapshot",
         "read answered",
         "read failed",
         "read from disk",
         "rejected",
         "resigned",
         "snapshot installed",
+        "successor told",
         "suspect caught up",
         "tail cut",
+        "told that it is out",
+        "transfer given up",
     ] {
         let seen = marks.get(name).copied().unwrap_or(0);
         assert!(seeds.end - seeds.start < 1000 || seen > 100, "{name} was hardly tried: {seen}");
@@ -100,6 +106,11 @@ mod planted {
             ("stale-completion", true, 1_000),
             ("read-without-noop", false, 500),
             ("stale-append-truncates", true, 500),
+            ("removed-voter-counts", true, 500),
+            ("two-changes-in-flight", true, 500),
+            ("change-before-noop", true, 500),
+            ("config-not-reverted", true, 500),
+            ("transfer-keeps-serving", true, 500),
         ]
         .map(|(name, strict, most)| (name, strict, most, first_caught(name, strict, most)));
         std::panic::set_hook(hook);

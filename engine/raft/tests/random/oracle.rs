@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use coracle_base::{Index, NodeId, Term};
-use coracle_raft::{Message, Output, Role};
+use coracle_raft::{Members, Message, Output, Role};
 
 use crate::model::{Disk, Entry, Node};
 
@@ -13,6 +13,8 @@ pub(crate) struct Oracle {
     /// Checks at the place of the crime (what a message claims is on the disk), not only its consequences.
     pub(crate) strict: bool,
     pub(crate) lost_tails: bool,
+    /// The members that the group was made with.
+    pub(crate) first: Members,
     pub(crate) leaders: BTreeMap<Term, NodeId>,
     pub(crate) votes: BTreeMap<(NodeId, Term), NodeId>,
     pub(crate) committed: Vec<Entry>,
@@ -30,6 +32,9 @@ impl Oracle {
         let name = match output {
             Output::AppendNoop { .. } => "elected",
             Output::Role { role: Role::Follower, leader: None, .. } => "leaderless",
+            Output::Install { .. } if node.group.hard_state().current.index > Index::ZERO => {
+                "members in a snapshot"
+            }
             Output::Install { .. } => "snapshot installed",
             Output::Fetch { .. } => "read from disk",
             Output::CaughtUp => "suspect caught up",
@@ -40,6 +45,11 @@ impl Oracle {
             }
             Output::Send { message: Message::LeaderGone { .. }, .. } => "resigned",
             Output::Send { message: Message::PreVoteReply { granted: false, .. }, .. } => "pre-vote refused",
+            Output::AppendMembers { members, .. } if members.is_joint() => "joint change",
+            Output::AppendMembers { .. } => "change of members",
+            Output::TransferEnded => "transfer given up",
+            Output::Send { message: Message::TimeoutNow { .. }, .. } => "successor told",
+            Output::Send { message: Message::Removed { .. }, .. } => "told that it is out",
             Output::Commit { .. } if node.group.is_leader() && node.group.durable() < node.group.commit() => {
                 "committed before the leader's own disk"
             }
@@ -59,11 +69,16 @@ impl Oracle {
         );
         for (at, committed) in self.committed.iter().enumerate().skip(node.log.base.0 as usize) {
             let held = node.log.get(Index(at as u64 + 1));
-            assert_eq!(held, Some(*committed), "the leader of term {term} lacks a committed entry");
+            assert_eq!(held.as_ref(), Some(committed), "the leader of term {term} lacks a committed entry");
         }
     }
 
-    pub(crate) fn commits<'a>(&mut self, node: &Node, upto: Index, disks: impl Iterator<Item = &'a Disk>) {
+    pub(crate) fn commits<'a>(
+        &mut self,
+        node: &Node,
+        upto: Index,
+        disks: impl Iterator<Item = (NodeId, &'a Disk)>,
+    ) {
         let reported = self.reported.insert(node.id, upto).expect("started");
         assert!(reported < upto, "the commit index never falls");
         for index in (reported.0 + 1..=upto.0).map(Index) {
@@ -76,15 +91,62 @@ impl Oracle {
         if self.strict && node.group.role() == Role::Leader {
             let entry = node.log.term_at(upto);
             assert_eq!(entry, Some(node.group.term()), "commit moves by an entry of the leader's term only");
-            let (mut copies, mut members) = (0, 0);
-            for disk in disks {
-                members += 1;
-                copies += usize::from(disk.log.base >= upto || disk.log.term_at(upto) == entry);
-            }
+            let holders: Vec<NodeId> = disks
+                .filter(|(_, disk)| disk.log.base >= upto || disk.log.term_at(upto) == entry)
+                .map(|(id, _)| id)
+                .collect();
+            let members = self.in_force(node);
             assert!(
-                2 * copies > members || self.lost_tails,
-                "{upto} is committed with {copies} copies of {members}"
+                members.quorum(|id| holders.contains(&id)) || self.lost_tails,
+                "{upto} is committed with copies at {holders:?} of {members:?}"
             );
+        }
+    }
+
+    /// The members of the newest change in a node's log; of what it has released, the newest that was committed.
+    pub(crate) fn in_force(&self, node: &Node) -> Members {
+        if let Some((_, members)) = node.log.newest_change() {
+            return Members::clone(&members);
+        }
+        // What a snapshot or a refusal told may be newer than the log.
+        let told = node.group.hard_state().current.index.max(node.log.base);
+        let committed =
+            self.committed.iter().take(told.0 as usize).rev().find_map(|entry| entry.members.clone());
+        committed.map_or(self.first.clone(), |members| Members::clone(&members))
+    }
+
+    /// What a group takes for its members is what its log says, or something newer that is committed.
+    pub(crate) fn knows_members(&self, node: &Node) {
+        let current = &node.group.hard_state().current;
+        let was = self.committed.get((current.index.0 as usize).wrapping_sub(1));
+        let was = was.and_then(|entry| entry.members.as_deref());
+        // It was told that it is out, and what its log says beyond that never was.
+        let is_out = was.is_some_and(|members| !members.contains(node.id));
+        if is_out && node.group.hard_state().previous.is_none() && Some(&current.members) == was {
+            return;
+        }
+        if current.members.is_empty() {
+            assert!(is_out || current.index == Index::ZERO, "it is out for no reason");
+        } else if current.index > node.log.last() {
+            assert_eq!(was, Some(&current.members), "what a snapshot tells is committed");
+        } else {
+            assert_eq!(current.members, self.in_force(node), "members of entry {}", current.index);
+        }
+    }
+
+    /// A change is appended by a leader that has committed in its own term, and after the last change is committed.
+    pub(crate) fn changes(&self, node: &Node, index: Index) {
+        if self.strict {
+            let (commit, term) = (node.group.commit(), node.group.term());
+            assert_eq!(
+                node.log.term_at(commit),
+                Some(term),
+                "a change before the leader's no-op is committed"
+            );
+            let mut before = node.log.clone();
+            before.held.truncate((index.0 - before.base.0 - 1) as usize);
+            let last = before.newest_change().map_or(Index::ZERO, |(index, _)| index);
+            assert!(last <= commit, "two changes under way");
         }
     }
 

@@ -1,9 +1,12 @@
 //! The cluster: its members, the links between them, and the random actions. Time, messages and disks move only here.
 
+mod calm;
+mod churn;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use coracle_base::{Index, NodeId};
-use coracle_raft::{Breaks, Config, Input, Message, Output};
+use coracle_raft::{Breaks, Config, Input, Members, Message, Output};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -23,6 +26,9 @@ pub(crate) struct Faults {
     release: u32,
     lose_tail: bool,
     on_disk: bool,
+    /// Members change, and leadership is handed over.
+    change: u32,
+    transfer: u32,
     tick: u32,
     propose: u32,
     /// How fast time goes: a slow one lets messages settle, a fast one makes every election a race.
@@ -36,6 +42,8 @@ impl Faults {
         let mut many = |p: f64, most: u32| if rng.random_bool(p) { rng.random_range(1..=most) } else { 0 };
         let (crash, cut, release) = (many(0.8, 5), many(0.8, 8), many(0.5, 8));
         let (tick, propose) = (many(1.0, 30), many(1.0, 40));
+        let (change, transfer) = (many(0.6, 60), many(0.4, 6));
+        let lose_tail = change == 0 && rng.random_bool(0.4);
         Self {
             drop,
             double,
@@ -47,7 +55,10 @@ impl Faults {
             propose,
             time_us: *[50_000, 300_000, 1_000_000].choose(rng).unwrap(),
             reorder: rng.random_bool(0.5),
-            lose_tail: rng.random_bool(0.2),
+            // Whoever lost something needs the others whole, and it is not known here who these will be.
+            lose_tail,
+            change,
+            transfer,
             on_disk: rng.random_bool(0.3),
         }
     }
@@ -68,6 +79,8 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     dirty: Vec<bool>,
     suspects: Vec<bool>,
+    /// The first so many made the group; the others may be made members of it.
+    founders: usize,
     /// By unordered pair: the session that exists, 0 if none; and what each end knows of it.
     sessions: BTreeMap<(usize, usize), u64>,
     ends: BTreeMap<(usize, usize), End>,
@@ -95,9 +108,11 @@ fn at(id: NodeId) -> usize {
 impl World {
     pub(crate) fn new(seed: u64, breaks: Breaks, strict: bool) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let size = *[1, 2, 3, 3, 3, 4, 5, 5].choose(&mut rng).unwrap();
+        let founders = *[1, 2, 3, 3, 3, 4, 5, 5].choose(&mut rng).unwrap();
         let faults = Faults::draw(&mut rng);
-        let oracle = Oracle { strict, lost_tails: faults.lose_tail, ..Oracle::default() };
+        let size = if faults.change > 0 { rng.random_range(founders..=6) } else { founders };
+        let first = Members::of_voters((0..founders).map(id));
+        let oracle = Oracle { strict, lost_tails: faults.lose_tail, first, ..Oracle::default() };
         let mut world = Self {
             rng,
             faults,
@@ -107,6 +122,7 @@ impl World {
             disks: vec![Disk::default(); size],
             dirty: vec![false; size],
             suspects: vec![false; size],
+            founders,
             sessions: BTreeMap::new(),
             ends: BTreeMap::new(),
             session_next: 0,
@@ -132,7 +148,8 @@ impl World {
 
     fn start(&mut self, at: usize) {
         self.boots += 1;
-        let mut config = Config::new(id(at), (0..self.size()).map(id));
+        let founders = if at < self.founders { self.founders } else { 0 };
+        let mut config = Config::new(id(at), (0..founders).map(id));
         config.seed = self.boots * 1000 + at as u64;
         config.breaks = self.breaks;
         if self.rng.random_bool(0.5) {
@@ -292,7 +309,7 @@ impl World {
                 }
                 Output::Commit { upto } => {
                     let disks = (0..self.nodes.len()).map(|other| {
-                        self.nodes[other].as_ref().map_or(&self.disks[other], |node| &node.disk)
+                        (id(other), self.nodes[other].as_ref().map_or(&self.disks[other], |node| &node.disk))
                     });
                     self.oracle.commits(node, *upto, disks);
                 }
@@ -315,10 +332,12 @@ impl World {
                     self.oracle.reads.remove(&(node.id, *token)).expect("a read is answered once");
                 }
                 Output::CaughtUp => self.suspects[at] = false,
+                Output::AppendMembers { index, .. } => self.oracle.changes(node, *index),
                 Output::Diverged { index } => panic!("diverged at {index}"),
                 _ => {}
             }
         }
+        self.oracle.knows_members(node);
     }
 
     pub(crate) fn act(&mut self) {
@@ -337,6 +356,8 @@ impl World {
             20, // a read from disk is answered
             30, // a dead node starts
             10, // time passes
+            faults.change,
+            faults.transfer,
         ];
         let mut pick = self.rng.random_range(0..weights.iter().sum());
         let action = weights.iter().position(|&weight| {
@@ -362,6 +383,8 @@ impl World {
             10 => self.act_fetch(a),
             11 if self.nodes[a].is_none() => self.start(a),
             11 => {}
+            13 => self.act_change(a),
+            14 => self.act_transfer(a),
             _ => self.now_us += self.rng.random_range(1..self.faults.time_us),
         }
         if self.dirty[a] && self.rng.random_bool(0.5) {
@@ -407,6 +430,7 @@ impl World {
         let count = self.rng.random_range(1..=4);
         let says: Vec<u64> = (1..=count).map(|n| self.says_next + n).collect();
         if node.propose(&says).is_ok() {
+            assert_eq!(node.group.transferring(), None, "a leader that hands over takes nothing up");
             self.says_next += count;
             self.dirty[at] = true;
             self.note(|| format!("{} proposes {count}", id(at)));
@@ -465,97 +489,6 @@ impl World {
             self.note(|| format!("{} fetched", id(at)));
             self.after(at, out);
         }
-    }
-
-    /// No more faults: everybody is back, every link has a new session.
-    fn heal(&mut self) {
-        self.note(|| "heal".into());
-        (self.faults.drop, self.faults.double, self.faults.slow_disk, self.faults.reorder) =
-            (0.0, 0.0, 0.0, false);
-        for at in 0..self.size() {
-            if self.nodes[at].is_none() {
-                self.start(at);
-            }
-        }
-        let pairs: Vec<_> = (0..self.size()).flat_map(|a| (0..a).map(move |b| (a, b))).collect();
-        for &(a, b) in &pairs {
-            self.cut(a, b);
-            self.notice(a, b);
-            self.notice(b, a);
-            self.connect(a, b);
-            self.notice(a, b);
-            self.notice(b, a);
-        }
-    }
-
-    /// Lets everything happen that is under way, in order; then time jumps to the next deadline, unless it is beyond.
-    fn settle(&mut self, until_us: u64) {
-        let mut steps = 0;
-        loop {
-            steps += 1;
-            assert!(steps < 100_000, "the cluster never settles");
-            let mut busy = false;
-            for at in 0..self.size() {
-                if self.dirty[at] {
-                    self.drain(at);
-                    busy = true;
-                }
-                while !self.nodes[at].as_ref().unwrap().writes.is_empty() {
-                    self.act_write(at);
-                    busy = true;
-                }
-                while !self.nodes[at].as_ref().unwrap().fetches.is_empty() {
-                    self.act_fetch(at);
-                    busy = true;
-                }
-            }
-            if !self.net.is_empty() {
-                self.deliver(0);
-                busy = true;
-            }
-            if busy {
-                continue;
-            }
-            let next = (0..self.size())
-                .filter_map(|at| self.nodes[at].as_ref().unwrap().group.deadline_us().map(|due| (due, at)))
-                .min();
-            match next {
-                Some((due, at)) if due <= until_us => {
-                    self.now_us = self.now_us.max(due);
-                    self.input(at, Input::Tick);
-                }
-                _ => return,
-            }
-        }
-    }
-
-    /// Liveness: within a few election timeouts somebody leads, commits and reads, all agree, and then nothing stirs.
-    pub(crate) fn check_liveness(&mut self) {
-        self.heal();
-        let deadline = self.now_us + 6_000_000;
-        self.settle(deadline);
-        let leaders: Vec<usize> =
-            (0..self.size()).filter(|&at| self.nodes[at].as_ref().unwrap().group.is_leader()).collect();
-        let &[leader] = &leaders[..] else { panic!("after healing, {leaders:?} lead") };
-        self.act_propose(leader);
-        self.act_read(leader);
-        let answered = self.oracle.reads_answered;
-        self.settle(self.now_us + 3_000_000);
-        assert!(self.oracle.reads_answered > answered && self.oracle.reads.is_empty(), "reads are answered");
-        let ends: Vec<_> = (self.nodes.iter().flatten())
-            .map(|node| {
-                let group = &node.group;
-                assert_eq!(group.deadline_us(), None, "node {} is idle, and yet it waits", node.id);
-                (group.term(), group.leader(), group.last(), group.commit(), group.durable(), group.suspect())
-            })
-            .collect();
-        let last = ends[leader].2;
-        let leader = Some(id(leader));
-        assert!(
-            ends.iter().all(|end| *end == (ends[0].0, leader, last, last, last, false)),
-            "all agree: {ends:?}"
-        );
-        assert_eq!(last.0, self.oracle.committed.len() as u64);
     }
 
     pub(crate) fn check_log_matching(&self) {

@@ -62,7 +62,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match kind {
             Kind::Offer => {
                 let offer = Offer::decode(fields)?;
-                slot.into_iter().for_each(|slot| self.on_offer(slot, node, offer));
+                if let Some(slot) = slot {
+                    self.on_offer(slot, node, offer);
+                }
             }
             Kind::Want => {
                 let want = Want::decode(fields)?;

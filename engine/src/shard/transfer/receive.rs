@@ -113,7 +113,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn tell_raft(&mut self, slot: u32, from: NodeId, offer: &Offer) {
         let Key { index, term: snap_term, .. } = offer.key;
-        let message = Message::Snapshot { term: offer.raft_term, index, snap_term };
+        let configured = offer.configured.clone();
+        let message = Message::Snapshot { term: offer.raft_term, index, snap_term, configured };
         self.step(slot, Input::Receive { from, message }, None, &[]);
     }
 
@@ -171,6 +172,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let receiving = Receiving {
             slot,
             from,
+            live_done: offer.live == 0,
             offer,
             part,
             writer,
@@ -178,7 +180,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             end: None,
             live: Vec::new(),
             live_next: None,
-            live_done: offer.live == 0,
             heard_us: self.now_us,
             asked_us: self.now_us,
             is_ending: false,
@@ -247,11 +248,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         receiving.live_done = live.next.is_none();
         let (is_done, came) =
             (receiving.live_done, receiving.live.iter().map(|range| range.count).sum::<u64>());
-        let (from, offer) = (receiving.from, receiving.offer);
+        let (from, key, expected) = (receiving.from, receiving.offer.key, receiving.offer.live);
         self.status.transfer_bytes_received += payload.len() as u64;
         self.again = true;
-        if is_done && came != offer.live {
-            tracing::error!(%group, came, expected = offer.live, "a {} came with other entries than were offered", With(from, offer.key));
+        if is_done && came != expected {
+            tracing::error!(%group, came, expected, "a {} came with other entries than were offered", With(from, key));
             self.give_up_receiving(token);
             return Ok(());
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use coracle_base::{GroupId, Index, NodeId, RunHeader, Term};
 use coracle_io::{Clock, Disk, DiskDone, Net};
-use coracle_raft::{Message, Role};
+use coracle_raft::Role;
 use coracle_segments::snapshot::{
     CHUNK_BODY_BYTES, ChunkRead, ChunkReader, SnapshotHead, SnapshotName, chunk_bytes, chunks_of,
 };
@@ -159,8 +159,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match &one.snapshot {
             None => return,
             Some(Held::Inline(snapshot)) if is_alone || !speaks => {
-                let message =
-                    Message::Snapshot { term: raft_term, index: snapshot.index, snap_term: snapshot.term };
+                let message = one.raft.snapshot_message(snapshot.index, snapshot.term);
                 let payload = |out: &mut Vec<u8>| out.extend_from_slice(&snapshot.bytes);
                 if let Some(envelope) = self.transport.envelope(to) {
                     envelope.push(Kind::Raft, group, false, |out| message.encode(out), payload);
@@ -177,7 +176,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Some(sending) = self.snapshots.sends.open.get_mut(&token) else { return };
         sending.state_only = state_only;
         let live = sending.live.iter().map(|range| range.count).sum();
-        let offer = Offer { raft_term, key: sending.key, live, state_only };
+        let configured = if state_only { None } else { self.slots[slot as usize].raft.members_to_send() };
+        let offer = Offer { raft_term, key: sending.key, live, state_only, configured };
         push_offer(self.transport.envelope(to), group, &offer);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   key     index u64, term u64, bytes u64, crc u32: which snapshot; nothing is taken that names another one
-//!   offer   raft_term u64, key, live u64 (entries that live on below it), flags u8 (1: only the machine's state is wanted)
+//!   offer   raft_term u64, key, live u64 (entries that live on below it), flags u8 (1: only the machine's state is wanted;
+//!           2: members follow: index u64, then as in a hard state)
 //!   want    key, part u8 (0 chunks, 1 live entries), then chunks: next u64, end u64; live entries: next u64
 //!   chunk   key, number u64; payload: the chunk's bytes
 //!   live    key, from u64, next u64 (0: there are no more); payload: runs of entries, in order
@@ -10,12 +11,14 @@
 
 use coracle_base::codec::{Reader, Sink};
 use coracle_base::{Index, Term};
+use coracle_raft::Configured;
 
 use crate::transport::envelope::EnvelopeError;
 
 /// No honest snapshot counts so far: adding to what is below never overflows.
 const NUMBER_MAX: u64 = 1 << 62;
 const STATE_ONLY: u8 = 1;
+const CONFIGURED: u8 = 2;
 
 /// Which snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(crate) struct Key {
 }
 
 /// A snapshot is to be had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
     /// The sender's term: a leader's, unless only the state is wanted.
     pub(crate) raft_term: Term,
@@ -36,6 +39,8 @@ pub(crate) struct Offer {
     pub(crate) live: u64,
     /// It is for a machine whose own snapshot is damaged: the log is not concerned.
     pub(crate) state_only: bool,
+    /// The members that go with it, if they ever changed.
+    pub(crate) configured: Option<Box<Configured>>,
 }
 
 /// What of it is wanted.
@@ -109,17 +114,28 @@ impl Offer {
         out.put_u64(self.raft_term.0);
         self.key.encode(out);
         out.put_u64(self.live);
-        out.put_u8(if self.state_only { STATE_ONLY } else { 0 });
+        let configured = if self.configured.is_some() { CONFIGURED } else { 0 };
+        out.put_u8(configured | if self.state_only { STATE_ONLY } else { 0 });
+        if let Some(configured) = &self.configured {
+            configured.encode(out);
+        }
     }
 
     pub(crate) fn decode(fields: &[u8]) -> Result<Self, EnvelopeError> {
         let mut reader = Reader::new(fields);
         let (raft_term, key) = (Term(number(&mut reader)?), Key::decode(&mut reader)?);
         let (live, flags) = (number(&mut reader)?, reader.u8()?);
-        if flags > STATE_ONLY || live > key.index.0 {
+        if flags > STATE_ONLY | CONFIGURED || live > key.index.0 {
             return Err(EnvelopeError::Message("an impossible offer".into()));
         }
-        end(&reader, Self { raft_term, key, live, state_only: flags == STATE_ONLY })
+        let configured = match flags & CONFIGURED {
+            0 => None,
+            _ => Some(
+                Configured::decode(&mut reader).map_err(|error| EnvelopeError::Message(error.to_string()))?,
+            ),
+        };
+        let state_only = flags & STATE_ONLY != 0;
+        end(&reader, Self { raft_term, key, live, state_only, configured: configured.map(Box::new) })
     }
 }
 
@@ -185,6 +201,9 @@ impl Live {
 
 #[cfg(test)]
 mod tests {
+    use coracle_base::NodeId;
+    use coracle_raft::Members;
+
     use super::*;
 
     const KEY: Key = Key { index: Index(900), term: Term(7), bytes: 1 << 40, crc: 0xDEAD_BEEF };
@@ -207,8 +226,11 @@ mod tests {
 
     #[test]
     fn round_trips_and_truncations() {
-        for state_only in [false, true] {
-            check(Offer { raft_term: Term(9), key: KEY, live: 12, state_only }, Offer::encode, Offer::decode);
+        let members = Members::of_voters([NodeId(1), NodeId(3), NodeId(8)]);
+        for (state_only, index) in [(false, None), (false, Some(Index(880))), (true, None)] {
+            let configured = index.map(|index| Box::new(Configured { index, members: members.clone() }));
+            let offer = Offer { raft_term: Term(9), key: KEY, live: 12, state_only, configured };
+            check(offer, Offer::encode, Offer::decode);
         }
         for part in [Part::Chunks { next: 3, end: 11 }, Part::Live { next: Index(5) }] {
             check(Want { key: KEY, part }, Want::encode, Want::decode);
@@ -223,7 +245,8 @@ mod tests {
     fn impossible_values_are_refused() {
         let offer = |key, live| {
             let mut bytes = Vec::new();
-            Offer { raft_term: Term(1), key, live, state_only: false }.encode(&mut bytes);
+            let configured = None;
+            Offer { raft_term: Term(1), key, live, state_only: false, configured }.encode(&mut bytes);
             Offer::decode(&bytes)
         };
         assert!(offer(KEY, 900).is_ok());

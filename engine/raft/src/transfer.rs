@@ -1,0 +1,132 @@
+//! Leadership is handed over: the leader takes nothing more up, brings its successor to the end of its own log, and tells
+//! it to campaign at once. If that comes to nothing within one election timeout, it leads on as if nothing had been.
+//!
+//! Invariants: (1) a leader that hands over appends nothing, so the successor can catch up, and no command is lost for
+//! having come in between; (2) the successor is a voter whose durable log, as it acknowledged it to this leader, ends
+//! where the leader's does (not merely what was sent to it: Ra judges by that, and its successors lose the election).
+
+use alloc::vec::Vec;
+
+use coracle_base::{NodeId, Term};
+
+use crate::group::{Group, NotLeader, Output, Role};
+use crate::member::Membership;
+use crate::message::{Message, NUMBER_MAX};
+
+/// Leadership on its way to another member.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transfer {
+    to: NodeId,
+    pub(crate) until_us: u64,
+    told: bool,
+}
+
+/// Why leadership cannot be handed over. Nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Only a leader can do this.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+    /// The member leads already.
+    #[error("node {0} leads already")]
+    Leads(NodeId),
+    /// It is no voter.
+    #[error("node {0} is not a voter")]
+    NotAVoter(NodeId),
+    /// No voter, or not this one, can be reached and trusted.
+    #[error("no voter that could lead can be reached")]
+    Unreachable,
+    /// Leadership is on its way to another one.
+    #[error("leadership is being handed to node {0} already")]
+    UnderWay(NodeId),
+}
+
+impl Group {
+    /// Begins to hand leadership over: to that member, or to the voter that holds most of the log. Says to whom. It ends
+    /// with `Output::Role`, when another one leads, or with `Output::TransferEnded`.
+    ///
+    /// # Errors
+    /// [`TransferError`]: nothing was done.
+    pub fn transfer(&mut self, now_us: u64, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        self.require_leader()?;
+        if to == Some(self.config.id) {
+            return Err(TransferError::Leads(self.config.id));
+        }
+        if let Some(transfer) = self.transfer {
+            return match to.is_none_or(|to| to == transfer.to) {
+                true => Ok(transfer.to),
+                false => Err(TransferError::UnderWay(transfer.to)),
+            };
+        }
+        let is_voter =
+            |node| self.members().get(node).is_some_and(|member| member.membership() == Membership::Voter);
+        if let Some(to) = to.filter(|to| !is_voter(*to)) {
+            return Err(TransferError::NotAVoter(to));
+        }
+        let can_lead = self.peers.iter().filter(|peer| peer.link_up && peer.doubt.is_none());
+        let wanted = can_lead.filter(|peer| to.is_none_or(|to| peer.id == to) && is_voter(peer.id));
+        let best = wanted.max_by_key(|peer| (peer.match_index, core::cmp::Reverse(peer.id)));
+        let to = best.map(|peer| peer.id).ok_or(TransferError::Unreachable)?;
+        let until_us = now_us + self.config.election_us_max;
+        self.transfer = Some(Transfer { to, until_us, told: false });
+        Ok(to)
+    }
+
+    /// To whom leadership is being handed over.
+    pub fn transferring(&self) -> Option<NodeId> {
+        self.transfer.map(|transfer| transfer.to)
+    }
+
+    /// The successor holds everything: it is its turn.
+    pub(crate) fn hand_over(&mut self, out: &mut Vec<Output>) {
+        let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.told) else { return };
+        let last = self.log.last();
+        let is_ready = |peer: &&crate::progress::Peer| peer.id == transfer.to && peer.match_index == last;
+        if self.peers.iter().filter(is_ready).any(|peer| peer.link_up && peer.doubt.is_none()) {
+            transfer.told = true;
+            out.push(Output::Send {
+                to: transfer.to,
+                message: Message::TimeoutNow { term: self.state.term },
+            });
+        }
+    }
+
+    /// The successor had its time: we lead on, unless we are no member any more.
+    pub(crate) fn end_transfer(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        self.transfer = None;
+        if self.is_out() && self.members_are_settled() {
+            return self.become_follower(now_us, self.state.term, out);
+        }
+        out.push(Output::TransferEnded);
+    }
+
+    pub(crate) fn on_timeout_now(&mut self, now_us: u64, from: NodeId, term: Term) {
+        let is_leaders = term == self.state.term && self.leader == Some(from);
+        if is_leaders && self.role == Role::Follower && self.can_win() {
+            self.forced = true;
+            self.run(now_us);
+        }
+    }
+
+    /// An operator wants this member to lead: it campaigns now, though there may be a live leader. Whether it does; a
+    /// leader does not, nor does a member that could not win.
+    pub fn trigger_election(&mut self, now_us: u64) -> bool {
+        let begins = self.role != Role::Leader && self.can_win();
+        if begins {
+            self.campaign(now_us, true);
+        }
+        begins
+    }
+
+    /// Stops leading at once, though the links are up: this member's own disk does not answer.
+    pub fn resign(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        if self.role == Role::Leader {
+            self.become_follower(now_us, self.state.term, out);
+            self.tell_role(out);
+        }
+    }
+
+    fn can_win(&self) -> bool {
+        self.may_campaign() && !self.suspect && self.reaches_majority() && self.state.term.0 < NUMBER_MAX
+    }
+}

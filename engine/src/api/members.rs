@@ -1,0 +1,103 @@
+//! Who the members of a group are, and who leads it: looking, changing, handing over.
+
+use coracle_base::{GroupId, NodeId};
+use coracle_raft::{Change, Members};
+
+use super::{Group, Proposal, ask};
+use crate::Error;
+use crate::machine::Machine;
+use crate::node::Node;
+use crate::outcome::Reason;
+use crate::shard::inbox::{Command, Start};
+use crate::shard::members::Request;
+
+impl Group {
+    /// The members as this node's log has them, by its newest change, committed or not; `None` if the group does not run
+    /// here. Nobody: this node waits to be made a member.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::Busy`].
+    pub fn members(&self) -> Result<Option<Members>, Error> {
+        Ok(self.status()?.map(|status| status.members))
+    }
+
+    /// Changes the members, all at once: in one step if at most one voter changes, else through a joint phase that ends
+    /// by itself. Done when the change is committed; a joint phase may be over a moment later. It is refused if no
+    /// majority of the new members can be reached, unless it is forced: for when those that cannot will come back.
+    ///
+    /// Refused as [`Reason::ChangeUnderWay`], it is worth another try soon.
+    pub fn change_members(&self, changes: &[Change], force: bool) -> Proposal {
+        self.wish(Request::Change { force, changes: changes.to_vec() })
+    }
+
+    /// Takes a node up: it receives the log and does not count, and is made a voter by itself once it has what the log
+    /// held when it joined. The node has to start the group ([`Node::join_group`]).
+    pub fn add_member(&self, node: NodeId) -> Proposal {
+        self.change_members(&[Change::Promotable(node)], false)
+    }
+
+    /// Takes a node out. It may be the leader, which hands over then.
+    pub fn remove_member(&self, node: NodeId) -> Proposal {
+        self.change_members(&[Change::Remove(node)], false)
+    }
+
+    /// Hands leadership to a voter, or to the one that holds most of the log. Done, with the new leader, when there is
+    /// one. Commands wait meanwhile, and are not refused. Refused as [`Reason::NotHandedOver`], the old one leads on.
+    pub fn transfer_leadership(&self, to: Option<NodeId>) -> Proposal {
+        self.wish(Request::Transfer { to })
+    }
+
+    /// Lets this node's member campaign at once, though there may be a live leader. Whether it does: not if it leads
+    /// already, is no voter, or reaches no majority.
+    ///
+    /// # Errors
+    /// [`Error::NoGroup`], [`Error::Stopped`], [`Error::Busy`].
+    pub fn trigger_election(&self) -> Result<bool, Error> {
+        ask(&self.inbox, |reply| Command::Campaign { group: self.id, reply })?
+    }
+
+    fn wish(&self, request: Request) -> Proposal {
+        if !request.is_small() {
+            return Proposal::refused(Reason::TooManyMembers);
+        }
+        let entries = request.into_batch();
+        self.send(|origin| Command::Propose { group: self.id, entries, origin })
+    }
+}
+
+impl Node {
+    /// As [`start_group`](Self::start_group), for a group that some of the cluster's nodes make: every one of `founders`
+    /// names the same ones. A node that is not among them waits to be made a member. Once the group has begun, its own
+    /// log knows better.
+    ///
+    /// # Errors
+    /// As [`start_group`](Self::start_group).
+    pub fn start_group_of(
+        &self,
+        id: GroupId,
+        founders: &[NodeId],
+        machine: impl Machine,
+    ) -> Result<Group, Error> {
+        let start = Start { group: id, machine: Box::new(machine), founders: Some(founders.to_vec()) };
+        self.handles().start_groups(vec![start]).pop().unwrap_or(Err(Error::Stopped(None)))
+    }
+
+    /// Takes up a group that this node is to be made a member of ([`Group::add_member`], anywhere): it waits for the
+    /// leader, from whom it learns everything.
+    ///
+    /// # Errors
+    /// As [`start_group`](Self::start_group).
+    pub fn join_group(&self, id: GroupId, machine: impl Machine) -> Result<Group, Error> {
+        self.start_group_of(id, &[], machine)
+    }
+
+    /// Begins to hand over every group that this node leads and that another one can lead. How many that were: called
+    /// again after a while, 0 says that it is done. Nothing keeps the node from being elected again later.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::Busy`].
+    pub fn drain(&self) -> Result<usize, Error> {
+        let inboxes = self.handles().inboxes.iter();
+        inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply })).sum()
+    }
+}
