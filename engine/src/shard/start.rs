@@ -13,7 +13,7 @@ use super::compact::Compaction;
 use super::groups::{Held, Slot, Snapshot};
 use super::inbox::{Inbox, Start};
 use super::restore::Try;
-use super::snapshots::Snapshots;
+use super::snapshots::{Checkpoint, Snapshots};
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
 use crate::transport::Transport;
@@ -88,19 +88,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                           replace this member, or restore the directory";
             return Err(Error::Machine { group, reason: reason.into() });
         }
-        let hard_state = match found.map(|one| &one.state) {
-            Some(bytes) if !bytes.is_empty() => Some(
-                HardState::decode(bytes)
-                    .map_err(|error| Error::Machine { group, reason: format!("hard state: {error}") })?,
-            ),
-            _ => None,
-        };
-        if found.is_some_and(|one| one.state_lost) {
-            // It may have voted in a term that it no longer knows; no waiting makes that safe.
-            let reason = "its vote may be lost with a damaged part of the log, so it must not vote again: replace this \
-                          member, or restore the directory";
-            return Err(Error::Machine { group, reason: reason.into() });
-        }
+        let hard_state = found.map_or(Ok(None), hard_state_of)?;
         let held = found.and_then(held);
         let last = found.map_or(Index::ZERO, |one| one.last);
         // What lies before the log: the snapshot's, whether it is sound or not.
@@ -134,24 +122,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let is_good =
             |index, term| index >= first && index <= raft.durable() && raft.term_at(index) == Some(term);
         let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, is_good);
-        let mut tries = match (&held, base) {
+        let tries = match &held {
             // As small as it is, it need not wait.
-            (Some(Held::Inline(snapshot)), _) if checkpoints.is_empty() => {
+            Some(Held::Inline(snapshot)) if checkpoints.is_empty() => {
                 slot.restore(snapshot)
                     .map_err(|error| Error::Machine { group, reason: error.to_string() })?;
                 None
             }
-            (Some(Held::Inline(snapshot)), _) => Some(vec![Try::Inline(snapshot.clone())]),
-            (Some(Held::File { index, term, file }), _) => {
-                Some(vec![Try::Marked { index: *index, term: *term, file: *file }])
-            }
-            (None, Some(_)) => Some(Vec::new()),
-            (None, None) if checkpoints.is_empty() => None,
-            (None, None) => Some(vec![Try::Empty]),
+            held => tries(held.as_ref(), base.is_some(), &checkpoints),
         };
-        if let Some(tries) = &mut tries {
-            tries.extend(checkpoints.iter().map(|one| Try::Checkpoint { index: one.index, name: one.name }));
-        }
         (slot.snapshot, slot.checkpoints) = (held, checkpoints);
         slot.part = self.snapshots.part_of(group);
         self.recovered.remove(&group);
@@ -271,6 +250,40 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.sweeping.tell(&mut status);
         status
     }
+}
+
+/// What a group voted, if it has begun, and may go on from there.
+///
+/// # Errors
+/// Its state is of no known form, or a newer one may be lost.
+fn hard_state_of(found: &RecoveredGroup) -> Result<Option<HardState>, Error> {
+    let refused = |reason: String| Error::Machine { group: found.group, reason };
+    if found.state_lost {
+        // It may have voted in a term that it no longer knows; no waiting makes that safe.
+        let reason = "its vote may be lost with a damaged part of the log, so it must not vote again: replace this \
+                      member, or restore the directory";
+        return Err(refused(reason.into()));
+    }
+    if found.state.is_empty() {
+        return Ok(None);
+    }
+    HardState::decode(&found.state).map(Some).map_err(|error| refused(format!("hard state: {error}")))
+}
+
+/// What a machine may be restored from, the best first; `None` if it begins empty and nothing has to be read. `has_base`: its
+/// log begins with a snapshot, sound or not.
+fn tries(held: Option<&Held>, has_base: bool, checkpoints: &[Checkpoint]) -> Option<Vec<Try>> {
+    let mut tries = match held {
+        Some(Held::Inline(snapshot)) => vec![Try::Inline(snapshot.clone())],
+        Some(Held::File { index, term, file }) => {
+            vec![Try::Marked { index: *index, term: *term, file: *file }]
+        }
+        None if has_base => Vec::new(),
+        None if checkpoints.is_empty() => return None,
+        None => vec![Try::Empty],
+    };
+    tries.extend(checkpoints.iter().map(|one| Try::Checkpoint { index: one.index, name: one.name }));
+    Some(tries)
 }
 
 /// The snapshot that recovery found, if it is readable or a file.

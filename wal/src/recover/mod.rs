@@ -348,24 +348,7 @@ fn begin_anew<D: Disk>(
         }
         None => Source::New,
     });
-    let uuid_of = |file_no| links.iter().find(|link| link.file_no == file_no).map(|link| link.uuid);
-    let cut = Cut { end: tail.at.offset, end_seq: tail.seq, end_chain: tail.chain, suspect: tail.suspect };
-    let first_seq = tail.seq_seen.max(tail.seq) + WRITES_IN_FLIGHT_MAX as u64 + 1;
-    let file_no = directory.highest_no + 1;
-    let head = Head {
-        identity,
-        window: WRITES_IN_FLIGHT_MAX as u32,
-        file_no,
-        uuid: Uuid::of(config.seed, file_no),
-        boot_epoch: directory.boot_epoch + 1,
-        first_seq,
-        file_bytes: config.file_bytes,
-        prev: Some(Prev {
-            file_no: tail.at.file_no,
-            uuid: uuid_of(tail.at.file_no).unwrap_or_default(),
-            cut: Some(cut),
-        }),
-    };
+    let head = next_head(&config, identity, directory, links, &tail);
     let (ready, prefill_bytes, source) = make_ready_somehow(disk, &config, head, source, directory, &void)?;
     let reused = match source {
         Source::Dead { file_no, .. } => Some(file_no),
@@ -381,7 +364,7 @@ fn begin_anew<D: Disk>(
     let void = void.into_iter().filter(|no| Some(*no) != reused && files.get(*no).is_none());
     let void = void.map(|no| dead(directory, no));
     // The file that was made ready may have had the name of a spare on its way, and taken its place.
-    let replaced = spare_path(&config.dir, file_no);
+    let replaced = spare_path(&config.dir, head.file_no);
     let spares =
         leftovers.into_iter().filter(|one| !matches!(one, Source::Spare { path, .. } if *path == replaced));
     let leftovers = void.chain(spares).collect();
@@ -396,14 +379,41 @@ fn begin_anew<D: Disk>(
         leftovers,
         orphans,
         segments_upto,
-        file_no,
-        first_seq,
+        file_no: head.file_no,
+        first_seq: head.first_seq,
         chain: tail.chain,
         incomplete: replay.incomplete,
         prefill_bytes,
         config,
     };
     Ok((start, strays))
+}
+
+/// The head of the file that this start goes on in: it cuts the one before off where the log ends.
+fn next_head(
+    config: &Config,
+    identity: Identity,
+    directory: &Directory,
+    links: &[Link],
+    tail: &Tail,
+) -> Head {
+    let file_no = directory.highest_no + 1;
+    let before = links.iter().find(|link| link.file_no == tail.at.file_no);
+    let cut = Cut { end: tail.at.offset, end_seq: tail.seq, end_chain: tail.chain, suspect: tail.suspect };
+    Head {
+        identity,
+        window: WRITES_IN_FLIGHT_MAX as u32,
+        file_no,
+        uuid: Uuid::of(config.seed, file_no),
+        boot_epoch: directory.boot_epoch + 1,
+        first_seq: tail.seq_seen.max(tail.seq) + WRITES_IN_FLIGHT_MAX as u64 + 1,
+        file_bytes: config.file_bytes,
+        prev: Some(Prev {
+            file_no: tail.at.file_no,
+            uuid: before.map(|link| link.uuid).unwrap_or_default(),
+            cut: Some(cut),
+        }),
+    }
 }
 
 /// A file that holds nothing, to be made ready anew.
