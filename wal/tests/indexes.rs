@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::counting::Counting;
 use common::{Rig, config, identity};
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{GroupId, Index};
 use coracle_io::Disk;
-use coracle_io::fake::{Damage, DiskImage, FakeDisk};
+use coracle_io::fake::{Damage, DiskImage, FakeDisk, OpKind};
 use coracle_wal::{Config, ReadError, Wal};
 
 const FILE_BYTES: u64 = 1 << 20;
@@ -142,6 +144,55 @@ fn an_index_that_is_wrong_is_noticed_and_not_used_again() {
     }
     coracle_wal::breaks::mislead(false);
     assert!(wal.stats().indexes_wrong >= 1, "{:?}", wal.stats());
+}
+
+/// The file in which an index lies cannot be opened: that costs the index, not the entries of the file that it is of.
+#[test]
+fn an_index_that_cannot_be_opened_costs_a_scan_and_nothing_else() {
+    let rig = log_of_files(65);
+    let places: Vec<String> = index_records(&rig.disk.image()).into_iter().map(|(file, ..)| file).collect();
+    let mut wrong = 0;
+    for range in [false, true] {
+        let disk = rig.disk.clone();
+        let (mut wal, _) = Wal::open(&mut disk.clone(), large(66), identity()).unwrap();
+        let mut failing: Vec<&String> = places.iter().collect();
+        failing.dedup();
+        failing.iter().for_each(|file| disk.fail_next(OpKind::Open, Some(Path::new(file)), 24));
+        for group in [1, GROUPS] {
+            if range {
+                let read = common::read_some(&mut wal, &mut disk.clone(), group, Index(1), Index(1), 5000);
+                assert_eq!(read.map(|read| read.count), Ok(1), "group {group}");
+            } else {
+                read_one(&mut wal, &disk, group, 1)
+                    .0
+                    .unwrap_or_else(|error| panic!("group {group}: {error}"));
+            }
+        }
+        disk.fail_no_more();
+        wrong += wal.stats().indexes_wrong;
+    }
+    assert!(wrong > 0);
+}
+
+/// A file was cut short, its index is sound: who is led beyond its end is told so, and does not look for ever.
+#[test]
+fn entries_of_a_file_that_was_cut_short_are_told_apart() {
+    let rig = log_of_files(67);
+    let image = rig.disk.image();
+    let logs: Vec<_> =
+        image.paths().into_iter().filter(|path| path.to_string_lossy().ends_with("wal")).collect();
+    let mut lost = 0;
+    for file in logs {
+        let disk = FakeDisk::from_image(image.clone(), 1);
+        assert!(disk.truncate_file(&file, 16 * BLOCK_BYTES as u64));
+        let Ok((mut wal, _)) = Wal::open(&mut disk.clone(), large(68), identity()) else { continue };
+        for group in 1..=GROUPS {
+            let one = common::read_some(&mut wal, &mut disk.clone(), group, Index(17), Index(17), 5000);
+            lost += u32::from(one.is_err());
+            lost += u32::from(read_one(&mut wal, &disk, group, 33).0.is_err());
+        }
+    }
+    assert!(lost > 0);
 }
 
 /// (file, offset of the body, its bytes) of the records of indexes: blocks and directories.

@@ -205,7 +205,9 @@ impl Group {
 
     /// Whether the configurations in an append can be written down. An honest leader saw to it.
     pub(crate) fn can_hold(&self, changes: &Changes) -> bool {
-        let previous = self.state.previous.as_ref().map(|previous| &previous.members);
+        // Once the members in force are committed, those before them are not written down with the next.
+        let previous = self.state.previous.as_ref().filter(|_| !self.members_are_settled());
+        let previous = previous.map(|previous| &previous.members);
         let mut before: smallvec::SmallVec<[&Members; 2]> =
             core::iter::once(self.members()).chain(previous).collect();
         for (_, members) in changes {

@@ -28,7 +28,7 @@ use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::RUN_ENTRIES_MAX;
 use coracle_base::{Index, NodeId, Term};
 
-use crate::hard_state::Ballot;
+use crate::hard_state::{Ballot, HardState};
 use crate::log::{SPANS_MAX, Spans};
 use crate::member::{Configured, Members};
 use crate::membership::Changes;
@@ -365,7 +365,8 @@ impl Configured {
     /// It is none that an entry has made.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let (index, members) = (index(reader)?, Members::decode(reader)?);
-        if index == Index::ZERO || members.is_empty() {
+        let fits = HardState::holds(&Members::default(), &members);
+        if index == Index::ZERO || members.is_empty() || !fits {
             return Err(DecodeError::Field { field: "configuration" });
         }
         Ok(Self { index, members })

@@ -293,3 +293,24 @@ fn what_is_impossible_is_refused() {
         assert_eq!(decode(bytes), Err(error));
     }
 }
+
+/// Members that go with a snapshot become part of a hard state: more than that has room for is refused, not written.
+#[test]
+fn members_that_no_hard_state_holds_are_refused() {
+    let encoded = |promotable: u8| {
+        let mut bytes = vec![7, 1, 3 + promotable];
+        for id in 1..=3 + promotable {
+            bytes.extend(u64::from(id).to_le_bytes());
+            bytes.push(if id <= 3 { 1 } else { 4 | 8 });
+            if id > 3 {
+                bytes.extend(90u64.to_le_bytes());
+            }
+        }
+        bytes
+    };
+    assert_eq!(Configured::decode(&mut Reader::new(&encoded(4))).unwrap().index, Index(7));
+    assert_eq!(
+        Configured::decode(&mut Reader::new(&encoded(13))),
+        Err(DecodeError::Field { field: "configuration" })
+    );
+}

@@ -235,10 +235,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn install(&mut self, slot: u32, index: Index, term: Term, bytes: &[u8]) {
         self.abandon_restore(slot);
         let one = &mut self.slots[slot as usize];
-        if one.raft.hard_state().current.index > Index::ZERO {
-            // The members that came with it are committed. Known without it they do no harm; it without them would.
-            self.wal.put_state(one.id, &one.raft.hard_state().encode());
-        }
+        // The members that came with it are committed, be they the founders again. Known without it they do no harm; it
+        // without them would.
+        self.wal.put_state(one.id, &one.raft.hard_state().encode());
         let before = one.log.bytes();
         if one.raft.last() > index {
             one.log.evict(index)

@@ -59,6 +59,8 @@ pub(crate) struct FileIndexes {
     known: BTreeMap<u64, IndexPlace>,
     waiting: Vec<Candidate>,
     job: Option<Box<Job>>,
+    /// The file whose index is being gone on with just now, and whether its list is needed: the job is not at its place then.
+    stepping: Option<(u64, bool)>,
     /// How many were written.
     pub(crate) written: u64,
     /// Their bytes, with those of lists.
@@ -102,15 +104,21 @@ impl FileIndexes {
 
     /// A scan of a file is in memory, in which nothing was damaged.
     pub(crate) fn was_scanned(&mut self, file_no: u64, refs: &Refs) {
-        let is_wanted = self.waiting.iter().any(|one| one.file_no == file_no)
-            || self.job.as_ref().is_some_and(|job| job.of() == file_no);
+        let is_wanted = self.waiting.iter().any(|one| one.file_no == file_no) || self.is_doing(file_no);
         if !is_wanted && !self.known.contains_key(&file_no) && refs.held(file_no).extents > 0 {
             self.wait(Candidate { file_no, source: Source::Scan, in_quiet: false });
         }
     }
 
+    /// Whether the index of a file is being written.
+    fn is_doing(&self, file_no: u64) -> bool {
+        self.job.as_ref().is_some_and(|job| job.of() == file_no)
+            || self.stepping.is_some_and(|(of, _)| of == file_no)
+    }
+
     /// The newest wait: an older one is given up.
     fn wait(&mut self, candidate: Candidate) {
+        self.waiting.retain(|one| one.file_no != candidate.file_no);
         self.waiting.push(candidate);
         let excess = self.waiting.len().saturating_sub(WAITING_MAX);
         self.waiting.drain(..excess);
@@ -120,7 +128,9 @@ impl FileIndexes {
     fn lists_needed(&self) -> Vec<u64> {
         let waiting = self.waiting.iter().rev().find(|one| one.source == Source::List);
         let waiting = waiting.map(|one| one.file_no);
-        waiting.into_iter().chain(self.job.as_ref().and_then(|job| job.list_needed())).collect()
+        let job = self.job.as_ref().and_then(|job| job.list_needed());
+        let stepping = self.stepping.filter(|(_, needs_list)| *needs_list).map(|(of, _)| of);
+        waiting.into_iter().chain(job).chain(stepping).collect()
     }
 }
 
@@ -137,7 +147,7 @@ impl Wal {
         let leaving: Vec<u64> = self.groups.runs().whole_before(sealed).collect();
         for file_no in leaving {
             let (held, file) = (self.refs.held(file_no), self.files.get(file_no));
-            let is_doing = self.indexes.job.as_ref().is_some_and(|job| job.of() == file_no);
+            let is_doing = self.indexes.is_doing(file_no);
             let Some(file) = file.filter(|_| held.extents > 0 && !is_doing) else { continue };
             if self.indexes.of(file_no).is_none() {
                 let in_quiet = 2 * held.live_bytes > file.end;

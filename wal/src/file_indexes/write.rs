@@ -170,11 +170,13 @@ impl Job {
 impl Wal {
     /// Goes on with the index that is being written, or begins the next.
     pub(crate) fn step_indexes(&mut self) {
-        if let Some(candidate) = self.indexes.waiting.first().copied().filter(|_| self.indexes.job.is_none())
-        {
-            self.indexes.waiting.remove(0);
+        if let Some(at) = self.next_candidate().filter(|_| self.indexes.job.is_none()) {
+            let candidate = self.indexes.waiting.remove(at);
             let of = self.files.get(candidate.file_no);
             let of = of.map(|file| IndexedFile { file_no: candidate.file_no, uuid: file.uuid });
+            // What waits for its snapshot is not among what a group holds: it would be missing in the index.
+            let is_settled = self.refs.held(candidate.file_no).placed == 0;
+            let of = of.filter(|of| is_settled && self.indexes.of(of.file_no).is_none());
             self.indexes.job = of.map(|of| Box::new(Job::new(of, candidate)));
         }
         let Some(mut job) = self.indexes.job.take() else { return };
@@ -184,6 +186,7 @@ impl Wal {
                 return;
             }
             if let Some(place) = job.place {
+                self.reads.forget_hints(place.of.file_no);
                 self.indexes.known.insert(place.of.file_no, place);
                 self.indexes.written += 1;
             }
@@ -193,9 +196,17 @@ impl Wal {
             return self.groups.keep_runs(self.indexes.lists_needed());
         }
         if self.may_index(job.in_quiet) {
+            // It may go over to another file meanwhile.
+            self.indexes.stepping = Some((job.of(), job.list_needed().is_some()));
             self.step_job(&mut job);
+            self.indexes.stepping = None;
         }
         self.indexes.job = Some(job);
+    }
+
+    /// The first of those that wait that may be begun: one that waits for a quiet log holds up no other.
+    fn next_candidate(&self) -> Option<usize> {
+        self.indexes.waiting.iter().position(|one| self.may_index(one.in_quiet))
     }
 
     /// Whether there is something to do for an index now, though nothing else happens.
@@ -203,7 +214,7 @@ impl Wal {
         let waits = |job: &Job| matches!(job.phase, Phase::Wait { .. });
         match &self.indexes.job {
             Some(job) => !waits(job) && self.may_index(job.in_quiet),
-            None => self.indexes.waiting.first().is_some_and(|next| self.may_index(next.in_quiet)),
+            None => self.next_candidate().is_some(),
         }
     }
 

@@ -141,7 +141,9 @@ impl Wal {
         for piece in pieces {
             let file_no = piece.at.file_no;
             match self.files.get(file_no) {
-                Some(file) if file.handle.is_none() => return Hint::Before(Next::Open { file_no }),
+                Some(file) if file.handle.is_none() => {
+                    return Hint::Before(Next::OpenForIndex { file_no, of: place.of.file_no });
+                }
                 Some(file) => left.push((file.uuid.low(), piece)),
                 None => {
                     self.distrust_index(place.of.file_no);

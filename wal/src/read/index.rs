@@ -128,6 +128,11 @@ impl Sought {
         RunKey { is_placed: self.is_placed, group: self.group, index: self.index }
     }
 
+    /// The same among the placed ones, if it lives on and is looked for among the log's own.
+    pub(crate) fn of_the_other_kind(self) -> Option<Self> {
+        (self.lives_on && !self.is_placed).then_some(Self { is_placed: true, ..self })
+    }
+
     /// An entry of `group`, which holds it in `extent`.
     pub(crate) fn of(group: &Group, extent: &Extent, index: Index) -> Self {
         Self { group: group.cold.id, index, is_placed: extent.is_placed, lives_on: index <= group.base }

@@ -69,7 +69,9 @@ impl Wal {
     fn find_in_index(&mut self, sought: &Sought, file_no: u64, needs_all: bool) -> Hint {
         if let Some(of_file) = self.reads.index(file_no, &self.groups, self.stage_file) {
             let by_hint = of_file.is_hint();
-            match of_file.find(*sought) {
+            // Pages of earlier versions do not say which of the entries that live on were placed.
+            let either = || of_file.find(*sought).or_else(|| of_file.find(sought.of_the_other_kind()?));
+            match either() {
                 Some(run) => return Hint::At { offset: run.offset, count: run.count, by_hint },
                 None if by_hint => self.distrust_index(file_no),
                 None => return Hint::Nowhere,
@@ -93,7 +95,8 @@ impl Wal {
         }
         let sought = Sought::of(group, &extent, index);
         if let Some(of_file) = self.reads.index(file_no, &self.groups, self.stage_file) {
-            return of_file.find(sought).map(|run| u64::from(run.offset));
+            let found = of_file.find(sought).or_else(|| of_file.find(sought.of_the_other_kind()?));
+            return found.map(|run| u64::from(run.offset));
         }
         self.hint_in_memory(&sought, file_no).map(u64::from)
     }

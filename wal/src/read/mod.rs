@@ -134,6 +134,8 @@ enum Doing {
     Nothing,
     Opening {
         file_no: u64,
+        /// It is only for the index of this file, which lies there.
+        for_index_of: Option<u64>,
     },
     /// Bytes from this place on.
     Reading {
@@ -148,6 +150,11 @@ enum Doing {
 enum Next {
     Open {
         file_no: u64,
+    },
+    /// The file that has the index of another one.
+    OpenForIndex {
+        file_no: u64,
+        of: u64,
     },
     Read {
         from: Position,
@@ -220,10 +227,10 @@ impl Reads {
         true
     }
 
-    /// What a scan has found in a file, if that is in memory.
+    /// What a scan has found in a file in which nothing was damaged, if that is in memory.
     pub(crate) fn scanned(&self, file_no: u64) -> Option<&FileIndex> {
         let of_file = self.indexes.iter().find(|(of, _)| *of == (file_no, Part::Whole));
-        of_file.map(|(_, index)| index).filter(|index| !index.is_hint())
+        of_file.map(|(_, index)| index).filter(|index| !index.is_hint() && index.is_sound())
     }
 
     fn keep_index(&mut self, which: (u64, Part), index: FileIndex) {
@@ -271,7 +278,7 @@ impl Reads {
     /// Somebody is waiting for this file to be opened.
     fn is_opening(&self, of: u64) -> bool {
         let mut seated = self.seats.iter().flatten();
-        seated.any(|job| matches!(job.doing, Doing::Opening { file_no } if file_no == of))
+        seated.any(|job| matches!(job.doing, Doing::Opening { file_no, .. } if file_no == of))
     }
 
     /// Somebody is making the same.
@@ -347,12 +354,11 @@ impl Wal {
                 Next::Open { file_no } if self.reads.is_opening(file_no) => {
                     return self.reads.put_back(job);
                 }
-                Next::Open { file_no } => {
-                    let op = DiskOp::Open { path: log_path(&self.config.dir, file_no), mode: FileMode::Read };
-                    disk.start(token::read((seat * FLIGHTS_MAX) as u64), op);
-                    job.doing = Doing::Opening { file_no };
-                    self.reads.put_back(job);
+                Next::OpenForIndex { file_no, .. } if self.reads.is_opening(file_no) => {
+                    return self.reads.put_back(job);
                 }
+                Next::Open { file_no } => self.open_file(disk, job, file_no, None),
+                Next::OpenForIndex { file_no, of } => self.open_file(disk, job, file_no, Some(of)),
                 Next::Read { from, bytes } => {
                     self.start_read(disk, seat, 0, from, bytes);
                     job.doing = Doing::Reading { from };
@@ -364,6 +370,13 @@ impl Wal {
                 Next::Load(load) => self.go_on_loading(disk, job, load),
             }
         }
+    }
+
+    fn open_file<D: Disk>(&mut self, disk: &mut D, mut job: Job, file_no: u64, for_index_of: Option<u64>) {
+        let op = DiskOp::Open { path: log_path(&self.config.dir, file_no), mode: FileMode::Read };
+        disk.start(token::read((job.seat * FLIGHTS_MAX) as u64), op);
+        job.doing = Doing::Opening { file_no, for_index_of };
+        self.reads.put_back(job);
     }
 
     fn begin_job(&self, mut job: Job) -> Job {
@@ -449,7 +462,11 @@ impl Wal {
         if let Some(mut job) = self.reads.seats.get_mut(seat).and_then(Option::take) {
             match std::mem::replace(&mut job.doing, Doing::Nothing) {
                 Doing::Nothing => self.reads.put_back(job),
-                Doing::Opening { file_no } => {
+                Doing::Opening { for_index_of: Some(of), .. } if done.result.is_err() => {
+                    self.distrust_index(of);
+                    self.reads.put_back(job);
+                }
+                Doing::Opening { file_no, .. } => {
                     let needless = self.on_opened(job, file_no, &done.result);
                     let surplus = self.files.surplus_handle(HANDLES_MAX, file_no);
                     for file in needless.into_iter().chain(surplus) {

@@ -49,6 +49,14 @@ impl Wal {
         if !is_open {
             return Next::Open { file_no };
         }
+        if u64::from(offset) + RUN_HEADER_BYTES as u64 > bytes_of_file {
+            // The file is shorter than what once said where the run lies.
+            if by_hint {
+                self.distrust_index(file_no);
+                return Next::Again;
+            }
+            return Next::Fail(self.corrupt(file_no, index, "its run lies beyond the file"));
+        }
         (job.uses, job.by_hint) = (Some(file_no), by_hint);
         let wanted = max_bytes.saturating_sub(job.out.body.len()).saturating_add(BLOCK_BYTES);
         let from = Position { file_no, offset: u64::from(offset) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 };

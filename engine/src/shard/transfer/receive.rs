@@ -21,6 +21,7 @@ use coracle_segments::snapshot::{
 use coracle_wal::{IndexRange, SnapshotFile};
 
 use super::super::Shard;
+use super::super::room::Need;
 use super::super::snapshots::WRITERS_MAX;
 use super::wire::{Chunk, Key, Live, Offer, Part, Want};
 use super::{ASK_AGAIN_US, PATIENCE_US, WINDOW_CHUNKS, With, push_want};
@@ -127,7 +128,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if offer.raft_term < receiving.offer.raft_term || receiving.is_ending {
             return;
         }
-        if receiving.offer.key == offer.key && receiving.offer.live == offer.live {
+        let is_same = (offer.key, offer.live, offer.state_only)
+            == (receiving.offer.key, receiving.offer.live, receiving.offer.state_only);
+        if is_same {
             let is_new = receiving.from != from || receiving.is_quiet(self.now_us, ASK_AGAIN_US);
             (receiving.from, receiving.offer) = (from, offer);
             self.again = true;
@@ -236,11 +239,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let group = self.slots[slot as usize].id;
         let runs = live_runs(group, &live, payload)?;
         let now_us = self.now_us;
+        // What this disk has no room for now is asked for again; what its files can never take is not.
+        if self.disk_is_behind() || !self.may_write(Need::Freeing, payload.len()) {
+            return Ok(());
+        }
+        let bytes_max = self.wal.run_bytes_max();
+        let largest = runs.iter().map(|run| run.body.len()).max().unwrap_or(0);
         let Some((token, receiving)) = self.receiving(slot, live.key) else { return Ok(()) };
         if receiving.live_next != Some(live.from) || receiving.live_done {
             return Ok(());
         }
         receiving.heard_us = now_us;
+        if largest > bytes_max {
+            let (from, key) = (receiving.from, receiving.offer.key);
+            tracing::error!(%group, largest, bytes_max, "a {} has entries that this log's files are too small for", With(from, key));
+            self.give_up_receiving(token);
+            return Ok(());
+        }
         for run in &runs {
             receiving.live.push(IndexRange { first: run.header.first(), count: u64::from(run.header.count) });
         }

@@ -171,10 +171,18 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             Some(_) => {}
         }
-        let found = self.snapshots.sends.find(slot, to);
-        let Some(token) = found.or_else(|| self.begin_send(slot, to, state_only)) else { return };
+        // What was begun for its state alone has no live entries with it, and must not become the other.
+        let mut found = self.snapshots.sends.find(slot, to);
+        let begun = found.and_then(|token| self.snapshots.sends.open.get(&token));
+        if begun.is_some_and(|one| one.state_only != state_only)
+            && let Some(other) = found.take()
+        {
+            self.end_send(other);
+        }
+        let Some(token) = found.or_else(|| self.begin_send(slot, to, state_only)) else {
+            return;
+        };
         let Some(sending) = self.snapshots.sends.open.get_mut(&token) else { return };
-        sending.state_only = state_only;
         let live = sending.live.iter().map(|range| range.count).sum();
         let configured = if state_only { None } else { self.slots[slot as usize].raft.members_to_send() };
         let offer = Offer { raft_term, key: sending.key, live, state_only, configured };
