@@ -19,7 +19,7 @@ use crate::pages::{Pages, files_of};
 use crate::wal::Wal;
 
 /// Checkpoint bytes in one submission.
-const STEP_BYTES: usize = 64 * 1024;
+const STEP_BYTES: usize = 16 * 1024;
 /// A piece of a page is closed beyond this.
 const PIECE_BYTES: usize = 32 * 1024;
 /// A checkpoint is not begun before other records have come to so many times the last one's bytes: with very many groups

@@ -27,13 +27,13 @@ use crate::read::{IndexRun, without_overlaps};
 use crate::wal::Wal;
 
 /// Of an index, in one submission, about.
-const STEP_BYTES: usize = 64 * 1024;
+const STEP_BYTES: usize = 16 * 1024;
 /// A block is closed beyond this: whoever looks for one entry reads one block.
 const BLOCK_BYTES: usize = 8 * 1024;
 /// Groups looked at in one submission.
-const STEP_GROUPS: usize = 512;
+const STEP_GROUPS: usize = 128;
 /// Runs looked at in one submission.
-const STEP_RUNS: usize = 16 * 1024;
+const STEP_RUNS: usize = 4 * 1024;
 /// While more than this waits to be written, nothing is added.
 const BUSY_BYTES: usize = 256 * 1024;
 /// No lane.
