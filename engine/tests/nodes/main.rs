@@ -1,11 +1,20 @@
-//! Nodes under conditions that they must bear: panics, floods, other members.
+//! Whole nodes, in one program (each program would compile the engine again): what they bear, what they say when their
+//! disk or a peer fails them, and what they read back.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
+mod answers;
 mod bounds;
+mod cache;
 mod cluster;
+mod compat;
+mod disk;
+mod full;
 mod members;
 mod panics;
+mod peers;
+mod reads;
 mod snapshots;
 mod stops;
+mod sweep;
 mod transfer;

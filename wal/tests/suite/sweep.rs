@@ -6,11 +6,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{DIR, Rig, config};
+use crate::common::{DIR, Rig, config};
 use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index};
 use coracle_io::Disk;

@@ -3,11 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::path::Path;
 
-use common::{Rig, config};
+use crate::common::{Rig, config};
 use coracle_base::run::Entries;
 use coracle_base::{GroupId, Index};
 use coracle_io::fake::{Damage, FakeDisk, FakeFiles};

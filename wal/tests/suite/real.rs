@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{config, entries, identity};
+use crate::common::{config, entries, identity};
 use coracle_base::{GroupId, Index, RunHeader, Term};
 use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
 use coracle_io::{Disk, DiskDone, Strategy};

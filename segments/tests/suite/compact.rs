@@ -2,10 +2,8 @@
 //! under its bound, and where there is none nothing is done.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::log::{check_live, read_live};
-use common::{FILE_BYTES, Yard, bounds, random_record};
+use crate::common::log::{check_live, read_live};
+use crate::common::{FILE_BYTES, Yard, bounds, random_record};
 use coracle_base::Index;
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
@@ -108,8 +106,9 @@ fn one_entry_in_a_hundred_lives_through_a_hundred_snapshots() {
 #[test]
 fn write_amplification_stays_low_when_a_tenth_lives_on() {
     const FILE: u64 = 1 << 20;
-    let config = coracle_wal::Config { file_bytes: FILE, checkpoint_every_bytes: FILE, ..common::config(8) };
-    let (rig, _) = common::log::Rig::open(FakeDisk::new(8), config).unwrap();
+    let config =
+        coracle_wal::Config { file_bytes: FILE, checkpoint_every_bytes: FILE, ..crate::common::config(8) };
+    let (rig, _) = crate::common::log::Rig::open(FakeDisk::new(8), config).unwrap();
     let mut yard = Yard { rig, compactor: Compactor::new(Bounds::new(FILE)) };
     let mut live: Vec<u64> = Vec::new();
     for _ in 0..40 {
@@ -167,8 +166,8 @@ fn where_there_is_no_garbage_there_is_no_work() {
 #[test]
 fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
     const GROUPS: u64 = 1400;
-    let config = coracle_wal::Config { file_entries_max: 4, ..common::config(9) };
-    let (rig, _) = common::log::Rig::open(FakeDisk::new(9), config).unwrap();
+    let config = coracle_wal::Config { file_entries_max: 4, ..crate::common::config(9) };
+    let (rig, _) = crate::common::log::Rig::open(FakeDisk::new(9), config).unwrap();
     let mut yard =
         Yard { rig, compactor: Compactor::new(Bounds { slack_bytes: 0, reserve_bytes: 0, ..bounds() }) };
     let files = |yard: &Yard| yard.rig.wal.stats().files;
@@ -216,9 +215,12 @@ fn a_step_looks_at_a_bounded_number_of_groups_and_files() {
 fn entries_of_many_groups_are_copied_in_few_reads() {
     const GROUPS: u64 = 60;
     const FILE: u64 = 4 << 20;
-    let config =
-        coracle_wal::Config { file_bytes: FILE, checkpoint_every_bytes: 1 << 20, ..common::config(10) };
-    let (rig, _) = common::log::Rig::open(FakeDisk::new(10), config).unwrap();
+    let config = coracle_wal::Config {
+        file_bytes: FILE,
+        checkpoint_every_bytes: 1 << 20,
+        ..crate::common::config(10)
+    };
+    let (rig, _) = crate::common::log::Rig::open(FakeDisk::new(10), config).unwrap();
     let bounds = Bounds { read_bytes: 16 * 1024, ..Bounds::new(FILE) };
     let mut yard = Yard { rig, compactor: Compactor::new(bounds) };
     for round in 0..40 {
@@ -312,7 +314,7 @@ fn a_compaction_that_fails_is_given_up_and_tried_again() {
             yard.compactor = Compactor::new(Bounds { reserve_bytes: 0, ..bounds() });
             let before = segments_of(&yard.rig.disk);
             for no in 1..30 {
-                let path = format!("{}/{no:08}.seg", common::log::DIR);
+                let path = format!("{}/{no:08}.seg", crate::common::log::DIR);
                 yard.rig.disk.fail_next(kind, Some(path.as_ref()), code);
             }
             yard.compactor.run_now();
@@ -398,7 +400,9 @@ fn every_flipped_byte_of_a_segment_is_noticed_or_not_used() {
         let inspected = at % 29 == 0;
         let mut copy = FakeDisk::from_image(yard.rig.disk.image(), at);
         let named = if inspected {
-            inspect(&mut copy, common::log::DIR.as_ref(), &common::log::identity()).unwrap().damage
+            inspect(&mut copy, crate::common::log::DIR.as_ref(), &crate::common::log::identity())
+                .unwrap()
+                .damage
         } else {
             Vec::new()
         };
@@ -427,7 +431,7 @@ fn a_missing_segment_is_told_and_a_strange_one_is_put_aside() {
     let is_segment = |path: &&std::path::PathBuf| path.extension().is_some_and(|ext| ext == "seg");
     let path = image.paths().iter().find(is_segment).unwrap().clone();
     let disk = FakeDisk::from_image(image, 1);
-    let strange = std::path::PathBuf::from(format!("{}/00000999.seg", common::log::DIR));
+    let strange = std::path::PathBuf::from(format!("{}/00000999.seg", crate::common::log::DIR));
     disk.copy_file(&path, &strange);
     disk.remove_file(&path);
     let (mut yard, recovery) = Yard::open(disk, 51).unwrap();

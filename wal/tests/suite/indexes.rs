@@ -1,12 +1,10 @@
 //! Indexes of older files, in the log: what they cost, what they save, and that nobody is led astray by one.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::path::Path;
 
-use common::counting::Counting;
-use common::{Rig, config, identity};
+use crate::common::counting::Counting;
+use crate::common::{Rig, config, identity};
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{GroupId, Index};
 use coracle_io::Disk;
@@ -71,7 +69,7 @@ fn an_old_entry_is_read_through_its_files_index_and_not_by_reading_the_file() {
     let stats = rig.wal.stats();
     assert!(stats.indexes >= 2, "{stats:?}");
     assert!(stats.index_bytes < stats.record_bytes / 100, "{stats:?}");
-    let check = |wal: &mut Wal, disk: &FakeDisk, model: &common::model::Model, when: &str| {
+    let check = |wal: &mut Wal, disk: &FakeDisk, model: &crate::common::model::Model, when: &str| {
         let mut most = 0;
         for group in 1..=GROUPS {
             for index in [1, 1 + LIVE_EVERY] {
@@ -139,7 +137,7 @@ fn an_index_that_is_wrong_is_noticed_and_not_used_again() {
             let payload = coracle_base::run::Entries::new(Index(index), &entry).next().unwrap().payload;
             assert_eq!(model.get(group).live[&index].as_deref(), Some(payload));
         }
-        let read = common::read_some(wal, &mut disk.clone(), group, Index(1), Index(1), 5000).unwrap();
+        let read = crate::common::read_some(wal, &mut disk.clone(), group, Index(1), Index(1), 5000).unwrap();
         assert_eq!((read.first, read.count), (Index(1), 1));
     }
     coracle_wal::breaks::mislead(false);
@@ -160,7 +158,8 @@ fn an_index_that_cannot_be_opened_costs_a_scan_and_nothing_else() {
         failing.iter().for_each(|file| disk.fail_next(OpKind::Open, Some(Path::new(file)), 24));
         for group in [1, GROUPS] {
             if range {
-                let read = common::read_some(&mut wal, &mut disk.clone(), group, Index(1), Index(1), 5000);
+                let read =
+                    crate::common::read_some(&mut wal, &mut disk.clone(), group, Index(1), Index(1), 5000);
                 assert_eq!(read.map(|read| read.count), Ok(1), "group {group}");
             } else {
                 read_one(&mut wal, &disk, group, 1)
@@ -187,7 +186,8 @@ fn entries_of_a_file_that_was_cut_short_are_told_apart() {
         assert!(disk.truncate_file(&file, 16 * BLOCK_BYTES as u64));
         let Ok((mut wal, _)) = Wal::open(&mut disk.clone(), large(68), identity()) else { continue };
         for group in 1..=GROUPS {
-            let one = common::read_some(&mut wal, &mut disk.clone(), group, Index(17), Index(17), 5000);
+            let one =
+                crate::common::read_some(&mut wal, &mut disk.clone(), group, Index(17), Index(17), 5000);
             lost += u32::from(one.is_err());
             lost += u32::from(read_one(&mut wal, &disk, group, 33).0.is_err());
         }

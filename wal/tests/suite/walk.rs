@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{DIR, Rig, config, identity};
+use crate::common::{DIR, Rig, config, identity};
 use coracle_io::fake::{Damage, FakeDisk};
 use coracle_wal::{Walked, walk};
 
@@ -34,7 +32,7 @@ fn two_starts() -> (FakeDisk, Found) {
             let last = rig.model().last(group);
             rig.append(group, last, 1, 1, 2, 1500);
             for index in [last + 1, last + 2] {
-                let entries = common::entries(group, index, 1, 1, 1500);
+                let entries = crate::common::entries(group, index, 1, 1, 1500);
                 let payload = coracle_base::run::Entries::new(coracle_base::Index(index), entries.bytes());
                 written.insert((group, index), payload.last().unwrap().payload.to_vec());
             }

@@ -2,11 +2,9 @@
 //! does to them.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{Rig, identity};
+use crate::common::{Rig, identity};
 use coracle_base::GroupId;
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_io::fake::{Damage, DiskImage, FakeDisk};
@@ -17,7 +15,7 @@ const IDLE: std::ops::Range<u64> = 10..510;
 
 /// Files that hold several checkpoints.
 fn config(seed: u64) -> Config {
-    Config { file_bytes: 4 << 20, ..common::config(seed) }
+    Config { file_bytes: 4 << 20, ..crate::common::config(seed) }
 }
 
 /// Group 1 goes on, its log is released now and then, until so many checkpoints were written.

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
-mod common;
-
-use common::counting::Counting;
-use common::model::Model;
-use common::{Rig, config, identity};
+use crate::common::counting::Counting;
+use crate::common::model::Model;
+use crate::common::{Rig, config, identity};
 use coracle_io::fake::FakeDisk;
 use coracle_wal::Wal;
 

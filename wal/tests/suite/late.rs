@@ -1,14 +1,11 @@
 //! A process is killed, and what it had in flight lands while the next one recovers, or after that. io_uring does not
 //! take a write back that the device has.
-#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that fails may panic
-
-mod common;
 
 use std::path::Path;
 
-use common::model::Model;
-use common::{Rig, config, identity};
+use crate::common::model::Model;
+use crate::common::{Rig, config, identity};
 use coracle_io::disk::DirEntry;
 use coracle_io::fake::{Completing, CrashPolicy, FakeDisk, OpKind};
 use coracle_io::{Buffer, Disk, DiskDone, DiskError, DiskOp};

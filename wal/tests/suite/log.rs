@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::model::Model;
-use common::{Rig, config};
+use crate::common::model::Model;
+use crate::common::{Rig, config};
 use coracle_base::limits::BATCH_BYTES_TARGET;
 use coracle_base::{GroupId, Index};
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
@@ -66,19 +64,19 @@ fn a_read_says_why_it_cannot() {
     let mut rig = Rig::fresh(5);
     rig.append(1, 0, 1, 1, 8, 100);
     let (wal, disk) = (&mut rig.wal, &mut rig.disk);
-    let read = common::read_some(wal, disk, 1, Index(1), Index(8), 1000);
+    let read = crate::common::read_some(wal, disk, 1, Index(1), Index(8), 1000);
     assert_eq!(read, Err(ReadError::NotDurable { index: Index(1) }));
     rig.settle();
     rig.put_snapshot(1, 4, 1, b"four");
     rig.settle();
     let (wal, disk) = (&mut rig.wal, &mut rig.disk);
     for index in [0, 4, 9] {
-        let read = common::read_some(wal, disk, 1, Index(index), Index(9), 1000);
+        let read = crate::common::read_some(wal, disk, 1, Index(index), Index(9), 1000);
         assert_eq!(read, Err(ReadError::Released { index: Index(index), first: Index(5), last: Index(8) }));
     }
-    let read = common::read_some(wal, disk, 9, Index(1), Index(9), 1000);
+    let read = crate::common::read_some(wal, disk, 9, Index(1), Index(9), 1000);
     assert_eq!(read, Err(ReadError::Released { index: Index(1), first: Index(1), last: Index(0) }));
-    let one = common::read_some(wal, disk, 1, Index(5), Index(8), 1).unwrap();
+    let one = crate::common::read_some(wal, disk, 1, Index(5), Index(8), 1).unwrap();
     assert_eq!((one.first, one.count, one.prev_term.0), (Index(5), 1, 1), "the first one in any case");
     assert_eq!(wal.group(GroupId(1)).unwrap().last, Index(8));
 }

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{DIR, Rig, config, identity};
+use crate::common::{DIR, Rig, config, identity};
 use coracle_base::GroupId;
 use coracle_base::run::ENTRY_HEADER_BYTES;
 use coracle_io::fake::{Damage, FakeDisk};

@@ -1,9 +1,7 @@
 //! Entries back from files, when the files are not what they were a moment ago.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::Rig;
+use crate::common::Rig;
 use coracle_base::{GroupId, Index};
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Damage, OpKind};
@@ -38,7 +36,7 @@ fn a_file_is_indexed_only_when_all_of_it_is_there() {
 }
 
 fn payload(group: u64, index: u64, term: u64, bytes: usize) -> Vec<u8> {
-    let batch = common::entries(group, index, term, 1, bytes);
+    let batch = crate::common::entries(group, index, term, 1, bytes);
     coracle_base::run::Entries::new(Index(index), batch.bytes()).next().unwrap().payload.to_vec()
 }
 
@@ -53,7 +51,7 @@ fn a_range_that_lives_on_has_nothing_that_was_overwritten() {
     rig.settle();
     let mut next = Index(1);
     while next <= Index(2) {
-        let read = common::read_some(&mut rig.wal, &mut rig.disk, 1, next, Index(2), 10_000).unwrap();
+        let read = crate::common::read_some(&mut rig.wal, &mut rig.disk, 1, next, Index(2), 10_000).unwrap();
         for entry in coracle_base::run::Entries::new(read.first, &read.body) {
             assert_eq!(entry.header.term.0, entry.index.0, "the first of term 1, the second of term 2");
         }
@@ -122,12 +120,12 @@ fn damage_does_not_bring_back_what_was_overwritten() {
     // From now on its run is looked for in the file's index.
     rig.append(1, 1, 2, 2, 1, 100);
     rig.settle();
-    let file = std::path::Path::new(common::DIR).join("00000001.wal");
+    let file = std::path::Path::new(crate::common::DIR).join("00000001.wal");
     let bytes = rig.disk.read_file(&file).unwrap();
     let newer = payload(1, 1, 2, 100);
     let at = bytes.windows(newer.len()).position(|window| window == newer).unwrap();
     rig.disk.corrupt(&file, at as u64, Damage::FlipBit { bit: 0 });
-    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+    let read = crate::common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
     assert!(matches!(read[0].1, Err(ReadError::Corrupt { .. })), "{read:?}");
 }
 
@@ -137,7 +135,7 @@ fn damage_does_not_bring_back_what_was_overwritten() {
 fn what_was_placed_is_read_and_not_what_the_log_held_there() {
     let mut rig = Rig::fresh(36);
     rig.append(1, 0, 2, 2, 1, 100);
-    let placed = common::entries(1, 1, 3, 1, 100);
+    let placed = crate::common::entries(1, 1, 3, 1, 100);
     let header = coracle_base::RunHeader {
         group: GroupId(1),
         accepted_term: coracle_base::Term(3),
@@ -152,13 +150,13 @@ fn what_was_placed_is_read_and_not_what_the_log_held_there() {
     for last in 5..60 {
         rig.append(1, last, 3, 3, 1, 3000);
         rig.settle();
-        let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+        let read = crate::common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
         match &read[0].1 {
             Ok(found) => assert_eq!(*found, payload(1, 1, 3, 100)),
             Err(error) => assert_eq!(*error, ReadError::NotDurable { index: Index(1) }),
         }
     }
-    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
+    let read = crate::common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1)], 1000);
     assert_eq!(read[0].1, Ok(payload(1, 1, 3, 100)));
 }
 
@@ -172,7 +170,7 @@ fn restarted(seed: u64) -> Rig {
         rig.settle();
     }
     let model = rig.model().clone();
-    let (mut rig, _) = Rig::open(rig.disk.clone(), common::config(seed + 100)).unwrap();
+    let (mut rig, _) = Rig::open(rig.disk.clone(), crate::common::config(seed + 100)).unwrap();
     rig.history[0].1 = model;
     rig
 }
@@ -301,7 +299,7 @@ fn entries_that_are_larger_than_they_were_thought_to_be_are_fewer() {
     }
     rig.settle();
     let large: Vec<Index> = (1..=5).map(|ten| Index(10 * ten)).collect();
-    let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &large, 30_000);
+    let read = crate::common::read_live(&mut rig.wal, &mut rig.disk, 1, &large, 30_000);
     let bytes: usize = read.iter().map(|(_, payload)| payload.as_ref().unwrap().len()).sum();
     assert!(!read.is_empty() && read.len() < 5 && bytes <= 30_000, "{} of {bytes} bytes", read.len());
 }
@@ -310,7 +308,7 @@ fn entries_that_are_larger_than_they_were_thought_to_be_are_fewer() {
 /// has gone on, and after a start from a checkpoint.
 #[test]
 fn placed_entries_are_not_taken_for_others_of_the_same_indexes() {
-    let placed = common::entries(1, 1, 5, 3, 100);
+    let placed = crate::common::entries(1, 1, 5, 3, 100);
     let header = coracle_base::RunHeader {
         group: GroupId(1),
         accepted_term: coracle_base::Term(5),
@@ -319,7 +317,7 @@ fn placed_entries_are_not_taken_for_others_of_the_same_indexes() {
         count: 3,
         body_bytes: placed.bytes().len() as u32,
     };
-    let live = common::ranges(&[1, 3]);
+    let live = crate::common::ranges(&[1, 3]);
     for placed_first in [true, false] {
         let mut rig = Rig::fresh(46);
         if placed_first {
@@ -333,7 +331,7 @@ fn placed_entries_are_not_taken_for_others_of_the_same_indexes() {
         rig.wal.put_snapshot(GroupId(1), Index(3), coracle_base::Term(5), &live, b"all");
         rig.settle();
         let check = |rig: &mut Rig, when: &str| {
-            let read = common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1), Index(3)], 5000);
+            let read = crate::common::read_live(&mut rig.wal, &mut rig.disk, 1, &[Index(1), Index(3)], 5000);
             let expected = [1, 3].map(|index| (Index(index), Ok(payload(1, index, 5, 100))));
             assert_eq!(read, expected, "placed first: {placed_first}, {when}");
         };
@@ -344,7 +342,7 @@ fn placed_entries_are_not_taken_for_others_of_the_same_indexes() {
         }
         assert!(rig.wal.stats().checkpoints > 2);
         check(&mut rig, "in an older file");
-        let (mut rig, recovery) = Rig::open(rig.disk.clone(), common::config(47)).unwrap();
+        let (mut rig, recovery) = Rig::open(rig.disk.clone(), crate::common::config(47)).unwrap();
         assert!(recovery.report.checkpoint.is_some());
         check(&mut rig, "after a start");
     }

@@ -5,10 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::model::Model;
-use common::{DIR, Rig, config, identity, read_all};
+use crate::common::model::Model;
+use crate::common::{DIR, Rig, config, identity, read_all};
 use coracle_base::checksum::{crc32c, crc32c_from, mix64};
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{NodeId, ShardId};

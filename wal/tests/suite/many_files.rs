@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Rig, config};
+use crate::common::{Rig, config};
 use coracle_io::fake::FakeDisk;
 
 /// More than the log keeps open for reading.

@@ -1,14 +1,12 @@
 //! Figures: what it takes to read random old entries of ten thousand groups, through the indexes of their files and without.
-//! `cargo test -p coracle-wal --release --features breaks --test old_entries -- --ignored --nocapture`
+//! `cargo test -p coracle-wal --release --features breaks --test suite old_entries -- --ignored --nocapture`
 #![cfg(feature = "breaks")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-mod common;
-
 use std::time::Instant;
 
-use common::counting::Counting;
-use common::{entries, identity};
+use crate::common::counting::Counting;
+use crate::common::{entries, identity};
 use coracle_base::{GroupId, Index, RunHeader, Term};
 use coracle_io::ring::{DiskOptions, Ring, RingDisk, RingOptions};
 use coracle_io::{Disk, Strategy};
