@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub use crate::shard::Turn;
+pub use coracle_raft::{Overview, Role};
 
 /// One node with one shard, turned by hand.
 pub struct SimNode<D: Disk, N: Net, C: Clock> {
@@ -246,7 +247,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     }
 
     /// What the group's consensus says of itself, a leader's members included.
-    pub fn overview(&self, group: GroupId) -> Option<coracle_raft::Overview> {
+    pub fn overview(&self, group: GroupId) -> Option<Overview> {
         self.server.shard()?.overview(group)
     }
 

@@ -4,17 +4,19 @@
 //! Invariant: everything that happens is in the trace, and is shown to the oracle before anything else happens.
 
 use coracle::breaks::Breaks;
-use coracle::{NodeId, Outcome};
+use coracle::sim::SimNode;
+use coracle::{GroupId, GroupStatus, Index, Members, NodeId, Outcome, Term};
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{Completing, FakeClock, FakeNetwork};
+use coracle_io::fake::{Completing, FakeClock, FakeDisk, FakeNet, FakeNetwork};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::churn::Wish;
+use crate::members::Log;
 use crate::node::{Asked, End, Node, Process, Waiting};
-use crate::oracle::{Oracle, Recovered, Violation};
+use crate::oracle::{Entries, Oracle, Recovered, Violation};
 use crate::plan::Plan;
 use crate::tally::Tally;
-use crate::watch::Rare;
 
 /// Events of the trace.
 const TURN: u64 = 1;
@@ -51,7 +53,7 @@ impl Cluster {
         let node = |id| Node::new(&plan, NodeId(id), clock.another(), mix64(plan.seed, id));
         Self {
             nodes: (1..=plan.nodes).map(node).collect(),
-            oracle: Oracle::new(plan.groups),
+            oracle: Oracle::new(&plan),
             tally: Tally::default(),
             queries: 0,
             crashes: 0,
@@ -180,17 +182,13 @@ impl Cluster {
             tracing::trace!(now_us, node = %id, ?note, "machine");
             self.oracle.on_note(*id, &mut process.views, note)?;
         }
+        let mut committed = Vec::new();
         let Process { sim, views, watches, .. } = process;
         for (group, (view, watch)) in views.iter_mut().zip(watches).enumerate() {
-            let Some(status) = sim.group_status(coracle::GroupId(group as u64 + 1)) else { continue };
+            let Some(status) = sim.group_status(GroupId(group as u64 + 1)) else { continue };
             let id = *id;
-            match watch.look(sim, &status) {
-                Some(Rare::CutInFlight) => self.tally.mark("log_cut_while_written"),
-                Some(Rare::ConfirmedAfterCut) => {
-                    self.tally.mark("log_confirmed_after_cut");
-                    self.doubtful.push(at);
-                }
-                None => {}
+            if watch.look(id, sim, &status, &mut self.tally)? {
+                self.doubtful.push(at);
             }
             if view.status().is_none() {
                 let recovered = Recovered { status: &status, suspect: sim.is_suspect(status.group) };
@@ -198,7 +196,16 @@ impl Cluster {
                     .on_recovered(id, recovered, claims[group], |index| sim.term_at(status.group, index))?;
             }
             let term = status.term;
-            if self.oracle.on_status(id, view, status, || sim.entries(coracle::GroupId(group as u64 + 1)))? {
+            if view.status() != Some(&status) {
+                let log = LogOf { sim, group: status.group };
+                self.oracle.members(group).look(id, view.status(), &status, &log, &mut self.tally)?;
+                let commit = view.status().map(|before| before.commit);
+                if status.leader == Some(id) && commit.is_some_and(|commit| commit < status.commit) {
+                    let before = view.status().map(|before| before.members.clone()).unwrap_or_default();
+                    committed.push((group, before, status.clone()));
+                }
+            }
+            if self.oracle.on_status(id, view, status, || sim.entries(GroupId(group as u64 + 1)))? {
                 tracing::debug!(now_us, node = %id, group, %term, "leads");
                 self.tally.event(&[TURN, at as u64, group as u64, term.0]);
                 self.tally.mark("elections");
@@ -212,7 +219,42 @@ impl Cluster {
             process.batched.remove(&id);
             answered.push((Asked::Command(id), Some(outcome)));
         }
+        for (group, before, status) in committed {
+            self.check_majority(at, group, &before, &status)?;
+        }
         answered.iter().try_for_each(|(asked, outcome)| self.settle(*asked, outcome.as_ref()))
+    }
+
+    /// What a leader has committed in its own term is durable on a majority of its members. `before`: those of the look
+    /// before, which may have been in force until just now.
+    fn check_majority(
+        &self,
+        at: usize,
+        group: usize,
+        before: &Members,
+        status: &GroupStatus,
+    ) -> Result<(), Violation> {
+        let term_at = |node: &Node, index| node.process.as_ref()?.sim.term_at(status.group, index);
+        if term_at(&self.nodes[at], status.commit) != Some(status.term) {
+            return Ok(()); // an entry of its own term is what counts
+        }
+        // What a node that is down may have is not known in every case.
+        let holds = |id: NodeId| {
+            let node = &self.nodes[id.0 as usize - 1];
+            let has_it = term_at(node, status.commit).is_none_or(|term| term == status.term);
+            node.durable(group).is_none_or(|(durable, _)| durable >= status.commit && has_it)
+        };
+        if status.members.quorum(holds) || before.quorum(holds) {
+            return Ok(());
+        }
+        let durable: Vec<_> = self.nodes.iter().map(|node| (node.id, node.durable(group))).collect();
+        Err(Violation {
+            invariant: "what is committed is durable on a majority",
+            detail: format!(
+                "group {group}: node {} committed {} in term {} with {:?}; durable: {durable:?}",
+                self.nodes[at].id, status.commit, status.term, status.members
+            ),
+        })
     }
 
     /// A question has ended, or its node has.
@@ -231,7 +273,11 @@ impl Cluster {
             (Asked::Query(group, floor), Some(Outcome::Done(done))) => {
                 self.oracle.on_answer(group, floor, done.index, &done.reply)
             }
-            (Asked::Query(..), _) => Ok(()),
+            (Asked::Change(group), Some(Outcome::Done(done))) => {
+                self.oracle.members(group).on_done(done.index);
+                Ok(())
+            }
+            (Asked::Query(..) | Asked::Change(_) | Asked::HandOver(_), _) => Ok(()),
         }
     }
 
@@ -243,7 +289,7 @@ impl Cluster {
         let id = self.oracle.next_id();
         let command = command(id);
         self.oracle.on_proposed(group, &command);
-        let answer = process.sim.propose(coracle::GroupId(group as u64 + 1), &command);
+        let answer = process.sim.propose(GroupId(group as u64 + 1), &command);
         tracing::trace!(now_us = self.clock.true_us(), node = at + 1, group, id, "proposed");
         process.waiting.push(Waiting { asked: Asked::Command(id), answer });
         self.nodes[at].wake();
@@ -260,7 +306,7 @@ impl Cluster {
             process.batched.insert(id);
             batch.push((id, command));
         }
-        process.sim.propose_all(coracle::GroupId(group as u64 + 1), &batch);
+        process.sim.propose_all(GroupId(group as u64 + 1), &batch);
         self.nodes[at].wake();
     }
 
@@ -268,10 +314,63 @@ impl Cluster {
     pub(crate) fn query(&mut self, at: usize, group: usize) {
         let Some(process) = &mut self.nodes[at].process else { return };
         let asked = Asked::Query(group, self.oracle.acknowledged(group));
-        let answer = process.sim.query(coracle::GroupId(group as u64 + 1), &[]);
+        let answer = process.sim.query(GroupId(group as u64 + 1), &[]);
         process.waiting.push(Waiting { asked, answer });
         self.queries += 1;
         self.nodes[at].wake();
+    }
+
+    // ---- operators ------------------------------------------------------------------------------------------------
+
+    /// An operator asks something of a group through a node that is up.
+    pub(crate) fn wish(&mut self, at: usize, group: usize, wish: Wish) {
+        let Some(process) = &mut self.nodes[at].process else { return };
+        tracing::debug!(now_us = self.clock.true_us(), node = at + 1, group, ?wish, "asked");
+        let id = GroupId(group as u64 + 1);
+        let (asked, answer) = match wish {
+            Wish::Change { changes, force } => {
+                (Asked::Change(group), process.sim.change_members(id, &changes, force))
+            }
+            Wish::HandOver(to) => (Asked::HandOver(group), process.sim.transfer_leadership(id, to)),
+        };
+        process.waiting.push(Waiting { asked, answer });
+        self.nodes[at].wake();
+    }
+
+    /// Whether somebody waits for a group to be handed over.
+    pub(crate) fn hands_over(&self, group: usize) -> bool {
+        let waiting = self.nodes.iter().filter_map(|node| node.process.as_ref()).flat_map(|one| &one.waiting);
+        waiting.into_iter().any(|one| matches!(one.asked, Asked::HandOver(of) if of == group))
+    }
+
+    /// A node is to campaign.
+    pub(crate) fn campaign(&mut self, at: usize, group: usize) {
+        let Some(process) = &self.nodes[at].process else { return };
+        process.sim.trigger_election(GroupId(group as u64 + 1));
+        self.nodes[at].wake();
+    }
+
+    /// A node is to lead nothing any more.
+    pub(crate) fn drain(&mut self, at: usize) {
+        let Some(process) = &self.nodes[at].process else { return };
+        process.sim.drain();
+        self.nodes[at].wake();
+    }
+
+    /// How a node last showed a group.
+    pub(crate) fn status(&self, at: usize, group: usize) -> Option<&GroupStatus> {
+        self.nodes[at].process.as_ref()?.views[group].status()
+    }
+
+    /// The members of a group, as the newest leader sees them; nobody if there is none.
+    pub(crate) fn members_of(&self, group: usize) -> Members {
+        let status = self.leader_of(group).and_then(|at| self.status(at, group));
+        status.map(|status| status.members.clone()).unwrap_or_default()
+    }
+
+    /// Whether a node believes that it is a member of a group.
+    pub(crate) fn is_member(&self, at: usize, group: usize) -> bool {
+        self.status(at, group).is_some_and(|status| status.members.contains(self.nodes[at].id))
     }
 
     /// The node that leads a group, as far as it knows itself.
@@ -282,6 +381,22 @@ impl Cluster {
         };
         let leaders = self.nodes.iter().enumerate().filter_map(|(at, node)| Some((leads(node)?, at)));
         leaders.max().map(|(_, at)| at)
+    }
+}
+
+/// One group's log on a node.
+struct LogOf<'a> {
+    sim: &'a SimNode<FakeDisk, FakeNet, FakeClock>,
+    group: GroupId,
+}
+
+impl Log for LogOf<'_> {
+    fn term_at(&self, index: Index) -> Option<Term> {
+        self.sim.term_at(self.group, index)
+    }
+
+    fn entries(&self) -> Entries {
+        self.sim.entries(self.group)
     }
 }
 
@@ -298,5 +413,16 @@ fn mark(asked: Asked, outcome: Option<&Outcome>) -> &'static str {
         (Asked::Command(_), None) => "commands_lost_with_their_node",
         (Asked::Query(..), Some(Outcome::Done(_))) => "queries_answered",
         (Asked::Query(..), _) => "queries_not_answered",
+        (Asked::Change(_), Some(Outcome::Done(_))) => "changes_done",
+        (Asked::Change(_), Some(Outcome::NotDone(why))) => match why.reason {
+            Reason::ChangeUnderWay => "changes_too_early",
+            Reason::NoLiveQuorum => "changes_without_majority",
+            Reason::NoLeader => "changes_without_leader",
+            _ => "changes_refused",
+        },
+        (Asked::Change(_), _) => "changes_unknown",
+        (Asked::HandOver(_), Some(Outcome::Done(_))) => "hand_overs_done",
+        (Asked::HandOver(_), Some(Outcome::NotDone(_))) => "hand_overs_refused",
+        (Asked::HandOver(_), _) => "hand_overs_unknown",
     }
 }

@@ -2,8 +2,8 @@
 //! and clocks. A seed goes in, a verdict comes out; the same seed gives the same run, on any machine.
 //!
 //! Reading order: `run.rs` (the story of one seed), `plan.rs` (what a seed draws), `cluster.rs` and `node.rs` (the world),
-//! `faults.rs` and `workload.rs` (what acts on it), `machine.rs` (what is replicated), `oracle.rs` (what must never
-//! happen), `campaign.rs` (many seeds).
+//! `faults.rs`, `workload.rs` and `churn.rs` (what acts on it), `machine.rs` (what is replicated), `oracle.rs` and `members.rs`
+//! (what must never happen), `campaign.rs` (many seeds).
 //!
 //! Invariants: (1) there is no log, Raft or network code here; (2) all randomness comes from the seed, nothing is
 //! unordered, and no real clock takes part in a run; (3) a planted bug is known to the code under test only: neither the
@@ -11,9 +11,12 @@
 #![forbid(unsafe_code)]
 
 mod campaign;
+mod churn;
 mod cluster;
 mod faults;
 mod machine;
+mod marks;
+mod members;
 mod node;
 mod oracle;
 mod panics;
@@ -25,6 +28,7 @@ mod watch;
 mod workload;
 
 pub use campaign::{Failure, Medians, Report, campaign};
+pub use marks::CLUSTER_MARKS;
 pub use oracle::Violation;
 pub use run::{Verdict, Worlds, run_seed};
 pub use storage::{STORAGE_MARKS, STORAGE_MARKS_RARE};
@@ -33,7 +37,7 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 14] = [
+pub const BREAKS: [&str; 19] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
@@ -41,6 +45,11 @@ pub const BREAKS: [&str; 14] = [
     "stale-completion",
     "read-without-noop",
     "snapshot-match-counts-early",
+    "removed-voter-counts",
+    "two-changes-in-flight",
+    "change-before-noop",
+    "config-not-reverted",
+    "transfer-keeps-serving",
     "recycled-truncation-revives",
     "recycle-before-moved",
     "place-truncates",

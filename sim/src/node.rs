@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 
 use coracle::breaks::Breaks;
 use coracle::sim::{Answer, SimNode};
-use coracle::{Config, Error, GroupId, Index, NodeId, Peer};
+use coracle::{Config, Error, GroupId, Index, NodeId, Peer, Term};
 use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
 
 use crate::machine::{Journal, TestMachine};
 use crate::oracle::{Claim, View, Violation};
 use crate::plan::Plan;
-use crate::watch::LogWatch;
+use crate::watch::Watch;
 
 /// What a client waits for.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,10 @@ pub(crate) enum Asked {
     Command(u64),
     /// A query of a group, with what was acknowledged when it was asked.
     Query(usize, Index),
+    /// Other members of a group.
+    Change(usize),
+    /// Another leader of a group.
+    HandOver(usize),
 }
 
 /// A client's question and where its answer will be.
@@ -36,7 +40,7 @@ pub(crate) struct Process {
     pub(crate) sim: SimNode<FakeDisk, FakeNet, FakeClock>,
     pub(crate) journal: Journal,
     pub(crate) views: Vec<View>,
-    pub(crate) watches: Vec<LogWatch>,
+    pub(crate) watches: Vec<Watch>,
     pub(crate) waiting: Vec<Waiting>,
     /// Commands of batches that have no answer.
     pub(crate) batched: BTreeSet<u64>,
@@ -126,7 +130,7 @@ impl Node {
             sim,
             journal: Journal::default(),
             views: vec![View::default(); plan.groups as usize],
-            watches: vec![LogWatch::default(); plan.groups as usize],
+            watches: vec![Watch::default(); plan.groups as usize],
             waiting: Vec::new(),
             batched: BTreeSet::new(),
             starts,
@@ -164,7 +168,8 @@ impl Node {
         let now_us = self.clock.true_us();
         let Some(process) = &mut self.process else { return Ok(true) };
         while process.starts.pop_if(|(at, _)| *at <= now_us).is_some_and(|(_, group)| {
-            process.sim.start_group(group, Box::new(machine(plan, group, &process.journal)));
+            let machine = Box::new(machine(plan, group, &process.journal));
+            process.sim.start_group_of(group, &plan.founders(group.0 as usize - 1), machine);
             true
         }) {}
         match process.sim.turn() {
@@ -201,6 +206,12 @@ impl Node {
     fn disk_errors(&self) -> u64 {
         let counts = self.disk.fault_counts();
         ["write_error", "sync_error", "read_error"].iter().filter_map(|kind| counts.get(kind)).sum()
+    }
+
+    /// The last entry that the group is known to have made durable here; `None` if nothing is known.
+    pub(crate) fn durable(&self, group: usize) -> Option<(Index, Term)> {
+        let durable = self.process.as_ref().and_then(|one| one.sim.durable(GroupId(group as u64 + 1)));
+        durable.or(self.claims[group].durable)
     }
 
     /// What the node must not forget, as its groups see it now.

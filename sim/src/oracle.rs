@@ -13,6 +13,8 @@ use coracle::{GroupStatus, Index, NodeId, Outcome, Term};
 use coracle_base::checksum::crc32c;
 
 use crate::machine::{Answered, Note, State};
+use crate::members::Ledger;
+use crate::plan::Plan;
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,7 @@ macro_rules! hold {
         }
     };
 }
+pub(crate) use hold;
 
 /// How a command ended, as far as its client knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +122,7 @@ pub(crate) type Entries = Vec<(u64, u64, u32)>;
 #[derive(Debug)]
 pub(crate) struct Oracle {
     groups: Vec<Ghost>,
+    members: Vec<Ledger>,
     commands: Vec<Proposed>,
 }
 
@@ -126,8 +130,18 @@ pub(crate) struct Oracle {
 const COMPARE_EVERY: u64 = 16;
 
 impl Oracle {
-    pub(crate) fn new(groups: u64) -> Self {
-        Self { groups: (0..groups).map(|_| Ghost::default()).collect(), commands: Vec::new() }
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let groups = 0..plan.groups as usize;
+        Self {
+            groups: groups.clone().map(|_| Ghost::default()).collect(),
+            members: groups.map(|group| Ledger::new(&plan.founders(group))).collect(),
+            commands: Vec::new(),
+        }
+    }
+
+    /// Who belongs to a group.
+    pub(crate) fn members(&mut self, group: usize) -> &mut Ledger {
+        &mut self.members[group]
     }
 
     fn ghost(&mut self, group: usize) -> &mut Ghost {

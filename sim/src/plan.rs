@@ -4,6 +4,7 @@
 //!
 //! Invariant: a plan follows from its seed alone.
 
+use coracle::NodeId;
 use coracle_base::checksum::mix64;
 use coracle_io::fake::{CrashPolicy, Latency, NetOptions, NetRates};
 use rand::rngs::SmallRng;
@@ -134,6 +135,32 @@ pub(crate) struct Weather {
     pub(crate) crash: CrashPolicy,
 }
 
+/// What operators ask of groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operator {
+    /// Other members.
+    Change,
+    /// Another leader.
+    HandOver,
+    /// A node is to campaign, though there may be a leader.
+    Campaign,
+    /// A node is to lead no group any more.
+    Drain,
+}
+
+/// Members that come and go.
+#[derive(Debug, Clone)]
+pub(crate) struct Churn {
+    /// Who makes each group.
+    pub(crate) founders: Vec<Vec<NodeId>>,
+    /// What is asked, each as often as it is listed.
+    pub(crate) asked: Vec<Operator>,
+    /// Time between two wishes.
+    pub(crate) gap_us: (u64, u64),
+    /// Of 100 changes, so many are wanted even if no majority of the new members can be reached.
+    pub(crate) force_percent: u32,
+}
+
 /// Everything that a seed decides in advance.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -147,11 +174,23 @@ pub(crate) struct Plan {
     pub(crate) disk: Latency,
     pub(crate) load: Load,
     pub(crate) weather: Weather,
+    pub(crate) churn: Option<Churn>,
 }
 
 impl Plan {
     /// The plan of `seed`.
     pub(crate) fn draw(seed: u64) -> Self {
+        let mut plan = Self::of_fixed_members(seed);
+        let own = &mut SmallRng::seed_from_u64(mix64(seed, 0xc4a2));
+        if own.random_ratio(1, 2) {
+            plan.nodes = pick(own, &[2, 3, 3, 4, 4, 5, 5, 6, 7]);
+            plan.groups = plan.groups.min(pick(own, &[1, 2, 3, 4]));
+            plan.churn = Some(Churn::draw(plan.nodes, plan.groups, own));
+        }
+        plan
+    }
+
+    fn of_fixed_members(seed: u64) -> Self {
         let rng = &mut SmallRng::seed_from_u64(mix64(seed, 0x91a7));
         let storm_us = rng.random_range(60_000_000..90_000_000);
         Self {
@@ -174,6 +213,41 @@ impl Plan {
                 any_node: rng.random_ratio(2, 3),
             },
             weather: Weather::draw(rng),
+            churn: None,
+        }
+    }
+
+    /// Who makes a group: everybody, unless members come and go.
+    pub(crate) fn founders(&self, group: usize) -> Vec<NodeId> {
+        let all = || (1..=self.nodes).map(NodeId).collect();
+        self.churn.as_ref().map_or_else(all, |churn| churn.founders[group].clone())
+    }
+}
+
+impl Churn {
+    fn draw(nodes: u64, groups: u64, own: &mut SmallRng) -> Self {
+        let gap_us = pick(own, &[200_000, 1_000_000, 1_000_000, 4_000_000]);
+        let mut founders = |_| {
+            let count = pick(own, &[1, 2, 3, 3, 3, 5]);
+            let mut nodes: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+            while nodes.len() > count {
+                nodes.remove(own.random_range(0..nodes.len()));
+            }
+            nodes
+        };
+        Self {
+            founders: (0..groups).map(&mut founders).collect(),
+            asked: [
+                (Operator::Change, pick(own, &[4, 8, 8])),
+                (Operator::HandOver, pick(own, &[0, 1, 4])),
+                (Operator::Campaign, pick(own, &[0, 1])),
+                (Operator::Drain, pick(own, &[0, 0, 1])),
+            ]
+            .into_iter()
+            .flat_map(|(asked, weight)| std::iter::repeat_n(asked, weight))
+            .collect(),
+            gap_us: (gap_us / 10, gap_us),
+            force_percent: pick(own, &[0, 0, 10]),
         }
     }
 }
@@ -278,7 +352,7 @@ fn rarely(rng: &mut SmallRng) -> u32 {
     pick(rng, &[0, 0, 0, 0, 100, 1_000, 5_000])
 }
 
-/// One of `choices`.
+/// One of `choices`, which are not empty.
 pub(crate) fn pick<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
     choices.choose(rng).expect("the lists above are not empty").clone()
 }

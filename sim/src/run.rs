@@ -4,11 +4,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coracle::GroupStatus;
 use coracle::breaks::Breaks;
+use coracle::{GroupStatus, Member, Membership};
 
+use crate::churn::Churn;
 use crate::cluster::Cluster;
 use crate::faults::Faults;
+use crate::node::Node;
 use crate::oracle::Violation;
 use crate::panics;
 use crate::plan::Plan;
@@ -21,6 +23,8 @@ use crate::workload::Workload;
 const HEAL_US: u64 = 60_000_000;
 /// What was lost on the wire in the last moment is noticed after so long: with the next beat.
 const NOTICE_US: u64 = 2_000_000;
+/// For so long nothing happens in the end.
+const CALM_US: u64 = 2_000_000;
 /// How often it is looked whether it is.
 const LOOK_US: u64 = 50_000;
 
@@ -85,14 +89,15 @@ fn told(run: impl FnOnce() -> Result<(), Violation>) -> Option<Violation> {
 struct Run {
     cluster: Cluster,
     workload: Workload,
+    churn: Churn,
     faults: Faults,
 }
 
 impl Run {
     fn new(seed: u64, breaks: Breaks) -> Self {
         let plan = Plan::draw(seed);
-        let (workload, faults) = (Workload::new(&plan), Faults::new(&plan));
-        Self { cluster: Cluster::new(plan, breaks), workload, faults }
+        let (workload, churn, faults) = (Workload::new(&plan), Churn::new(&plan), Faults::new(&plan));
+        Self { cluster: Cluster::new(plan, breaks), workload, churn, faults }
     }
 
     fn end(mut self, verdict: &mut Verdict) {
@@ -113,7 +118,9 @@ impl Run {
         while self.step(storm_us)? {
             self.faults.act(&mut self.cluster)?;
             self.workload.act(&mut self.cluster);
+            self.churn.act(&mut self.cluster);
         }
+        self.churn.rest();
         self.faults.heal(&mut self.cluster)?;
         let notice_us = self.cluster.now_us() + NOTICE_US;
         while self.step(notice_us)? {}
@@ -123,7 +130,8 @@ impl Run {
 
     /// On to the next moment at which something happens. `false` when it is `until_us`.
     fn step(&mut self, until_us: u64) -> Result<bool, Violation> {
-        let next_us = self.cluster.next_us().min(self.faults.next_us()).min(self.workload_us(until_us));
+        let people_us = self.workload_us(until_us).min(self.churn.next_us());
+        let next_us = self.cluster.next_us().min(self.faults.next_us()).min(people_us);
         let now_us = next_us.max(self.cluster.now_us());
         self.cluster.advance(now_us.min(until_us))?;
         Ok(now_us < until_us)
@@ -171,49 +179,84 @@ impl Run {
     }
 
     fn group_ails(&self, group: usize) -> Option<String> {
-        let status = |node: &crate::node::Node| {
-            node.process.as_ref().and_then(|one| one.views[group].status().cloned())
-        };
-        let all: Option<Vec<GroupStatus>> = self.cluster.nodes.iter().map(status).collect();
+        let cluster = &self.cluster;
+        let all: Option<Vec<&GroupStatus>> =
+            (0..cluster.nodes.len()).map(|at| cluster.status(at, group)).collect();
         let Some(all) = all else { return Some(format!("group {group} is not started everywhere")) };
-        let first = &all[0];
-        let agree = |one: &GroupStatus| {
-            (one.term, one.leader, one.last, one.applied, one.digest)
-                == (first.term, first.leader, first.last, first.applied, first.digest)
+        let members = cluster.members_of(group);
+        let is_passing = |one: &Member| matches!(one.membership(), Membership::Promotable { .. });
+        let is_settled = !members.is_joint() && !members.iter().any(is_passing);
+        let inside = || members.iter().map(|member| all[member.id.0 as usize - 1]);
+        let outside = cluster.nodes.iter().zip(&all).filter(|(node, _)| !members.contains(node.id));
+        let agree = |one: &&GroupStatus| {
+            inside().next().is_some_and(|first| {
+                (one.term, one.leader, one.last, one.applied, one.digest)
+                    == (first.term, first.leader, first.last, first.applied, first.digest)
+                    && (one.members_index, &one.members) == (first.members_index, &first.members)
+            })
         };
-        let well = all.iter().all(agree)
-            && first.leader.is_some()
-            && first.applied == first.last
-            && first.applied >= self.cluster.oracle.last_applied(group);
-        if well {
+        // Who is out hears of it from the members that it asks for their votes; if it knows one of them.
+        let knows = |(node, one): (&Node, &&GroupStatus)| {
+            !one.members.is_voter(node.id) || one.members.iter().all(|other| !members.contains(other.id))
+        };
+        let is_whole = |one: &GroupStatus| {
+            one.leader.is_some()
+                && one.applied == one.last
+                && one.applied >= cluster.oracle.last_applied(group)
+        };
+        let well = inside().all(|one| agree(&one) && is_whole(one)) && !members.is_empty();
+        if well && is_settled && outside.clone().all(knows) {
             return None;
         }
-        let overview = |node: &crate::node::Node| node.process.as_ref()?.sim.overview(first.group);
-        let details: Vec<_> = self.cluster.nodes.iter().map(overview).collect();
+        let overview = |node: &Node| node.process.as_ref()?.sim.overview(all[0].group);
+        let details: Vec<_> = cluster.nodes.iter().map(overview).collect();
         Some(format!("group {group} has not come together: {all:?}; {details:?}"))
     }
 
-    /// Every group takes a command through every node, and answers a query. With everything repaired a refusal would be
-    /// a violation, too: nobody has a reason for one, unless a write that was about to fail has failed just now.
+    /// Every group takes a command through every member, and answers a query. With everything repaired a refusal would be
+    /// a violation, too: nobody has a reason for one, unless a write that was about to fail has failed just now. Then
+    /// nothing happens for a while, so leaders lead on, whoever may be out and not know it.
     fn probe(&mut self) -> Result<(), Violation> {
         loop {
             let (from, crashes) = (self.cluster.oracle.proposed(), self.cluster.crashes);
             for group in 0..self.cluster.plan.groups as usize {
-                for at in 0..self.cluster.nodes.len() {
+                for member in self.cluster.members_of(group).iter() {
+                    let at = member.id.0 as usize - 1;
                     self.workload.propose(&mut self.cluster, at, group);
                     self.cluster.query(at, group);
                 }
             }
             self.recover("after the last commands every node and group is well again")?;
             let refused = self.cluster.oracle.not_done_from(from);
-            if refused.is_none() {
-                return Ok(());
+            let disturbed = self.disturbed()?;
+            if self.cluster.crashes > crashes {
+                continue;
             }
-            if self.cluster.crashes == crashes {
+            if refused.is_some() {
                 let detail = format!("a healthy cluster answered: {refused:?}");
                 return Err(Violation { invariant: "new commands are done", detail });
             }
+            if let Some(detail) = disturbed {
+                return Err(Violation { invariant: "nobody disturbs a leader", detail });
+            }
+            return (0..self.cluster.plan.groups as usize)
+                .try_for_each(|group| self.cluster.oracle.members(group).check_told(group));
         }
+    }
+
+    /// A group that changed its leader or its term while nothing happened.
+    fn disturbed(&mut self) -> Result<Option<String>, Violation> {
+        let leaders = |cluster: &Cluster| -> Vec<_> {
+            let of = |group| {
+                cluster.leader_of(group).map(|at| (at, cluster.status(at, group).map(|one| one.term)))
+            };
+            (0..cluster.plan.groups as usize).map(of).collect()
+        };
+        let before = leaders(&self.cluster);
+        let until_us = self.cluster.now_us() + CALM_US;
+        while self.step(until_us)? {}
+        let after = leaders(&self.cluster);
+        Ok((before != after).then(|| format!("leaders and terms were {before:?} and are {after:?}")))
     }
 
     /// The faults that network and disks have counted themselves.

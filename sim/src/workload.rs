@@ -77,8 +77,12 @@ impl Workload {
     }
 
     fn choose_node(&mut self, cluster: &Cluster, group: usize, any: bool) -> Option<usize> {
-        let up: Vec<usize> =
+        let mut up: Vec<usize> =
             (0..cluster.nodes.len()).filter(|at| cluster.nodes[*at].process.is_some()).collect();
+        // Who is no member can only let a command wait.
+        if cluster.plan.churn.is_some() && self.rng.random_ratio(7, 8) {
+            up.retain(|at| cluster.is_member(*at, group));
+        }
         let leader = if any { None } else { cluster.leader_of(group) };
         leader.or_else(|| (!up.is_empty()).then(|| up[self.rng.random_range(0..up.len())]))
     }

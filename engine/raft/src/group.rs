@@ -365,7 +365,7 @@ impl Group {
     /// leadership over ([`transferring`](Self::transferring)): then the caller waits for a `Role` or `TransferEnded`.
     pub fn propose(&mut self, count: u32) -> Result<Proposed, NotLeader> {
         self.require_leader()?;
-        if self.transfer.is_some() && !self.config.breaks.transfer_keeps_serving() {
+        if self.takes_nothing_up() {
             return Err(NotLeader { leader: None, term: self.state.term });
         }
         let first = self.log.last().next();

@@ -77,6 +77,11 @@ impl Group {
         self.transfer.map(|transfer| transfer.to)
     }
 
+    /// Whether we take nothing up, because leadership is on its way to another member.
+    pub fn takes_nothing_up(&self) -> bool {
+        self.transfer.is_some() && !self.config.breaks.transfer_keeps_serving()
+    }
+
     /// The successor holds everything: it is its turn.
     pub(crate) fn hand_over(&mut self, out: &mut Vec<Output>) {
         let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.told) else { return };

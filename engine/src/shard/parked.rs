@@ -34,7 +34,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             .raft
             .leader()
             .is_some_and(|leader| leader == self.settings.node || self.transport.is_up(leader));
-        if one.parked.is_empty() || !reachable || one.raft.transferring().is_some() {
+        if one.parked.is_empty() || !reachable || one.raft.takes_nothing_up() {
             return;
         }
         let group = one.id;

@@ -311,7 +311,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if members::is_request(&entries) {
             return self.on_request(slot, &entries, origin);
         }
-        if self.slots[slot as usize].raft.transferring().is_some() {
+        if self.slots[slot as usize].raft.takes_nothing_up() {
             return self.park(slot, entries, origin);
         }
         let is_sound = self.slots[slot as usize].poisoned.is_none();

@@ -1,0 +1,13 @@
+//! States that the cluster's world is there for, by name.
+
+/// Some dozen seeds must reach each of them: a world that does not get into the corners shows nothing of them.
+pub const CLUSTER_MARKS: [&str; 8] = [
+    "change_committed",
+    "change_undone",
+    "joint_change_committed",
+    "leader_removed_itself",
+    "leadership_handed_over",
+    "leadership_kept",
+    "learner_promoted",
+    "removal_told",
+];
