@@ -1,8 +1,9 @@
 //! The checksum of a run's header: CRC32C of its fields, then of each entry's header. They are gathered first: a call for
-//! each of so few bytes would cost as much as the checksum.
+//! each of so few bytes would cost as much as the checksum. And the payloads' checksums, without a look at what the
+//! headers else say.
 
-use crate::checksum::crc32c_from;
-use crate::run::ENTRY_HEADER_BYTES;
+use crate::checksum::{crc32c, crc32c_from};
+use crate::run::{ENTRY_HEADER_BYTES, payload_bytes};
 
 /// Goes on with each piece that is added.
 pub(crate) struct HeaderSum {
@@ -37,4 +38,16 @@ impl HeaderSum {
     pub(crate) fn finish(self) -> u32 {
         crc32c_from(self.crc, &self.gathered.0[..self.len])
     }
+}
+
+/// Whether each of these encoded entries is there to its end and its payload's checksum holds.
+pub(crate) fn payloads_hold(mut entries: &[u8]) -> bool {
+    while let Some((header, after)) = entries.split_first_chunk::<ENTRY_HEADER_BYTES>() {
+        let Some((payload, rest)) = after.split_at_checked(payload_bytes(header)) else { return false };
+        if crc32c(payload).to_le_bytes() != header[28..] {
+            return false;
+        }
+        entries = rest;
+    }
+    entries.is_empty()
 }

@@ -28,7 +28,7 @@
 
 use crate::checksum::crc32c;
 use crate::codec::{Reader, Sink, Truncated};
-use crate::header_sum::HeaderSum;
+use crate::header_sum::{self, HeaderSum};
 use crate::limits::{ENTRY_BYTES_MAX, RUN_BYTES_MAX, RUN_ENTRIES_MAX};
 use crate::{GroupId, Index, Term};
 
@@ -181,7 +181,7 @@ impl RunHeader {
     }
 }
 
-fn payload_bytes(header: &[u8; ENTRY_HEADER_BYTES]) -> usize {
+pub(crate) fn payload_bytes(header: &[u8; ENTRY_HEADER_BYTES]) -> usize {
     u32::from_le_bytes([header[24], header[25], header[26], header[27]]) as usize
 }
 
@@ -257,6 +257,23 @@ impl<'a> RunRef<'a> {
     /// # Errors
     /// [`RunError`]: the bytes are not a whole, sound run. Nothing is allocated.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, RunError> {
+        let (run, flags) = Self::whole(bytes)?;
+        if flags != 0 {
+            return Err(RunError::Field { field: "run flag" });
+        }
+        run.check_entries()?;
+        Ok(run)
+    }
+
+    /// Bytes of the run at the start of `bytes`, if each of them is as it was written; whatever it means: also if a newer
+    /// program wrote it and [`parse`](Self::parse) does not understand it.
+    pub fn intact(bytes: &[u8]) -> Option<usize> {
+        let (run, _) = RunRef::whole(bytes).ok()?;
+        header_sum::payloads_hold(run.body).then(|| run.header.encoded_bytes())
+    }
+
+    /// The run and its flags, if all of it is there and its headers' checksum holds.
+    fn whole(bytes: &'a [u8]) -> Result<(Self, u32), RunError> {
         let mut reader = Reader::new(bytes);
         let fields: &[u8; 44] = reader.bytes(44)?.try_into().expect("44 bytes were asked for");
         let found = reader.u32()?;
@@ -292,12 +309,7 @@ impl<'a> RunRef<'a> {
         if !rest.is_empty() {
             return Err(RunError::Field { field: "body length" });
         }
-        if flags != 0 {
-            return Err(RunError::Field { field: "run flag" });
-        }
-        let run = Self { header, body };
-        run.check_entries()?;
-        Ok(run)
+        Ok((Self { header, body }, flags))
     }
 
     /// Every entry's header has only possible values, and terms never fall.

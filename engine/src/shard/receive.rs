@@ -362,6 +362,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             tags: entries.tags(),
             origin,
         });
+        self.ask_machine(slot);
         self.touch(slot);
     }
 
@@ -404,6 +405,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 if index.is_some() {
                     self.answer_reads(slot);
                 }
+                self.ask_machine(slot);
                 return self.touch(slot);
             }
         }

@@ -50,6 +50,8 @@ pub(crate) enum MachineState {
     Restoring {
         tries: Vec<Try>,
         is_reading: bool,
+        /// Somebody waits for it.
+        is_asked: bool,
     },
     /// It has its state, up to an entry that is not known to be committed again yet: a checkpoint's.
     Ahead {
@@ -89,11 +91,19 @@ struct Reading {
 #[derive(Default)]
 pub(crate) struct Restoring {
     reading: BTreeMap<u64, Reading>,
+    /// Somebody waits for these.
+    asked: VecDeque<u32>,
+    /// Soon somebody will: led here, or behind.
     urgent: VecDeque<u32>,
     queue: VecDeque<u32>,
 }
 
 impl Restoring {
+    /// Whose turn it is.
+    fn pop(&mut self) -> Option<u32> {
+        self.asked.pop_front().or_else(|| self.urgent.pop_front()).or_else(|| self.queue.pop_front())
+    }
+
     /// Whether somebody reads this file.
     pub(super) fn reads(&self, name: SnapshotName) -> bool {
         self.reading.values().any(|one| one.reader.name() == name)
@@ -170,7 +180,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if one.is_ready() {
             self.status.groups_restoring += 1;
         }
-        one.state = MachineState::Restoring { tries, is_reading: false };
+        one.state = MachineState::Restoring { tries, is_reading: false, is_asked: false };
         let restoring = &mut self.snapshots.restoring;
         if is_urgent {
             restoring.urgent.push_back(slot)
@@ -180,20 +190,29 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.again = true;
     }
 
-    /// Somebody waits for this group's machine.
+    /// This group is led here now: its machine comes before those of others.
     pub(super) fn hurry(&mut self, slot: u32) {
         if matches!(self.slots[slot as usize].state, MachineState::Restoring { is_reading: false, .. }) {
             self.snapshots.restoring.urgent.push_back(slot);
         }
     }
 
+    /// Somebody waits for what this group's machine says: it comes before all that nobody waits for.
+    pub(super) fn ask_machine(&mut self, slot: u32) {
+        let MachineState::Restoring { is_reading: false, is_asked, .. } =
+            &mut self.slots[slot as usize].state
+        else {
+            return;
+        };
+        if !std::mem::replace(is_asked, true) {
+            self.snapshots.restoring.asked.push_back(slot);
+        }
+    }
+
     /// Begins to read as many files as may be read at once.
     pub(super) fn step_restores(&mut self) {
         while self.snapshots.restoring.reading.len() < READERS_MAX {
-            let restoring = &mut self.snapshots.restoring;
-            let Some(slot) = restoring.urgent.pop_front().or_else(|| restoring.queue.pop_front()) else {
-                return;
-            };
+            let Some(slot) = self.snapshots.restoring.pop() else { return };
             if let MachineState::Restoring { is_reading: false, .. } = self.slots[slot as usize].state {
                 self.next_try(slot);
             }
@@ -212,7 +231,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn next_try(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        let MachineState::Restoring { tries, is_reading } = &mut one.state else { return };
+        let MachineState::Restoring { tries, is_reading, .. } = &mut one.state else { return };
         *is_reading = false;
         match tries.pop() {
             None => self.need_snapshot(slot, "no state of the machine is left".to_owned()),

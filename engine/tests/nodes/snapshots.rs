@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle::{Effects, Entry, Index, Machine, Reason, ReleaseWhen, RestoreError};
+use coracle::{Effects, Entry, GroupId, Index, Machine, Reason, ReleaseWhen, RestoreError};
 use coracle_io::Disk;
-use coracle_io::fake::{CrashPolicy, Damage};
+use coracle_io::fake::{Completing, CrashPolicy, Damage, Latency};
 
 use crate::cluster::{Cluster, GROUP};
 
@@ -118,6 +118,54 @@ fn a_large_snapshot_goes_to_a_file_and_comes_back_whole_or_in_chunks() {
         assert_eq!(cluster.asked(0, GROUP), Ok(4), "asked at once, it waits for its machine");
         assert!(!cluster.status(0).restoring);
         assert_eq!(machine.runs.load(Ordering::Relaxed), runs + 1, "the snapshot stands for the rest");
+    }
+}
+
+/// Consensus before machines, and the machine that somebody waits for before the others: all groups lead and commit while
+/// none of their large files has been read yet, and the last one is served when most of the others' are still to come.
+#[test]
+fn groups_with_large_snapshots_lead_at_once_and_who_is_asked_comes_first() {
+    const GROUPS: u64 = 24;
+    let ids = || (1..=GROUPS).map(GroupId);
+    let mut cluster = Cluster::with_files(&[16 << 20]);
+    let machine = Big::new(1_500_000);
+    let start_all = |cluster: &Cluster| {
+        ids().for_each(|group| cluster.node(0).start_group(group, Box::new(machine.clone())));
+    };
+    start_all(&cluster);
+    for group in ids() {
+        cluster.done(0, group, b"one");
+        cluster.done(0, group, b"release");
+    }
+    let status = |cluster: &Cluster, group| cluster.node(0).group_status(group).unwrap();
+    cluster.turn_until("released logs", |cluster| {
+        ids().all(|group| status(cluster, group).first > Index(1))
+            && files(cluster, 0).len() == GROUPS as usize
+    });
+    cluster.nodes[0] = None;
+    cluster.disks[0].crash(CrashPolicy::KEEP_ALL);
+    cluster.network.stop_node(1, coracle_io::fake::NodeStop::Killed);
+    cluster.open(0);
+    cluster.turn_until("a running node", |cluster| cluster.node(0).is_running());
+    // A file takes half a second.
+    cluster.disks[0].set_completing(Completing::Timed(Latency { bytes_per_us: 3, ..Latency::default() }));
+    start_all(&cluster);
+    // Each had three entries; a leader commits one of its own.
+    cluster.turn_until("leaders", |cluster| {
+        let status = |group| cluster.node(0).group_status(group);
+        ids().all(|group| {
+            status(group).is_some_and(|status| status.leader.is_some() && status.commit == Index(4))
+        })
+    });
+    let restoring = |cluster: &Cluster| ids().filter(|group| status(cluster, *group).restoring).count();
+    let at_first = restoring(&cluster);
+    assert!(at_first > GROUPS as usize / 2, "{at_first} of {GROUPS} machines are still restored");
+    assert_eq!(cluster.asked(0, GroupId(GROUPS)), Ok(2));
+    let left = restoring(&cluster);
+    assert!(left > GROUPS as usize / 2, "{left} of {GROUPS} machines are still restored");
+    cluster.turn_until("all machines", |cluster| restoring(cluster) == 0);
+    for group in ids() {
+        assert_eq!(cluster.asked(0, group), Ok(2));
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) struct Job {
     lanes_of: Vec<[u32; 2]>,
     /// Numbers of runs, lane by lane.
     numbers: Vec<u32>,
+    /// Of the lane that comes next: its runs, as far as their entries are held, last one first; none before it is its turn.
+    emitting: Vec<IndexRun>,
     block: BlockWriter,
     directory: Directory,
     place: Option<IndexPlace>,
@@ -100,6 +102,7 @@ impl Job {
             lanes: Vec::new(),
             lanes_of: Vec::new(),
             numbers: Vec::new(),
+            emitting: Vec::new(),
             block: BlockWriter::new(of, 0),
             directory: Directory { of, blocks: Vec::new() },
             place: None,
@@ -121,6 +124,11 @@ impl Job {
     pub(super) fn list_needed(&self) -> Option<u64> {
         // To the very end: readers have nothing else before.
         (self.source == Source::List).then_some(self.of.file_no)
+    }
+
+    /// All of it is staged.
+    fn waits(&self) -> bool {
+        matches!(self.phase, Phase::Wait { .. })
     }
 
     /// Where the index lies, once all of it is staged.
@@ -170,6 +178,7 @@ impl Job {
 impl Wal {
     /// Goes on with the index that is being written, or begins the next.
     pub(crate) fn step_indexes(&mut self) {
+        self.give_way();
         if let Some(at) = self.next_candidate().filter(|_| self.indexes.job.is_none()) {
             let candidate = self.indexes.waiting.remove(at);
             let of = self.files.get(candidate.file_no);
@@ -204,6 +213,18 @@ impl Wal {
         self.indexes.job = Some(job);
     }
 
+    /// One that was begun while the log was quiet, and may not go on now, holds up no other: it is begun again.
+    fn give_way(&mut self) {
+        if self.may_index(true) || self.next_candidate().is_none() {
+            return;
+        }
+        let held_up = |job: &mut Box<Job>| job.in_quiet && !job.waits();
+        if let Some(job) = self.indexes.job.take_if(held_up) {
+            let again = Candidate { file_no: job.of(), source: job.source, in_quiet: true };
+            self.indexes.waiting.insert(0, again);
+        }
+    }
+
     /// The first of those that wait that may be begun: one that waits for a quiet log holds up no other.
     fn next_candidate(&self) -> Option<usize> {
         self.indexes.waiting.iter().position(|one| self.may_index(one.in_quiet))
@@ -211,9 +232,8 @@ impl Wal {
 
     /// Whether there is something to do for an index now, though nothing else happens.
     pub(crate) fn has_index_to_write(&self) -> bool {
-        let waits = |job: &Job| matches!(job.phase, Phase::Wait { .. });
         match &self.indexes.job {
-            Some(job) => !waits(job) && self.may_index(job.in_quiet),
+            Some(job) => !job.waits() && self.may_index(job.in_quiet),
             None => self.next_candidate().is_some(),
         }
     }
@@ -284,22 +304,24 @@ impl Wal {
         };
     }
 
-    /// Writes lanes from one on.
+    /// Writes lanes from one on; of a long one, a part.
     fn emit(&mut self, job: &mut Job, mut next_lane: usize) -> Phase {
         let (mut staged, mut looked_at) = (0, 0);
         while staged < STEP_BYTES && looked_at < STEP_RUNS {
-            let Some(lane) = job.lanes.get(next_lane) else {
-                self.put_block(job);
-                return self.put_directory(job);
-            };
-            next_lane += 1;
-            let is_placed = lane.is_placed;
-            let group = self.groups.at(lane.slot as usize);
-            let held: Vec<Extent> =
-                group.held_in(job.of()).filter(|extent| extent.is_placed == is_placed).collect();
-            let runs = self.runs_of_lane(job, lane);
-            looked_at += 1 + runs.len();
-            for run in clipped(&runs, &held) {
+            if job.emitting.is_empty() {
+                let Some(lane) = job.lanes.get(next_lane) else {
+                    self.put_block(job);
+                    return self.put_directory(job);
+                };
+                job.emitting = self.held_of_lane(job, lane);
+                job.emitting.reverse();
+                looked_at += 1 + job.emitting.len();
+                next_lane += 1;
+            }
+            let is_placed = job.lanes[next_lane - 1].is_placed;
+            while staged < STEP_BYTES
+                && let Some(run) = job.emitting.pop()
+            {
                 job.block.push(is_placed, &run);
                 if job.block.bytes() >= BLOCK_BYTES {
                     staged += self.put_block(job);
@@ -307,6 +329,13 @@ impl Wal {
             }
         }
         Phase::Emit { next_lane }
+    }
+
+    /// The runs of a lane, as far as their entries are held.
+    fn held_of_lane(&self, job: &Job, lane: &Lane) -> Vec<IndexRun> {
+        let group = self.groups.at(lane.slot as usize);
+        let held = group.held_in(job.of()).filter(|extent| extent.is_placed == lane.is_placed);
+        clipped(&self.runs_of_lane(job, lane), &held.collect::<Vec<_>>())
     }
 
     /// The runs of a lane, by index and without overlaps.

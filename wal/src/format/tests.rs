@@ -57,17 +57,20 @@ fn entries() -> EntryBatch {
 }
 
 fn put_run(out: &mut Vec<u8>) {
-    let entries = entries();
+    put_run_of(entries().bytes(), out);
+}
+
+fn put_run_of(body: &[u8], out: &mut Vec<u8>) {
     let header = RunHeader {
         group: GroupId(11),
         accepted_term: Term(4),
         prev_index: Index(20),
         prev_term: Term(2),
         count: 1,
-        body_bytes: entries.bytes().len() as u32,
+        body_bytes: body.len() as u32,
     };
     record::put_header(RecordKind::Run, false, header.encoded_bytes(), out);
-    header.encode_run(&[entries.bytes()], out);
+    header.encode_run(&[body], out);
 }
 
 fn put_state(out: &mut Vec<u8>) {
@@ -183,7 +186,7 @@ fn batch_of(put: fn(&mut Vec<u8>)) -> Vec<u8> {
     batch_of_version(1, put)
 }
 
-fn batch_of_version(version: u16, put: fn(&mut Vec<u8>)) -> Vec<u8> {
+fn batch_of_version(version: u16, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut records = Vec::new();
     put(&mut records);
     let mut head = BatchHead {
@@ -243,6 +246,18 @@ fn golden_batch_of_version_2() {
     assert!(head.payload_holds(&batch[BATCH_HEADER_BYTES..], UUID.seed()));
     let first = BatchHead { version: 1, ..head };
     assert!(!first.payload_holds(&batch[BATCH_HEADER_BYTES..], UUID.seed()), "the sums differ");
+}
+
+/// It was written whole: called torn, everything after it would be dropped.
+#[test]
+fn a_batch_with_an_entry_of_a_newer_kind_holds_though_the_run_is_not_understood() {
+    let mut body = entries().bytes().to_vec();
+    body[22] = 200;
+    let batch = batch_of_version(2, |out| put_run_of(&body, out));
+    let head = BatchHead::decode(&batch, UUID.seed(), UUID.low()).unwrap();
+    let records = &batch[BATCH_HEADER_BYTES..];
+    assert!(head.payload_holds(records, UUID.seed()));
+    assert!(matches!(Record::read(&mut Reader::new(records)), Err(RecordError::Run(_))));
 }
 
 #[test]
