@@ -11,7 +11,8 @@ use crate::resp::{Connection, Reply, request};
 /// A cluster of `kv` processes. Clients' ports change with each start.
 pub(crate) struct Cluster {
     dir: TempDir,
-    peers: Vec<SocketAddr>,
+    /// By node: where it believes that the nodes are.
+    peers: Vec<Vec<SocketAddr>>,
     groups: u64,
     /// More arguments of every node.
     pub(crate) more: Vec<&'static str>,
@@ -19,7 +20,12 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(nodes: usize, groups: u64) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), peers: free_addresses(nodes), groups, more: Vec::new() }
+        Self::seeing(vec![free_addresses(nodes); nodes], groups)
+    }
+
+    /// A cluster in which each node believes the others to be elsewhere: behind something that can cut them off.
+    pub(crate) fn seeing(peers: Vec<Vec<SocketAddr>>, groups: u64) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), peers, groups, more: Vec::new() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -27,8 +33,11 @@ impl Cluster {
     }
 
     fn args(&self, id: usize) -> Vec<String> {
-        let peers =
-            (1..).zip(&self.peers).map(|(id, peer)| format!("{id}={peer}")).collect::<Vec<_>>().join(",");
+        let peers = (1..)
+            .zip(&self.peers[id - 1])
+            .map(|(id, peer)| format!("{id}={peer}"))
+            .collect::<Vec<_>>()
+            .join(",");
         let dir = self.dir.path().join(format!("node-{id}")).display().to_string();
         let (id, groups) = (id.to_string(), self.groups.to_string());
         let own = [

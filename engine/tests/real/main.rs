@@ -11,6 +11,8 @@ mod faults;
 mod hostile;
 mod kills;
 mod kv;
+mod links;
 mod process;
 mod quick_start;
 mod resp;
+mod torture;

@@ -12,7 +12,7 @@
 //! Visited places are remembered by a 128-bit sum of their members' random words and of the state's hash: two different
 //! ones with the same sum are less likely than a fault of the memory that they lie in.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use crate::{Model, Operation, Verdict};
@@ -40,7 +40,7 @@ pub(crate) struct Search<'a, M: Model> {
     known_taken: usize,
     /// Of all that are taken.
     sum: u128,
-    visited: HashSet<u128>,
+    visited: BTreeSet<u128>,
 }
 
 impl<'a, M: Model> Search<'a, M> {
@@ -58,7 +58,7 @@ impl<'a, M: Model> Search<'a, M> {
             first: 0,
             known_taken: 0,
             sum: 0,
-            visited: HashSet::new(),
+            visited: BTreeSet::new(),
         }
     }
 
