@@ -30,6 +30,8 @@ fn steps(minutes: u64) -> Vec<Step> {
         Step::deny(),
         Step::crash("20"),
         Step::kills("100"),
+        Step::torture("3", "600"),
+        Step::torture("5", "600"),
         Step::faults(),
         Step::random_groups("0..20000"),
         Step::program("coracle-sim", "sim", &sim),

@@ -109,6 +109,14 @@ impl Step {
         step
     }
 
+    /// Real processes that are killed and stopped, and links that are cut; the clients' history is checked.
+    pub(crate) fn torture(nodes: &'static str, seconds: &'static str) -> Self {
+        let mut step =
+            Self::cargo(&["test", "--release", "--locked", "-p", "coracle", "--", "torture", "--nocapture"]);
+        step.env.extend([("CORACLE_TORTURE_NODES", nodes), ("CORACLE_TORTURE_SECONDS", seconds)]);
+        step
+    }
+
     /// Real processes whose disks fail as planned. Nothing that is shipped is built this way.
     pub(crate) fn faults() -> Self {
         Self::cargo(&[
