@@ -175,19 +175,19 @@ impl Faults {
             1 => {
                 self.stops += 1;
                 processes[node].signal("-STOP");
-                thread::sleep(pause);
+                thread::park_timeout(pause);
                 processes[node].signal("-CONT");
             }
             2 => {
                 self.one_way_cuts += 1;
                 (0..processes.len()).filter(|other| *other != node).for_each(|other| links.cut(node, other));
-                thread::sleep(pause);
+                thread::park_timeout(pause);
             }
             3 => {
                 self.isolations += 1;
                 links.isolate(node);
                 shared.wait_for_progress("while a node is alone");
-                thread::sleep(pause);
+                thread::park_timeout(pause);
             }
             _ => {
                 self.power_failures += 1;
@@ -204,7 +204,7 @@ fn restart(nodes: &[usize], pause: Duration, cluster: &Cluster, processes: &mut 
         shared.set(*node, None);
         processes[*node].kill();
     }
-    thread::sleep(pause);
+    thread::park_timeout(pause);
     nodes.iter().for_each(|node| processes[*node] = cluster.start(node + 1));
     nodes.iter().for_each(|node| shared.set(*node, Some(ready(&mut processes[*node]))));
 }
