@@ -3,7 +3,7 @@
 //!
 //!     kv --id 1 --listen 127.0.0.1:6001 --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 --data-dir DIR
 //!
-//! Prints `ready HOST:PORT` once clients are served. SIGTERM and ctrl-c stop it in good order.
+//! Prints `ready HOST:PORT` once clients are served, and then, with `--admin`, `admin HOST:PORT`. SIGTERM and ctrl-c stop it in good order.
 #![forbid(unsafe_code)]
 
 #[path = "kv/resp.rs"]
@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
-use coracle::{Config, GroupId, Node, NodeId, Peer, Strategy};
+use coracle::{Admin, Config, GroupId, Node, NodeId, Peer, Strategy};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -43,7 +43,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
     version,
     after_help = "Example, one of three nodes:\n  \
         kv --id 1 --listen 127.0.0.1:6001 --data-dir ./kv-1 \\\n     \
-        --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003"
+        --peers 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 \\\n     \
+        --admin 127.0.0.1:8001"
 )]
 struct Args {
     /// This node's id, among the peers.
@@ -71,9 +72,10 @@ struct Args {
     /// A label of this node, shown by INFO.
     #[arg(long, value_name = "LABEL", default_value = "")]
     metrics_key: String,
-    /// Not built yet: the admin address comes with consensus.
-    #[arg(long, value_name = "HOST:PORT")]
-    admin: Option<String>,
+    /// Where operators look at this node and change members (`coracle --node HOST:PORT`), and Prometheus finds /metrics.
+    /// There is no authentication: keep it on loopback, or where only operators reach it.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    admin: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -85,10 +87,6 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )
         .init();
-    if args.admin.is_some() {
-        eprintln!("kv: --admin is not built yet, it comes with consensus; start without it");
-        return ExitCode::from(2);
-    }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Configuration(error)) => {
@@ -134,6 +132,11 @@ fn run(args: Args) -> Result<(), Failure> {
     config.wal_max_size_bytes = args.wal_file;
     config.metrics_key = args.metrics_key;
     let node = Node::start(config)?;
+    // Before the groups: an operator may want to see why they wait.
+    let admin = args.admin.map(|at| {
+        Admin::start(&node, at).map_err(|error| io(&format!("cannot listen for operators on {at}"), error))
+    });
+    let admin = admin.transpose()?;
     let info = format!(
         "# Coracle\r\nnode:{}\r\nmetrics_key:{}\r\nstrategy:{}\r\ngroups:{}\r\n",
         args.id,
@@ -154,6 +157,9 @@ fn run(args: Args) -> Result<(), Failure> {
         }
     };
     println!("ready {address}");
+    if let Some(admin) = &admin {
+        println!("admin {}", admin.address());
+    }
     LocalSet::new().block_on(&runtime, server::serve(listener, server, stop));
     node.stop()?;
     Ok(())

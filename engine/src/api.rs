@@ -15,7 +15,6 @@ mod tests;
 mod typed;
 
 use std::sync::Arc;
-use std::sync::mpsc;
 
 use coracle_base::limits::ENTRY_BYTES_MAX;
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId};
@@ -29,8 +28,8 @@ use crate::Error;
 use crate::machine::{Machine, Typed, TypedMachine};
 use crate::node::{Node, Socket};
 use crate::outcome::{NotDone, Reason};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Reply, Start};
-use crate::shard::replies::Slot;
+use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Start};
+use crate::shard::replies::{Asked, Slot};
 use crate::shard::status::{GroupStatus, ShardStatus};
 
 /// Groups in one command: so many are taken up, or told about, in one turn of a shard.
@@ -39,8 +38,8 @@ const GROUPS_PER_COMMAND: usize = 256;
 /// The ways into a node's shards.
 #[derive(Clone)]
 pub(crate) struct Handles {
-    id: NodeId,
-    inboxes: Arc<[Arc<Inbox<Socket>>]>,
+    pub(crate) id: NodeId,
+    pub(crate) inboxes: Arc<[Arc<Inbox<Socket>>]>,
 }
 
 impl Handles {
@@ -53,11 +52,11 @@ impl Handles {
         usize::from(group.shard(self.inboxes.len() as u16).0)
     }
 
-    fn inbox(&self, group: GroupId) -> &Arc<Inbox<Socket>> {
+    pub(crate) fn inbox(&self, group: GroupId) -> &Arc<Inbox<Socket>> {
         &self.inboxes[self.shard(group)]
     }
 
-    fn group(&self, id: GroupId) -> Group {
+    pub(crate) fn group(&self, id: GroupId) -> Group {
         Group { id, inbox: self.inbox(id).clone() }
     }
 
@@ -83,15 +82,14 @@ impl Handles {
     fn ask_about<T, R>(
         &self,
         groups: Vec<(GroupId, T)>,
-        command: impl Fn(Vec<T>, Reply<Vec<R>>) -> Command<Socket>,
+        command: impl Fn(Vec<T>, Asked<Vec<R>>) -> Command<Socket>,
     ) -> Vec<Result<R, Error>> {
         let mut answers: Vec<Result<R, Error>> = groups.iter().map(|_| Err(Error::Stopped(None))).collect();
         let mut of_shards: Vec<(Vec<usize>, Vec<T>)> =
             self.inboxes.iter().map(|_| (Vec::new(), Vec::new())).collect();
         let mut asked = Vec::new();
         let mut ask = |shard: usize, (places, items): (Vec<usize>, Vec<T>)| {
-            let (reply, answer) = mpsc::sync_channel(1);
-            asked.push((places, put(&self.inboxes[shard], command(items, reply)).map(|()| answer)));
+            asked.push((places, ask(&self.inboxes[shard], |reply| command(items, reply))));
         };
         for (place, (id, item)) in groups.into_iter().enumerate() {
             let shard = self.shard(id);
@@ -105,8 +103,7 @@ impl Handles {
         let rest = of_shards.into_iter().enumerate().filter(|(_, (places, _))| !places.is_empty());
         rest.for_each(|(shard, part)| ask(shard, part));
         for (places, answer) in asked {
-            let results = answer.and_then(|answer| answer.recv().map_err(|_stopped| Error::Stopped(None)));
-            match results {
+            match answer.wait() {
                 Ok(results) => {
                     places.into_iter().zip(results).for_each(|(place, result)| answers[place] = Ok(result))
                 }
@@ -122,11 +119,11 @@ impl Handles {
     }
 
     fn compact(&self) -> Result<(), Error> {
-        self.inboxes.iter().try_for_each(|inbox| ask(inbox, |begun| Command::Compact { begun }))
+        self.inboxes.iter().try_for_each(|inbox| ask(inbox, |begun| Command::Compact { begun }).wait())
     }
 
     fn status(&self) -> Result<Vec<ShardStatus>, Error> {
-        self.inboxes.iter().map(|inbox| ask(inbox, |reply| Command::Status { reply })).collect()
+        self.inboxes.iter().map(|inbox| ask(inbox, |reply| Command::Status { reply }).wait()).collect()
     }
 }
 
@@ -255,7 +252,7 @@ impl Group {
     /// [`Error::Stopped`], [`Error::Busy`].
     pub fn status(&self) -> Result<Option<GroupStatus>, Error> {
         let groups = vec![self.id];
-        let answer = ask(&self.inbox, |reply| Command::GroupStatus { groups, reply })?;
+        let answer = ask(&self.inbox, |reply| Command::GroupStatus { groups, reply }).wait()?;
         Ok(answer.into_iter().next().flatten())
     }
 
@@ -279,18 +276,14 @@ fn push(inbox: &Inbox<Socket>, command: Command<Socket>) -> Result<(), Reason> {
     inbox.push(command).map_err(|_refused| if inbox.is_closed() { Reason::Stopping } else { Reason::Busy })
 }
 
-/// Asks a shard something about itself and waits for the answer. A shard that stops drops the question.
-fn ask<T>(inbox: &Inbox<Socket>, command: impl FnOnce(Reply<T>) -> Command<Socket>) -> Result<T, Error> {
-    let (reply, answer) = mpsc::sync_channel(1);
-    put(inbox, command(reply))?;
-    answer.recv().map_err(|_stopped| Error::Stopped(None))
-}
-
-fn put(inbox: &Inbox<Socket>, command: Command<Socket>) -> Result<(), Error> {
-    push(inbox, command).map_err(|reason| match reason {
-        Reason::Busy => Error::Busy,
-        _ => Error::Stopped(None),
-    })
+/// Asks a shard something about itself. A shard that stops drops the question, which answers it.
+pub(crate) fn ask<T>(inbox: &Inbox<Socket>, command: impl FnOnce(Asked<T>) -> Command<Socket>) -> Pending<T> {
+    let (asked, parcel) = Asked::new();
+    match push(inbox, command(asked)) {
+        Ok(()) => Pending::waiting(parcel),
+        Err(Reason::Busy) => Pending::refused(Error::Busy),
+        Err(_) => Pending::refused(Error::Stopped(None)),
+    }
 }
 
 /// A refusal that this process itself decides.

@@ -328,15 +328,12 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
         match command {
             Command::Stop => return Err(Error::Stopped(None)),
             command @ Command::StartGroups { .. } => self.waiting_starts.push(command),
-            Command::GroupStatus { groups, reply } => {
-                let _ = reply.send(vec![None; groups.len()]);
-            }
-            Command::Compact { begun } => {
-                let _ = begun.send(());
-            }
-            Command::Status { reply } => {
-                let _ = reply.send(Default::default());
-            }
+            Command::GroupStatus { groups, reply } => reply.answer(Ok(vec![None; groups.len()])),
+            Command::Compact { begun } => begun.answer(Ok(())),
+            Command::Status { reply } => reply.answer(Ok(Default::default())),
+            Command::GroupsAfter { reply, .. } => reply.answer(Ok(Vec::new())),
+            Command::Drain { reply } => reply.answer(Ok(0)),
+            Command::Campaign { group, reply } => reply.answer(Err(Error::NoGroup(group))),
             command => command.refuse(crate::Reason::NoLeader),
         }
         Ok(())

@@ -45,6 +45,8 @@
 //! drives the very code that runs in production ([`sim`]).
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "admin")]
+mod admin;
 mod api;
 mod boot;
 #[cfg(feature = "breaks")]
@@ -63,6 +65,8 @@ mod shard;
 pub mod sim;
 mod transport;
 
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use api::{
     Client, Group, LogEntry, NoEntry, Pending, Proposal, ReadEntry, ReadPlan, TypedGroup, TypedProposal,
 };

@@ -14,7 +14,7 @@ use coracle_io::{Clock, Net, Park, Waker};
 use crate::Error;
 use crate::api::Handles;
 use crate::boot::{Parts, Server};
-use crate::config::Config;
+use crate::config::{Config, Peer};
 use crate::identity::Identity;
 use crate::panics::caught;
 use crate::shard::inbox::{Command, Inbox};
@@ -34,6 +34,7 @@ pub struct Node {
 struct Running {
     handles: Handles,
     metrics_key: String,
+    peers: Vec<Peer>,
     inboxes: Inboxes,
     threads: Mutex<Vec<JoinHandle<Result<(), Error>>>>,
 }
@@ -54,6 +55,7 @@ impl Node {
         let mut running = Running {
             handles: Handles::new(config.id, inboxes.clone()),
             metrics_key: config.metrics_key.clone(),
+            peers: config.peers.clone(),
             inboxes: inboxes.clone(),
             threads: Mutex::default(),
         };
@@ -86,6 +88,11 @@ impl Node {
     /// The label of its configuration.
     pub fn metrics_key(&self) -> &str {
         &self.running.metrics_key
+    }
+
+    /// The nodes of its cluster, this one among them, as its configuration has them.
+    pub fn peers(&self) -> &[Peer] {
+        &self.running.peers
     }
 
     /// Stops the node in good order: every command is answered, what is under way becomes durable, files are closed.

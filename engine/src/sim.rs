@@ -106,20 +106,20 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
 
     /// Asks for a compaction, as [`Node::compact`](crate::Node::compact) does.
     pub fn compact(&self) {
-        let (begun, _) = std::sync::mpsc::sync_channel(1);
+        let (begun, _) = Asked::new();
         let _ = self.inbox.push(Command::Compact { begun });
     }
 
     /// Takes up a group; it runs after the next turns.
     pub fn start_group(&self, group: GroupId, machine: Box<dyn Machine>) {
-        let (started, _) = std::sync::mpsc::sync_channel(1);
+        let (started, _) = Asked::new();
         let start = Start { group, machine, founders: None };
         let _ = self.inbox.push(Command::StartGroups { groups: vec![start], started });
     }
 
     /// As [`Node::start_group_of`](crate::Node::start_group_of).
     pub fn start_group_of(&self, group: GroupId, founders: &[NodeId], machine: Box<dyn Machine>) {
-        let (started, _) = std::sync::mpsc::sync_channel(1);
+        let (started, _) = Asked::new();
         let start = Start { group, machine, founders: Some(founders.to_vec()) };
         let _ = self.inbox.push(Command::StartGroups { groups: vec![start], started });
     }
@@ -136,13 +136,13 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
 
     /// As [`Group::trigger_election`](crate::Group::trigger_election); it happens in the next turn.
     pub fn trigger_election(&self, group: GroupId) {
-        let (reply, _) = std::sync::mpsc::sync_channel(1);
+        let (reply, _) = Asked::new();
         let _ = self.inbox.push(Command::Campaign { group, reply });
     }
 
     /// Begins to hand over every group that the node leads.
     pub fn drain(&self) {
-        let (reply, _) = std::sync::mpsc::sync_channel(1);
+        let (reply, _) = Asked::new();
         let _ = self.inbox.push(Command::Drain { reply });
     }
 

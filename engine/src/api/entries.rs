@@ -18,9 +18,8 @@ use coracle_io::{BlockingRead, DiskError};
 use coracle_wal::ReadError;
 
 use super::proposal::block_on;
-use super::{Group, push};
+use super::{Group, ask};
 use crate::Error;
-use crate::outcome::Reason;
 use crate::shard::inbox::{Command, ReadTo};
 use crate::shard::replies::{Asked, Parcel};
 
@@ -248,13 +247,7 @@ impl Group {
         max_bytes: usize,
         to: impl FnOnce(Asked<T>) -> ReadTo,
     ) -> Pending<T> {
-        let (asked, parcel) = Asked::new();
-        let command = read_command(self.id, indexes, max_bytes, to(asked));
-        match push(&self.inbox, command) {
-            Ok(()) => Pending::waiting(parcel),
-            Err(Reason::Busy) => Pending::refused(Error::Busy),
-            Err(_) => Pending::refused(Error::Stopped(None)),
-        }
+        ask(&self.inbox, |asked| read_command(self.id, indexes, max_bytes, to(asked)))
     }
 }
 

@@ -53,7 +53,7 @@ impl Group {
     /// # Errors
     /// [`Error::NoGroup`], [`Error::Stopped`], [`Error::Busy`].
     pub fn trigger_election(&self) -> Result<bool, Error> {
-        ask(&self.inbox, |reply| Command::Campaign { group: self.id, reply })?
+        ask(&self.inbox, |reply| Command::Campaign { group: self.id, reply }).wait()
     }
 
     fn wish(&self, request: Request) -> Proposal {
@@ -98,6 +98,6 @@ impl Node {
     /// [`Error::Stopped`], [`Error::Busy`].
     pub fn drain(&self) -> Result<usize, Error> {
         let inboxes = self.handles().inboxes.iter();
-        inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply })).sum()
+        inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply }).wait()).sum()
     }
 }

@@ -56,19 +56,21 @@ pub(crate) enum Command<S> {
     /// A question to a group's machine; a client's completion ring gets the answer under `tag`.
     Query { group: GroupId, consistency: Consistency, tag: u64, query: Vec<u8>, origin: Origin },
     /// Take up groups: recover each, or begin it empty. Each has a result, in this order.
-    StartGroups { groups: Vec<Start>, started: Reply<Vec<Result<(), crate::Error>>> },
+    StartGroups { groups: Vec<Start>, started: Asked<Vec<Result<(), crate::Error>>> },
     /// Let the group's member here campaign now; whether it does.
-    Campaign { group: GroupId, reply: Reply<Result<bool, crate::Error>> },
+    Campaign { group: GroupId, reply: Asked<bool> },
     /// Hand over every group that is led here; how many are left.
-    Drain { reply: Reply<usize> },
+    Drain { reply: Asked<usize> },
     /// Tell about groups, in this order.
-    GroupStatus { groups: Vec<GroupId>, reply: Reply<Vec<Option<GroupStatus>>> },
+    GroupStatus { groups: Vec<GroupId>, reply: Asked<Vec<Option<GroupStatus>>> },
+    /// Tell about the next groups in the order of their uids, so many at most.
+    GroupsAfter { after: GroupId, count: usize, reply: Asked<Vec<GroupStatus>> },
     /// Read entries of a group's log, or plan to.
     ReadEntries { group: GroupId, indexes: Vec<Index>, max_bytes: usize, to: ReadTo },
     /// Compact all that can be made smaller.
-    Compact { begun: Reply<()> },
+    Compact { begun: Asked<()> },
     /// Tell about the shard.
-    Status { reply: Reply<ShardStatus> },
+    Status { reply: Asked<ShardStatus> },
     /// A connection whose handshake named this shard.
     Adopt { socket: S, hello: Vec<u8> },
     /// Stop: make everything durable that is under way, answer everybody, and return.
@@ -92,9 +94,6 @@ impl ReadTo {
         }
     }
 }
-
-/// Where a single answer goes.
-pub(crate) type Reply<T> = std::sync::mpsc::SyncSender<T>;
 
 /// A shard's inbox, shared with every handle. `S` is the network driver's socket.
 pub(crate) struct Inbox<S> {
@@ -209,7 +208,7 @@ impl<S> Command<S> {
                 Reason::Busy => crate::Error::Busy,
                 _ => crate::Error::NoGroup(group),
             }),
-            // The callers of these see that their channel is gone.
+            // Dropping the question answers it: the shard has stopped.
             _ => {}
         }
     }
@@ -219,6 +218,7 @@ impl<S> Command<S> {
         match self {
             Command::StartGroups { groups, .. } => groups.len(),
             Command::GroupStatus { groups, .. } => groups.len(),
+            Command::GroupsAfter { count, .. } => *count,
             _ => 0,
         }
     }

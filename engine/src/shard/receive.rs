@@ -220,26 +220,27 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             Command::StartGroups { groups, started } => {
                 let results = groups.into_iter().map(|start| self.start_group(start));
-                let _ = started.send(results.collect());
+                started.answer(Ok(results.collect()));
             }
             Command::Campaign { group, reply } => {
-                let _ = reply.send(self.trigger_election(group));
+                reply.answer(self.trigger_election(group));
             }
             Command::Drain { reply } => {
-                let _ = reply.send(self.drain_groups());
+                reply.answer(Ok(self.drain_groups()));
             }
             Command::GroupStatus { groups, reply } => {
-                let _ = reply.send(groups.into_iter().map(|group| self.group_status(group)).collect());
+                reply.answer(Ok(groups.into_iter().map(|group| self.group_status(group)).collect()));
             }
+            Command::GroupsAfter { after, count, reply } => reply.answer(Ok(self.groups_after(after, count))),
             Command::ReadEntries { group, indexes, max_bytes, to } => {
                 self.on_read_entries(group, &indexes, max_bytes, to);
             }
             Command::Compact { begun } => {
                 self.compact_now();
-                let _ = begun.send(());
+                begun.answer(Ok(()));
             }
             Command::Status { reply } => {
-                let _ = reply.send(self.status());
+                reply.answer(Ok(self.status()));
             }
             Command::Adopt { socket, hello } => {
                 let conn = self.net.adopt(socket);

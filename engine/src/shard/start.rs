@@ -1,6 +1,7 @@
 //! Opening a shard and taking up groups.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use coracle_base::run::Entries;
@@ -233,6 +234,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             restoring: !one.is_ready() && one.is_whole(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })
+    }
+
+    /// The next groups here in the order of their uids.
+    pub(super) fn groups_after(&self, after: GroupId, count: usize) -> Vec<GroupStatus> {
+        let next = self.by_group.range((Bound::Excluded(after), Bound::Unbounded)).take(count);
+        next.filter_map(|(group, _)| self.group_status(*group)).collect()
     }
 
     pub(crate) fn status(&self) -> ShardStatus {

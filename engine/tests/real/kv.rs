@@ -187,13 +187,18 @@ fn kv_refuses_bad_usage_with_2_and_a_taken_directory_with_1() {
         let output = Process::run("kv", &args);
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let (code, said) = refused(&|args| args.extend(["--admin".to_owned(), "127.0.0.1:0".to_owned()]));
-    assert!(code == Some(2) && said.contains("consensus"), "{code:?}: {said}");
+    let (code, said) = refused(&|args| args.extend(["--admin".to_owned(), "nowhere".to_owned()]));
+    assert!(code == Some(2) && said.contains("nowhere"), "{code:?}: {said}");
     let (code, said) = refused(&|args| args.extend(["--strategy".to_owned(), "fast".to_owned()]));
     assert!(code == Some(2) && said.contains("direct"), "{code:?}: {said}");
     let (code, said) = refused(&|args| args[1] = "9".to_owned());
     assert!(code == Some(2) && said.contains("9"), "{code:?}: {said}");
     assert!(cluster.dir().read_dir().unwrap().next().is_none(), "nothing was made");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    let (code, said) = refused(&|args| args.extend(["--admin".to_owned(), at.clone()]));
+    assert!(code == Some(1) && said.contains("operators") && said.contains(&at), "{code:?}: {said}");
 
     let _running = cluster.start_all();
     let (code, said) = refused(&|_| {});

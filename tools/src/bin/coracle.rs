@@ -1,4 +1,4 @@
-//! coracle: looks into a data directory. Its parts are in `coracle_tools::coracle_tool`.
+//! coracle: looks into a data directory, or operates a running node. Its parts are in `coracle_tools::coracle_tool`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,12 +1,14 @@
-//! coracle: looks into a data directory: `inspect` says what is there, `verify` whether all of it is sound, `dump` prints
-//! a group's entries.
+//! coracle: looks into a data directory (`inspect` says what is there, `verify` whether all of it is sound, `dump` prints
+//! a group's entries), and operates a running node through its admin listener (`operate/`).
 //!
-//! Invariants: (1) nothing in the directory is changed, whatever state it is in; (2) a directory in use may be looked
-//! into: what is being written at that moment is not taken for damage.
+//! Invariants: (1) nothing in a directory is changed, whatever state it is in; (2) a directory in use may be looked
+//! into: what is being written at that moment is not taken for damage; (3) a node is asked again only for what it said
+//! was certainly not done.
 
 mod directory;
 mod dump;
 mod inspect;
+mod operate;
 mod verify;
 
 use std::io;
@@ -17,14 +19,28 @@ use clap::{Args, Parser, Subcommand};
 use coracle_io::DiskError;
 use coracle_wal::WalError;
 
-/// Looks into the data directory of a Coracle node. Never changes it; the node may be running.
+/// Looks into the data directory of a Coracle node, or operates a running one.
+///
+/// A directory is never changed, and its node may be running. A running node is reached at its admin address (that of
+/// `kv --admin`), which has no authentication: keep it on loopback, or where only operators reach it.
 #[derive(Debug, Parser)]
 #[command(
     name = "coracle",
     version,
-    after_help = "Example:\n  coracle verify /var/lib/coracle\n  coracle dump /var/lib/coracle --group 7 --from 100 --to 120"
+    after_help = "Examples:
+  coracle verify /var/lib/coracle
+  coracle dump /var/lib/coracle --group 7 --from 100 --to 120
+  coracle --node 127.0.0.1:8001 overview
+  coracle --node 127.0.0.1:8001 remove 3 --group 1
+  coracle --node 127.0.0.1:8001 add 3 --group 1
+  coracle --node 127.0.0.1:8001 transfer 2 --all
+Exit codes: 0 done; 1 it failed, and stderr says what and what to do; 2 bad usage, nothing was changed."
 )]
 struct Options {
+    /// The admin address of a running node; for the commands that operate one. Any member's node will do: what only the
+    /// leader can decide finds its way to it.
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    node: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -37,6 +53,8 @@ enum Command {
     Verify(Look),
     /// Prints entries of a group, one a line: index, term, kind, tag, time, bytes, payload.
     Dump(Dump),
+    #[command(flatten)]
+    Operate(operate::Operation),
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +96,10 @@ enum Error {
     Damaged(String),
     #[error("there is no group {0}; `coracle inspect` lists those that are there")]
     NoGroup(u64),
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Node(#[from] operate::NodeError),
     #[error("stdout: {0}")]
     Output(#[from] io::Error),
 }
@@ -90,13 +112,14 @@ pub fn main() -> ExitCode {
         Command::Inspect(look) => inspect::run(&look.dir, look.json).map(|()| true),
         Command::Verify(look) => verify::run(&look.dir, look.json),
         Command::Dump(dump) => dump::run(dump),
+        Command::Operate(operation) => operate::run(options.node.as_deref(), operation).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         // Whoever reads our output has seen enough.
         Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error @ Error::NoDirectory { .. }) => {
+        Err(error @ (Error::NoDirectory { .. } | Error::Usage(_))) => {
             eprintln!("coracle: {error}");
             ExitCode::from(2)
         }

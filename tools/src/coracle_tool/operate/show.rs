@@ -1,0 +1,100 @@
+//! What a node told, as tables for people.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Value};
+
+/// Node, shards, groups.
+pub(super) fn overview(out: &mut dyn Write, told: &Value) -> io::Result<()> {
+    let label = match told["metrics_key"].as_str() {
+        None | Some("") => String::new(),
+        Some(key) => format!(" ({key})"),
+    };
+    writeln!(out, "node {}{label}, version {}", told["node"], text(&told["version"]))?;
+    writeln!(out, "\n{:>5}  address", "node")?;
+    for peer in rows(&told["nodes"]) {
+        writeln!(out, "{:>5}  {}", text(&peer["node"]), text(&peer["address"]))?;
+    }
+    writeln!(
+        out,
+        "\n{:>5} {:>8} {:>9} {:>12} {:>12} {:>10} {:>8}  state",
+        "shard", "groups", "restoring", "proposed", "applied", "batches", "won"
+    )?;
+    for shard in rows(&told["shards"]) {
+        let keys = ["shard", "groups", "groups_restoring", "proposed", "applied", "batches", "elections_won"];
+        let [number, groups, restoring, proposed, applied, batches, won] = keys.map(|key| text(&shard[key]));
+        let state = if shard["disk_full"] == true { "disk full" } else { "ok" };
+        writeln!(
+            out,
+            "{number:>5} {groups:>8} {restoring:>9} {proposed:>12} {applied:>12} {batches:>10} {won:>8}  {state}"
+        )?;
+    }
+    writeln!(
+        out,
+        "\n{:>10} {:>6} {:>6} {:>12} {:>12} {:>12}  members",
+        "group", "leader", "term", "last", "commit", "applied"
+    )?;
+    for group in rows(&told["groups"]) {
+        let keys = ["group", "leader", "term", "last", "commit", "applied"];
+        let [uid, leader, term, last, commit, applied] = keys.map(|key| text(&group[key]));
+        let members: Vec<String> = rows(&group["members"]).iter().map(member).collect();
+        let members = if members.is_empty() { "none yet".to_owned() } else { members.join(" ") };
+        writeln!(
+            out,
+            "{uid:>10} {leader:>6} {term:>6} {last:>12} {commit:>12} {applied:>12}  {members}{}",
+            trouble(group)
+        )?;
+    }
+    Ok(())
+}
+
+/// One line a member.
+pub(super) fn members(out: &mut dyn Write, told: &Value) -> io::Result<()> {
+    writeln!(out, "{:>10} {:>6}  {:<10} {:<6}  address", "group", "node", "is", "leads")?;
+    for group in rows(&told["groups"]) {
+        for member in rows(&group["members"]) {
+            let leads = if group["leader"] == member["node"] { "leads" } else { "" };
+            let [node, is, address] = ["node", "is", "address"].map(|key| text(&member[key]));
+            writeln!(out, "{:>10} {node:>6}  {is:<10} {leads:<6}  {address}", text(&group["group"]))?;
+        }
+    }
+    Ok(())
+}
+
+/// A voter by its number alone.
+fn member(member: &Value) -> String {
+    match member["is"].as_str() {
+        Some("voter") => text(&member["node"]),
+        _ => format!("{}({})", text(&member["node"]), text(&member["is"])),
+    }
+}
+
+/// What is not as it should be.
+fn trouble(group: &Value) -> String {
+    let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
+    let needs = group["needs_snapshot"].as_str().map(|why| format!("  needs a snapshot: {why}"));
+    let poisoned = group["poisoned"].as_str().map(|why| format!("  stands still: {why}"));
+    restoring.into_iter().chain(needs).chain(poisoned).collect()
+}
+
+fn rows(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "?".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Prometheus' text as one object: each sample's name with its labels, and its number.
+pub(super) fn metrics_object(text: &str) -> Value {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (name, number) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), number.parse::<u64>().ok()?.into()))
+    };
+    Value::Object(lines.filter_map(sample).collect::<Map<_, _>>())
+}
