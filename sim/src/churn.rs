@@ -48,6 +48,7 @@ impl Churn {
     /// A wish, if its time has come.
     pub(crate) fn act(&mut self, cluster: &mut Cluster) {
         let now_us = cluster.now_us();
+        self.ask_isolated(cluster);
         let Some(churn) = cluster.plan.churn.as_ref().filter(|_| self.next_us <= now_us) else { return };
         let (low, high) = churn.gap_us;
         self.next_us = now_us + self.rng.random_range(low..=high);
@@ -68,6 +69,19 @@ impl Churn {
             Operator::HandOver => {}
             Operator::Campaign => cluster.campaign(at, group),
             Operator::Drain => cluster.drain(at),
+        }
+    }
+
+    /// A leader that is cut off, and does not know it yet, takes up a change that comes to nothing.
+    fn ask_isolated(&mut self, cluster: &mut Cluster) {
+        for at in std::mem::take(&mut cluster.isolated) {
+            let mut led =
+                (0..cluster.plan.groups as usize).filter(|group| cluster.leader_of(*group) == Some(at));
+            let Some(group) = led.next().filter(|_| cluster.plan.churn.is_some()) else { continue };
+            if self.next_us < u64::MAX && self.rng.random_ratio(2, 3) {
+                let changes = self.changes(cluster, group);
+                cluster.wish(at, group, Wish::Change { changes, force: false });
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::churn::Wish;
 use crate::members::Log;
-use crate::node::{Asked, End, Node, Process, Waiting};
+use crate::node::{Asked, End, Node, Process, Reading, Waiting};
 use crate::oracle::{Entries, Oracle, Recovered, Violation};
 use crate::plan::Plan;
 use crate::tally::Tally;
@@ -24,6 +24,7 @@ const APPLIED: u64 = 2;
 const ANSWER: u64 = 3;
 const ENDED: u64 = 4;
 const BOOT: u64 = 5;
+const READ: u64 = 8;
 
 /// One simulated cluster.
 pub(crate) struct Cluster {
@@ -39,6 +40,8 @@ pub(crate) struct Cluster {
     pub(crate) elected: Vec<usize>,
     /// Nodes that confirmed a log of which a part was cut while it was written, since somebody looked.
     pub(crate) doubtful: Vec<usize>,
+    /// Nodes that were cut off, since somebody looked.
+    pub(crate) isolated: Vec<usize>,
     breaks: Breaks,
     rng: SmallRng,
 }
@@ -59,6 +62,7 @@ impl Cluster {
             crashes: 0,
             elected: Vec::new(),
             doubtful: Vec::new(),
+            isolated: Vec::new(),
             clock,
             network,
             breaks,
@@ -150,6 +154,8 @@ impl Cluster {
             self.tally.mark_many("transfers_restarted", status.transfers_restarted);
             self.tally.mark_many("transfers_abandoned", status.transfers_abandoned);
             self.tally.mark_many("transfers_needless", status.transfers_needless);
+            self.tally.mark_many("transfers_asked_again", status.transfers_asked_again);
+            self.tally.mark_many("live_entries_received", status.live_entries_received);
         }
     }
 
@@ -172,7 +178,9 @@ impl Cluster {
     /// Shows the oracle what a node has done: first its machines, then its groups, then its answers.
     fn look(&mut self, at: usize) -> Result<(), Violation> {
         let now_us = self.clock.true_us();
-        let Node { id, process: Some(process), claims, .. } = &mut self.nodes[at] else { return Ok(()) };
+        let Node { id, process: Some(process), claims, disk, .. } = &mut self.nodes[at] else {
+            return Ok(());
+        };
         for note in process.journal.take() {
             self.tally.event(&[APPLIED, at as u64, note.hash()]);
             if let Some(group) = note.restored() {
@@ -183,7 +191,7 @@ impl Cluster {
             self.oracle.on_note(*id, &mut process.views, note)?;
         }
         let mut committed = Vec::new();
-        let Process { sim, views, watches, .. } = process;
+        let Process { sim, views, watches, .. } = &mut *process;
         for (group, (view, watch)) in views.iter_mut().zip(watches).enumerate() {
             let Some(status) = sim.group_status(GroupId(group as u64 + 1)) else { continue };
             let id = *id;
@@ -210,6 +218,23 @@ impl Cluster {
                 self.tally.event(&[TURN, at as u64, group as u64, term.0]);
                 self.tally.mark("elections");
                 self.elected.push(group);
+            }
+        }
+        for mut reading in std::mem::take(&mut process.readings) {
+            let Some(result) = reading.pending.take() else {
+                process.readings.push(reading);
+                continue;
+            };
+            // A node may have no time for it, or no group, or lose power while it reads.
+            for entry in result.unwrap_or_default().into_iter().filter(|_| !disk.is_crashed()) {
+                self.tally.event(&[READ, at as u64, reading.group as u64, entry.0.0]);
+                self.oracle.on_read(
+                    *id,
+                    reading.group,
+                    &process.views[reading.group],
+                    entry,
+                    &mut self.tally,
+                )?;
             }
         }
         let answered = process.waiting.extract_if(.., |one| one.answer.get().is_some());
@@ -318,6 +343,17 @@ impl Cluster {
         process.waiting.push(Waiting { asked, answer });
         self.queries += 1;
         self.nodes[at].wake();
+    }
+
+    /// A client reads back, on a node that is up, what lives on in the log of a group there.
+    pub(crate) fn read_live(&mut self, at: usize, group: usize) {
+        let Some(process) = &mut self.nodes[at].process else { return };
+        let live = self.oracle.live(group, &process.views[group], self.plan.settings.habits.live_percent);
+        if !live.is_empty() {
+            let pending = process.sim.read_entries(GroupId(group as u64 + 1), live, usize::MAX);
+            process.readings.push(Reading { group, pending });
+            self.nodes[at].wake();
+        }
     }
 
     // ---- operators ------------------------------------------------------------------------------------------------

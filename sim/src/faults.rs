@@ -68,6 +68,7 @@ impl Faults {
                 Later::Unblock(from, to) => cluster.network.unblock(from, to),
                 Later::FastDisk(at) => set_disk(cluster, at, cluster.plan.disk),
                 Later::Isolate(at, until_us) => {
+                    cluster.isolated.push(at);
                     self.cut_until(cluster, until_us, |from, to| from == at || to == at)
                 }
                 Later::PowerLoss(at) => {
@@ -160,7 +161,10 @@ impl Faults {
                 let half: Vec<bool> = cluster.nodes.iter().map(|_| self.rng.random()).collect();
                 self.cut(cluster, |from, to| half[from] != half[to]);
             }
-            Fault::Isolate | Fault::IsolateLeader => self.cut(cluster, |from, to| from == one || to == one),
+            Fault::Isolate | Fault::IsolateLeader => {
+                cluster.isolated.push(one);
+                self.cut(cluster, |from, to| from == one || to == one)
+            }
             Fault::OneWay => {
                 let other = self.any(cluster);
                 self.cut(cluster, |from, to| from == one && to == other);

@@ -37,7 +37,7 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 19] = [
+pub const BREAKS: [&str; 20] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
@@ -45,6 +45,7 @@ pub const BREAKS: [&str; 19] = [
     "stale-completion",
     "read-without-noop",
     "snapshot-match-counts-early",
+    "stale-append-truncates",
     "removed-voter-counts",
     "two-changes-in-flight",
     "change-before-noop",

@@ -193,7 +193,12 @@ pub(crate) struct TestMachine {
 }
 
 /// Commands that one lives through.
-const LIFE: u64 = 200;
+pub(crate) const LIFE: u64 = 200;
+
+/// Whether the command at this index lives on, with the machine's hash after it.
+pub(crate) fn lives(index: u64, hash: u64, percent: u64) -> bool {
+    mix64(index, hash) % 100 < percent
+}
 
 impl TestMachine {
     pub(crate) fn new(group: GroupId, habits: Habits, journal: Journal) -> Self {
@@ -247,7 +252,7 @@ impl Machine for TestMachine {
         if is_due(self.habits.checkpoint_every) {
             effects.checkpoint();
         }
-        if mix64(entry.index.0, self.state.hash) % 100 < self.habits.live_percent {
+        if lives(entry.index.0, self.state.hash, self.habits.live_percent) {
             self.live.push_back((entry.index.0, self.state.count + LIFE));
         }
         while self.live.pop_front_if(|(_, until)| *until <= self.state.count).is_some() {}

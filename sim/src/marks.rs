@@ -1,7 +1,7 @@
 //! States that the cluster's world is there for, by name.
 
 /// Some dozen seeds must reach each of them: a world that does not get into the corners shows nothing of them.
-pub const CLUSTER_MARKS: [&str; 8] = [
+pub const CLUSTER_MARKS: [&str; 13] = [
     "change_committed",
     "change_undone",
     "joint_change_committed",
@@ -9,5 +9,10 @@ pub const CLUSTER_MARKS: [&str; 8] = [
     "leadership_handed_over",
     "leadership_kept",
     "learner_promoted",
+    "live_entries_read",
+    "live_entries_received",
     "removal_told",
+    "transfers_asked_again",
+    "transfers_installed",
+    "transfers_resumed",
 ];

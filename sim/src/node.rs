@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use coracle::breaks::Breaks;
 use coracle::sim::{Answer, SimNode};
-use coracle::{Config, Error, GroupId, Index, NodeId, Peer, Term};
+use coracle::{Config, Error, GroupId, Index, NodeId, Peer, Pending, ReadEntry, Term};
 use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
 
 use crate::machine::{Journal, TestMachine};
@@ -35,6 +35,13 @@ pub(crate) struct Waiting {
     pub(crate) answer: Answer,
 }
 
+/// A reader's question for entries of a group, and where they will be.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) group: usize,
+    pub(crate) pending: Pending<Vec<ReadEntry>>,
+}
+
 /// A running process.
 pub(crate) struct Process {
     pub(crate) sim: SimNode<FakeDisk, FakeNet, FakeClock>,
@@ -42,6 +49,7 @@ pub(crate) struct Process {
     pub(crate) views: Vec<View>,
     pub(crate) watches: Vec<Watch>,
     pub(crate) waiting: Vec<Waiting>,
+    pub(crate) readings: Vec<Reading>,
     /// Commands of batches that have no answer.
     pub(crate) batched: BTreeSet<u64>,
     /// Groups that are not started yet, latest first.
@@ -132,6 +140,7 @@ impl Node {
             views: vec![View::default(); plan.groups as usize],
             watches: vec![Watch::default(); plan.groups as usize],
             waiting: Vec::new(),
+            readings: Vec::new(),
             batched: BTreeSet::new(),
             starts,
             deadline_us: 0,

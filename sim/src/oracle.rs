@@ -7,6 +7,8 @@
 //!
 //! Invariants of the ghost log: (1) indexes rise; (2) a command is in it at most once; (3) it is never cut.
 
+mod readers;
+
 use std::collections::BTreeMap;
 
 use coracle::{GroupStatus, Index, NodeId, Outcome, Term};

@@ -187,7 +187,27 @@ impl Plan {
             plan.groups = plan.groups.min(pick(own, &[1, 2, 3, 4]));
             plan.churn = Some(Churn::draw(plan.nodes, plan.groups, own));
         }
+        if own.random_ratio(1, 6) {
+            plan.load_heavily(own);
+        }
         plan
+    }
+
+    /// Of what is on its way to a member, not all fits into one message, and much of it is not confirmed when a link breaks.
+    fn load_heavily(&mut self, own: &mut SmallRng) {
+        self.load.padding = pick(own, &[8_000, 16_000]);
+        self.load.burst = 256;
+        self.disk.write_us = pick(own, &[(2_000, 20_000), (10_000, 150_000)]);
+        self.weather.rates.reset = pick(own, &[0, 100, 300]);
+        self.weather.faults.extend([Fault::Reset; 3]);
+        if own.random_ratio(1, 2) {
+            // Nodes so far apart that what is on its way is asked after before it can be answered.
+            self.net.latency_us = (240_000, 300_000);
+            self.net.window_bytes = 4 << 20;
+            (self.settings.beat_us, self.settings.election_us) = (200_000, 1_200_000);
+            self.settings.command_timeout_us = 5_000_000;
+            self.weather.gap_us = (500_000, 5_000_000);
+        }
     }
 
     fn of_fixed_members(seed: u64) -> Self {
@@ -276,9 +296,13 @@ impl Settings {
 }
 
 impl Habits {
-    /// Some seeds have snapshots too large for the log: of one chunk or several.
+    /// Some seeds have snapshots too large for the log: of one chunk or several. The largest are made less often.
     fn draw(release_every: u64, padding: usize, own: &mut SmallRng) -> Self {
-        let (small, large) = (padding, pick(own, &[70_000, 120_000, 300_000, 450_000]));
+        let sizes: &[usize] = match release_every {
+            0..300 => &[70_000, 300_000, 450_000],
+            _ => &[70_000, 450_000, 900_000, 1_500_000],
+        };
+        let (small, large) = (padding, pick(own, sizes));
         Self {
             release_every,
             checkpoint_every: pick(own, &[0, 0, 40, 300]),

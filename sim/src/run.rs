@@ -171,6 +171,9 @@ impl Run {
             if let Some(one) = process.waiting.first() {
                 return Some(format!("node {} has not answered {:?}", node.id, one.asked));
             }
+            if let Some(one) = process.readings.first() {
+                return Some(format!("node {} has not read of group {}", node.id, one.group));
+            }
             if let Some(id) = process.batched.first() {
                 return Some(format!("node {} has not answered command {id} of a batch", node.id));
             }
@@ -224,6 +227,7 @@ impl Run {
                     let at = member.id.0 as usize - 1;
                     self.workload.propose(&mut self.cluster, at, group);
                     self.cluster.query(at, group);
+                    self.cluster.read_live(at, group);
                 }
             }
             self.recover("after the last commands every node and group is well again")?;

@@ -44,6 +44,9 @@ impl Workload {
         if self.rng.random_ratio(load.queries_percent, 100) {
             self.query(cluster, group);
         }
+        if cluster.plan.settings.habits.live_percent > 0 && self.rng.random_ratio(1, 4) {
+            cluster.read_live(at, group);
+        }
         let burst = self.rng.random_range(1..=load.burst);
         if self.rng.random_ratio(1, 2) {
             (0..burst).for_each(|_| self.propose(cluster, at, group));

@@ -11,10 +11,10 @@ const THREADS: usize = 2;
 
 #[test]
 fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
-    let mut half = None;
+    let mut first = None;
     let report = campaign(0..20, Worlds::Both, Breaks::default(), THREADS, |report, _| {
-        if report.seeds == 10 {
-            half = Some(report.tally.clone());
+        if report.seeds == 8 {
+            first = Some(report.tally.clone());
         }
         true
     });
@@ -28,12 +28,14 @@ fn twenty_seeds_hold_repeat_themselves_and_are_worth_running() {
     assert!(medians.crashes >= 2, "{medians:?}");
 
     println!("{:?}", report.tally.marks);
-    let missed: Vec<_> =
-        CLUSTER_MARKS.iter().filter(|name| !report.tally.marks.contains_key(**name)).collect();
+    let missed: Vec<_> = CLUSTER_MARKS
+        .iter()
+        .filter(|name| report.tally.marks.get(**name).is_none_or(|count| *count == 0))
+        .collect();
     assert!(missed.is_empty(), "never reached: {missed:?}");
 
-    let again = campaign(0..10, Worlds::Both, Breaks::default(), 1, |_, _| true);
-    assert_eq!(Some(again.tally), half, "same seeds, same run, on any number of threads");
+    let again = campaign(0..8, Worlds::Both, Breaks::default(), 1, |_, _| true);
+    assert_eq!(Some(again.tally), first, "same seeds, same run, on any number of threads");
     assert_ne!(
         run_seed(20, Worlds::Both, Breaks::default()).tally.trace_hash,
         run_seed(21, Worlds::Both, Breaks::default()).tally.trace_hash
@@ -85,7 +87,8 @@ fn planted_bugs_of_membership_are_noticed() {
     caught_within("removed-voter-counts", Worlds::Cluster, 20);
     caught_within("two-changes-in-flight", Worlds::Cluster, 20);
     caught_within("change-before-noop", Worlds::Cluster, 20);
-    caught_within("config-not-reverted", Worlds::Cluster, 40);
+    caught_in("config-not-reverted", Worlds::Cluster, 4..60);
+    caught_in("stale-append-truncates", Worlds::Cluster, 10..100);
     caught_within("transfer-keeps-serving", Worlds::Cluster, 20);
 }
 

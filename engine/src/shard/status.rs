@@ -85,6 +85,10 @@ pub struct ShardStatus {
     pub transfers_abandoned: u64,
     /// Snapshots offered whose entries the log held, and more.
     pub transfers_needless: u64,
+    /// How often a transfer lacked something that did not come, and asked for it again.
+    pub transfers_asked_again: u64,
+    /// Entries received that live on below a snapshot.
+    pub live_entries_received: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
     /// Bytes of segments written by compaction.

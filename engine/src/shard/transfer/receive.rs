@@ -272,6 +272,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Ok(());
         }
         for run in runs {
+            self.status.live_entries_received += u64::from(run.header.count);
             self.slots[slot as usize].staged = self.wal.place(&run.header, &[run.body]);
         }
         if !is_done {
@@ -328,7 +329,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         match receiving.writer.judge() {
-            None if receiving.is_quiet(now_us, ASK_AGAIN_US) => self.ask(token),
+            None if receiving.is_quiet(now_us, ASK_AGAIN_US) => {
+                self.status.transfers_asked_again += 1;
+                self.ask(token);
+            }
             None => {}
             Some(true) => self.on_all_chunks(token),
             Some(false) => {
@@ -346,6 +350,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let is_first = receiving.live_next.is_none();
             receiving.live_next.get_or_insert(Index(1));
             if is_first || receiving.is_quiet(now_us, ASK_AGAIN_US) {
+                self.status.transfers_asked_again += u64::from(!is_first);
                 self.ask(token);
             }
             return;
