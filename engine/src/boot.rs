@@ -32,6 +32,8 @@ pub(crate) struct Parts<D, N: Net, C> {
     pub(crate) siblings: Vec<Arc<Inbox<N::Socket>>>,
     /// For file identities, incarnations, the cluster id and jitter: fresh at every start.
     pub(crate) seed: u64,
+    /// The newest protocol version that the node speaks; an older one is for tests of clusters in mid-upgrade.
+    pub(crate) protocol: u16,
     #[cfg(feature = "breaks")]
     pub(crate) breaks: crate::breaks::Breaks,
 }
@@ -80,7 +82,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         check_members(config, &identity)?;
         parts.net.listen(listen)?;
         let now_us = parts.clock.now_us();
-        let hello = Hello::of(&identity, ShardId(0), 0);
+        let hello = Hello::of(&identity, ShardId(0), 0, parts.protocol);
         let transport = Transport::new(hello, &config.peers, config.beat_us, now_us, rng.random());
         if identity.cluster.is_some() {
             return Self::run(config, &identity, ShardId(0), transport, parts);
@@ -110,7 +112,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         shard: ShardId,
         parts: Parts<D, N, C>,
     ) -> Result<Self, Error> {
-        let hello = Hello::of(identity, shard, 0);
+        let hello = Hello::of(identity, shard, 0, parts.protocol);
         let transport =
             Transport::new(hello, &config.peers, config.beat_us, parts.clock.now_us(), parts.seed);
         Self::run(config, identity, shard, transport, parts)
@@ -147,7 +149,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             config.snapshot_bytes_per_s / u64::from(identity.shards.max(1)),
         )?;
         let now_us = parts.clock.now_us();
-        transport.formed(&mut parts.net, Hello::of(identity, shard, recovery.boot_epoch), now_us);
+        let hello = Hello::of(identity, shard, recovery.boot_epoch, parts.protocol);
+        transport.formed(&mut parts.net, hello, now_us);
         let settings = Settings {
             node: identity.node,
             voters: cluster.members.iter().map(|(node, _)| *node).collect(),

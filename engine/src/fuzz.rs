@@ -173,7 +173,7 @@ pub fn samples() -> [Vec<u8>; 3] {
     let members = vec![(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)];
     let cluster = Some(Cluster { id: 77, members });
     let identity = Identity { node: NodeId(2), incarnation: 12, shards: 1, cluster };
-    let hello = Hello::of(&identity, ShardId(0), 4).encode();
+    let hello = Hello::of(&identity, ShardId(0), 4, crate::transport::hello::PROTOCOL).encode();
     let mut frame = Vec::new();
     frame::encode(frame::FrameKind::Hello, 0, &hello, b"", &mut frame);
     frame::encode(frame::FrameKind::Envelope, 1, &[0; 12], b"tail", &mut frame);

@@ -18,6 +18,7 @@ use crate::config::{Config, Peer};
 use crate::identity::Identity;
 use crate::panics::caught;
 use crate::shard::inbox::{Command, Inbox};
+use crate::transport::hello::PROTOCOL;
 
 /// The network driver's socket.
 pub(crate) type Socket = <RingNet as Net>::Socket;
@@ -216,6 +217,7 @@ impl ShardThread {
             inbox: inbox.clone(),
             siblings: self.inboxes,
             seed: rand::random(),
+            protocol: PROTOCOL,
             #[cfg(feature = "breaks")]
             breaks: Default::default(),
         };

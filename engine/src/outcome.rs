@@ -41,54 +41,79 @@ pub struct NotDone {
 
 /// Why a command did not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Reason {
     /// No leader could be reached in time.
-    NoLeader = 1,
+    NoLeader,
     /// A buffer on the way is full: the caller is faster than the disk.
-    Busy = 2,
+    Busy,
     /// The disk is full; commands are taken again when there is room.
-    DiskFull = 3,
+    DiskFull,
     /// The command is larger than the engine takes.
-    TooLarge = 4,
+    TooLarge,
     /// This node does not have the group.
-    NoGroup = 5,
+    NoGroup,
     /// The node is stopping or has stopped.
-    Stopping = 6,
+    Stopping,
     /// A later leader's entry took its place in the log.
-    Overwritten = 7,
+    Overwritten,
     /// The group's machine has failed on this node and does not apply any more.
-    Poisoned = 8,
+    Poisoned,
     /// An earlier change of members is still under way, or the leader is too new to begin one.
-    ChangeUnderWay = 9,
+    ChangeUnderWay,
     /// The members are what they would be.
-    NothingToChange = 10,
+    NothingToChange,
     /// The node is not a member (or not a voter, where one is needed), is named twice, or is no node of the cluster.
-    NotAMember = 11,
+    NotAMember,
     /// No voter would be left.
-    LastVoter = 12,
+    LastVoter,
     /// The group would have more members than it may have.
-    TooManyMembers = 13,
+    TooManyMembers,
     /// No majority of the new members, or nobody who could lead, can be reached now.
-    NoLiveQuorum = 14,
+    NoLiveQuorum,
     /// The successor did not take over in time: the leader leads on.
-    NotHandedOver = 15,
+    NotHandedOver,
+    /// This member runs a version that knows neither changes of members nor the handing over of leadership: upgrade it, or
+    /// stop it, and try again.
+    NeedsUpgrade(NodeId),
 }
 
 impl Reason {
-    pub(crate) fn from_u8(byte: u8) -> Option<Self> {
-        use Reason::*;
-        let plain = [NoLeader, Busy, DiskFull, TooLarge, NoGroup, Stopping, Overwritten, Poisoned];
-        let of_members = [
-            ChangeUnderWay,
-            NothingToChange,
-            NotAMember,
-            LastVoter,
-            TooManyMembers,
-            NoLiveQuorum,
-            NotHandedOver,
-        ];
-        plain.into_iter().chain(of_members).find(|reason| *reason as u8 == byte)
+    /// Those that say all by themselves. Their numbers between nodes are their places here, from 1 on.
+    const PLAIN: [Self; 15] = [
+        Self::NoLeader,
+        Self::Busy,
+        Self::DiskFull,
+        Self::TooLarge,
+        Self::NoGroup,
+        Self::Stopping,
+        Self::Overwritten,
+        Self::Poisoned,
+        Self::ChangeUnderWay,
+        Self::NothingToChange,
+        Self::NotAMember,
+        Self::LastVoter,
+        Self::TooManyMembers,
+        Self::NoLiveQuorum,
+        Self::NotHandedOver,
+    ];
+    const NEEDS_UPGRADE: u8 = 16;
+
+    /// Its number between nodes, and the node that it is about.
+    pub(crate) fn encode(self) -> (u8, NodeId) {
+        match self {
+            Self::NeedsUpgrade(node) => (Self::NEEDS_UPGRADE, node),
+            plain => {
+                let at = Self::PLAIN.iter().take_while(|one| **one != plain).count();
+                (at as u8 + 1, NodeId::NONE)
+            }
+        }
+    }
+
+    pub(crate) fn decode(number: u8, node: NodeId) -> Option<Self> {
+        match number {
+            Self::NEEDS_UPGRADE => Some(Self::NeedsUpgrade(node)),
+            number => Self::PLAIN.get(usize::from(number).checked_sub(1)?).copied(),
+        }
     }
 
     /// When it makes sense to try again.
@@ -104,6 +129,9 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Reason::NeedsUpgrade(node) => {
+                return write!(f, "node {node} runs a version that does not know of this: upgrade it, or stop it first");
+            }
             Reason::NoLeader => "no leader could be reached",
             Reason::Busy => "the shard is busy",
             Reason::DiskFull => "the disk is full",
@@ -161,5 +189,26 @@ impl<R> Outcome<R> {
     /// A refusal for `reason`.
     pub(crate) fn not_done(reason: Reason, leader: Option<NodeId>) -> Self {
         Outcome::NotDone(NotDone { reason, retry_after: reason.retry_after(), leader })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_keep_their_numbers_between_nodes() {
+        for (reason, number, node) in [
+            (Reason::NoLeader, 1, 0),
+            (Reason::Poisoned, 8, 0),
+            (Reason::ChangeUnderWay, 9, 0),
+            (Reason::NotHandedOver, 15, 0),
+            (Reason::NeedsUpgrade(NodeId(7)), 16, 7),
+        ] {
+            assert_eq!(reason.encode(), (number, NodeId(node)));
+            assert_eq!(Reason::decode(number, NodeId(node)), Some(reason));
+        }
+        assert!(Reason::PLAIN.iter().all(|one| Reason::decode(one.encode().0, NodeId::NONE) == Some(*one)));
+        assert!([0, 17, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
     }
 }

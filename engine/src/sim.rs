@@ -12,6 +12,7 @@ use crate::boot::{Parts, Server};
 use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo, Start};
 use crate::shard::members::Request;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
+use crate::transport::hello::PROTOCOL;
 use crate::{
     Config, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
 };
@@ -44,21 +45,37 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     /// # Errors
     /// What a real node would say.
     pub fn open(config: &Config, disk: D, net: N, clock: C, seed: u64) -> Result<Self, Error> {
+        Self::open_speaking(config, disk, net, clock, seed, PROTOCOL)
+    }
+
+    /// As [`open`](Self::open), with a node that speaks no protocol version beyond `protocol`, as before an upgrade.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_speaking(
+        config: &Config,
+        disk: D,
+        net: N,
+        clock: C,
+        seed: u64,
+        protocol: u16,
+    ) -> Result<Self, Error> {
         let inbox = Arc::new(Inbox::new(Box::new(|| {})));
         let siblings = vec![inbox.clone()];
-        Self::from_parts(
-            config,
-            Parts {
-                disk,
-                net,
-                clock,
-                inbox,
-                siblings,
-                seed,
-                #[cfg(feature = "breaks")]
-                breaks: Default::default(),
-            },
-        )
+        #[cfg(feature = "breaks")]
+        let breaks = Default::default();
+        let parts = Parts {
+            disk,
+            net,
+            clock,
+            inbox,
+            siblings,
+            seed,
+            protocol: protocol.min(PROTOCOL),
+            #[cfg(feature = "breaks")]
+            breaks,
+        };
+        Self::from_parts(config, parts)
     }
 
     /// As [`open`](Self::open), with known bugs planted.
@@ -76,7 +93,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     ) -> Result<Self, Error> {
         let inbox = Arc::new(Inbox::new(Box::new(|| {})));
         let siblings = vec![inbox.clone()];
-        Self::from_parts(config, Parts { disk, net, clock, inbox, siblings, seed, breaks })
+        Self::from_parts(config, Parts { disk, net, clock, inbox, siblings, seed, protocol: PROTOCOL, breaks })
     }
 
     fn from_parts(config: &Config, parts: Parts<D, N, C>) -> Result<Self, Error> {

@@ -25,7 +25,8 @@ impl Group {
     /// by itself. Done when the change is committed; a joint phase may be over a moment later. It is refused if no
     /// majority of the new members can be reached, unless it is forced: for when those that cannot will come back.
     ///
-    /// Refused as [`Reason::ChangeUnderWay`], it is worth another try soon.
+    /// Refused as [`Reason::ChangeUnderWay`], it is worth another try soon; as [`Reason::NeedsUpgrade`], once that node is
+    /// upgraded or stopped.
     pub fn change_members(&self, changes: &[Change], force: bool) -> Proposal {
         self.wish(Request::Change { force, changes: changes.to_vec() })
     }
@@ -48,7 +49,8 @@ impl Group {
     }
 
     /// Lets this node's member campaign at once, though there may be a live leader. Whether it does: not if it leads
-    /// already, is no voter, or reaches no majority.
+    /// already, is no voter, reaches no majority, or another member has to be upgraded first
+    /// ([`Reason::NeedsUpgrade`]).
     ///
     /// # Errors
     /// [`Error::NoGroup`], [`Error::Stopped`], [`Error::Busy`].
@@ -91,7 +93,8 @@ impl Node {
         self.start_group_of(id, &[], machine)
     }
 
-    /// Begins to hand over every group that this node leads and that another one can lead. How many that were: called
+    /// Begins to hand over every group that this node leads and that another one can lead, if none of its members has to be
+    /// upgraded first. How many that were: called
     /// again after a while, 0 says that it is done. Nothing keeps the node from being elected again later.
     ///
     /// # Errors

@@ -186,7 +186,11 @@ pub(crate) fn push_reply(envelope: &mut Builder, request: u64, tag: u64, outcome
     };
     let (status, index, leader, reply): (u8, Index, NodeId, &[u8]) = match outcome {
         Outcome::Done(done) => (0, done.index, done.leader, done.reply),
-        Outcome::NotDone(why) => (why.reason as u8, Index::ZERO, why.leader.unwrap_or(NodeId::NONE), &[]),
+        // The node that a refusal is about has the place of the index, of which it has none.
+        Outcome::NotDone(why) => {
+            let (number, about) = why.reason.encode();
+            (number, Index(about.0), why.leader.unwrap_or(NodeId::NONE), &[])
+        }
         Outcome::Unknown(why) => (unknown_status(*why), Index::ZERO, NodeId::NONE, &[]),
     };
     let out = envelope.replies();
@@ -221,7 +225,7 @@ fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, Truncated> {
     let (index, leader) = (Index(reader.u64()?), NodeId(reader.u64()?));
     let bytes = reader.u32()? as usize;
     let reply = reader.bytes(bytes)?;
-    let outcome = match (status, Reason::from_u8(status)) {
+    let outcome = match (status, Reason::decode(status, NodeId(index.0))) {
         (0, _) => Outcome::Done(Done { reply, index, leader }),
         (_, Some(reason)) => {
             let leader = (leader != NodeId::NONE).then_some(leader);

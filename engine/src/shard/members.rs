@@ -173,6 +173,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if !changes.iter().all(|change| matches!(change, Change::Remove(_)) || is_node(change)) {
             return Err(Reason::NotAMember);
         }
+        self.require_members(slot, changes.iter().map(|change| change.node()))?;
         // Not before the reserve that is for elections: a full disk may need another member.
         if !self.may_write(Need::Urgent, 1024) {
             return Err(Reason::DiskFull);
@@ -217,6 +218,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn transfer(&mut self, slot: u32, to: Option<NodeId>, tag: u64, origin: &Origin) -> Result<(), Reason> {
+        self.require_members(slot, None)?;
         let one = &mut self.slots[slot as usize];
         if one.transfer_for.len() >= TRANSFERS_MAX {
             return Err(Reason::Busy);
@@ -265,6 +267,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(super) fn trigger_election(&mut self, group: GroupId) -> Result<bool, Error> {
         let slot = self.by_group.get(&group).copied().ok_or(Error::NoGroup(group))?;
+        if let Err(reason) = self.require_members(slot, None) {
+            tracing::warn!(%group, %reason, "no election is triggered");
+            return Ok(false);
+        }
         let begins = self.slots[slot as usize].raft.trigger_election(self.now_us);
         self.touch(slot);
         Ok(begins)
@@ -274,8 +280,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn drain_groups(&mut self) -> usize {
         let mut left = 0;
         for slot in 0..self.slots.len() as u32 {
+            let can = self.require_members(slot, None).is_ok();
             let raft = &mut self.slots[slot as usize].raft;
-            if raft.role() == Role::Leader && raft.transfer(self.now_us, None).is_ok() {
+            if can && raft.role() == Role::Leader && raft.transfer(self.now_us, None).is_ok() {
                 left += 1;
                 self.touch(slot);
             }

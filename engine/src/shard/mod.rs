@@ -26,6 +26,7 @@ mod stop;
 mod sweep;
 pub(crate) mod transfer;
 mod turn;
+mod versions;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -73,6 +73,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match event {
             LinkEvent::Up { node } => self.on_link(node, true),
             LinkEvent::Down { node, session } => {
+                self.status.links_lost += 1;
                 let mut answers =
                     Answers { completions: &mut self.completions, transport: &mut self.transport };
                 self.forwards.on_session_end(session, &mut answers);
@@ -161,6 +162,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if let (Message::Append { changes, .. }, Some(run)) = (&mut message, run) {
             *changes = members::changes_in(run)?;
         }
+        self.check_version(node, &message)?;
         let snapshot = match message {
             Message::Snapshot { index, snap_term, .. } => Some((index, snap_term)),
             _ => None,
@@ -292,6 +294,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let leader = one.raft.leader();
         if !may_forward {
             return self.refuse(&entries, &origin, Reason::NoLeader, leader);
+        }
+        if members::is_request(&entries)
+            && let Err(reason) = self.require_members_at(leader)
+        {
+            return self.refuse(&entries, &origin, reason, leader);
         }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
         let link = leader.and_then(|leader| self.transport.link(leader));

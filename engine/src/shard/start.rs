@@ -250,6 +250,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             batch_bytes: wal.batch_bytes,
             frames: self.transport.links().iter().map(|link| link.frames).sum(),
             beats: self.transport.links().iter().map(|link| link.beats).sum(),
+            links_up: self.transport.links().iter().filter(|link| link.session().is_some()).count() as u64,
             arena_bytes: self.arena_bytes as u64,
             ..self.status
         };

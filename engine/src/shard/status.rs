@@ -55,6 +55,10 @@ pub struct ShardStatus {
     pub frames: u64,
     /// Beats sent: frames without one.
     pub beats: u64,
+    /// Links to other nodes that are up.
+    pub links_up: u64,
+    /// Sessions of links that have ended.
+    pub links_lost: u64,
     /// Elections that groups of this shard won.
     pub elections_won: u64,
     /// Groups.

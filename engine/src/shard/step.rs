@@ -196,6 +196,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn send_message(&mut self, slot: u32, to: NodeId, message: Message) {
+        if !self.is_known_at(slot, to, &message) {
+            // What was read for it is of no use; consensus tries again later, as if it had been lost.
+            return self.slots[slot as usize].fetched.retain(|(node, ..)| *node != to);
+        }
         let Some(envelope) = self.transport.envelope(to) else { return };
         let one = &mut self.slots[slot as usize];
         let fields = |out: &mut Vec<u8>| message.encode(out);

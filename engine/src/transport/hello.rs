@@ -57,11 +57,11 @@ pub(crate) enum Meeting {
 }
 
 impl Hello {
-    /// What this node says.
-    pub(crate) fn of(identity: &Identity, shard: ShardId, boot_epoch: u64) -> Self {
+    /// What this node says, if it speaks versions up to `protocol`.
+    pub(crate) fn of(identity: &Identity, shard: ShardId, boot_epoch: u64, protocol: u16) -> Self {
         Self {
             version_min: PROTOCOL_MIN,
-            version_max: PROTOCOL,
+            version_max: protocol,
             node: identity.node,
             incarnation: identity.incarnation,
             boot_epoch,
@@ -160,7 +160,7 @@ mod tests {
             shards: 1,
             cluster: cluster.map(|id| Cluster { id, members }),
         };
-        Hello::of(&identity, ShardId(0), 5)
+        Hello::of(&identity, ShardId(0), 5, PROTOCOL)
     }
 
     #[test]

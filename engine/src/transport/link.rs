@@ -113,6 +113,11 @@ impl Link {
         self.version >= 2
     }
 
+    /// Whether the other side knows changes of members, and the handing over of leadership.
+    pub(crate) fn speaks_members(&self) -> bool {
+        self.version >= 2
+    }
+
     /// Of each pair the node with the greater id dials.
     pub(super) fn is_dialled_by(&self, own: NodeId) -> bool {
         own > self.node

@@ -51,6 +51,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Option<SimNode<FakeDisk, FakeNet, FakeClock>>>,
     file_bytes: Vec<u64>,
     boots: u64,
+    /// The newest protocol version that a node speaks from its next start on.
+    pub(crate) protocols: Vec<u16>,
     /// Entries after which a machine leaves a checkpoint when its node stops; for nodes that are opened from now on.
     pub(crate) recovery_interval: u64,
 }
@@ -63,6 +65,11 @@ impl Cluster {
 
     /// As [`new`](Self::new), with log files of so many bytes at each node.
     pub(crate) fn with_files(file_bytes: &[u64]) -> Self {
+        Self::with_versions(file_bytes, vec![u16::MAX; file_bytes.len()])
+    }
+
+    /// As [`with_files`](Self::with_files), with nodes that speak older protocol versions.
+    pub(crate) fn with_versions(file_bytes: &[u64], protocols: Vec<u16>) -> Self {
         let disks: Vec<FakeDisk> = (1..).map(FakeDisk::new).take(file_bytes.len()).collect();
         let mut cluster = Self {
             clock: FakeClock::new(),
@@ -71,6 +78,7 @@ impl Cluster {
             disks,
             file_bytes: file_bytes.to_vec(),
             boots: 0,
+            protocols,
             recovery_interval: 0,
         };
         (0..file_bytes.len()).for_each(|at| cluster.open(at));
@@ -89,7 +97,8 @@ impl Cluster {
         config.min_recovery_checkpoint_interval = self.recovery_interval;
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
-        let node = SimNode::open(&config, self.disks[at].clone(), net, self.clock.clone(), self.boots);
+        let (disk, clock) = (self.disks[at].clone(), self.clock.clone());
+        let node = SimNode::open_speaking(&config, disk, net, clock, self.boots, self.protocols[at]);
         self.nodes[at] = Some(node.unwrap());
     }
 

@@ -18,3 +18,4 @@ mod snapshots;
 mod stops;
 mod sweep;
 mod transfer;
+mod versions;

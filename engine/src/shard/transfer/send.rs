@@ -160,6 +160,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             None => return,
             Some(Held::Inline(snapshot)) if is_alone || !speaks => {
                 let message = one.raft.snapshot_message(snapshot.index, snapshot.term);
+                if !self.is_known_at(slot, to, &message) {
+                    return;
+                }
                 let payload = |out: &mut Vec<u8>| out.extend_from_slice(&snapshot.bytes);
                 if let Some(envelope) = self.transport.envelope(to) {
                     envelope.push(Kind::Raft, group, false, |out| message.encode(out), payload);
