@@ -130,7 +130,10 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Reason::NeedsUpgrade(node) => {
-                return write!(f, "node {node} runs a version that does not know of this: upgrade it, or stop it first");
+                return write!(
+                    f,
+                    "node {node} runs a version that does not know of this: upgrade it, or stop it first"
+                );
             }
             Reason::NoLeader => "no leader could be reached",
             Reason::Busy => "the shard is busy",

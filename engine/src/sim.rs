@@ -93,7 +93,10 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     ) -> Result<Self, Error> {
         let inbox = Arc::new(Inbox::new(Box::new(|| {})));
         let siblings = vec![inbox.clone()];
-        Self::from_parts(config, Parts { disk, net, clock, inbox, siblings, seed, protocol: PROTOCOL, breaks })
+        Self::from_parts(
+            config,
+            Parts { disk, net, clock, inbox, siblings, seed, protocol: PROTOCOL, breaks },
+        )
     }
 
     fn from_parts(config: &Config, parts: Parts<D, N, C>) -> Result<Self, Error> {

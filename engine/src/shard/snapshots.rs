@@ -23,6 +23,7 @@ use coracle_wal::{Identity, IndexRange, RecoveredGroup, SnapshotFile};
 
 use super::groups::{Held, Slot, Snapshot};
 use super::restore::Restoring;
+use super::room::Need;
 use super::step::poison;
 use super::transfer::receive::{Incoming, Receives};
 use super::transfer::send::Sends;
@@ -54,8 +55,8 @@ enum Purpose {
         /// Of the group's checkpoints, this one included.
         keep: usize,
     },
-    /// A leader sent it: Raft hears of it when it is durable.
-    Received { from: NodeId, message: Message },
+    /// A leader sent it: Raft hears of it when it is durable, if the session of the link is still that one.
+    Received { from: NodeId, session: Option<u64>, message: Message },
 }
 
 struct Writing {
@@ -264,7 +265,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn may_release(&self, slot: u32) -> bool {
         let one = &self.slots[slot as usize];
         let is_sent = self.snapshots.sends.sends_any(slot);
-        if self.snapshots.sends.holds(slot, self.now_us) && !one.force_release {
+        let has_room = self.may_write(Need::Ordinary, 0);
+        if self.snapshots.sends.holds(slot, self.now_us) && has_room && !one.force_release {
             return false;
         }
         one.force_release || one.release_when.allow(one.raft.durable(), is_sent)
@@ -443,9 +445,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 let batch = self.wal.mark_snapshot(group, index, term, &live, file);
                 self.staged_snapshot(slot, batch, Held::File { index, term, file });
             }
-            Purpose::Received { from, message } => {
+            Purpose::Received { from, session, message } => {
                 one.incoming = Some(Incoming { file, live: None });
-                self.step(slot, Input::Receive { from, message }, None, &[]);
+                if session == self.transport.session_of(from) {
+                    self.step(slot, Input::Receive { from, message }, None, &[]);
+                }
                 self.adopt(slot, index, term, &[]);
                 if self.slots[slot as usize].incoming.take().is_some() {
                     self.snapshots.remove(&mut self.disk, name);
@@ -500,7 +504,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut writer = SnapshotWriter::begin(&mut self.disk, &self.snapshots.dir, head, false, token);
         writer.body().extend_from_slice(bytes);
         one.writing = Some(token);
-        let purpose = Purpose::Received { from, message };
+        let purpose = Purpose::Received { from, session: self.transport.session_of(from), message };
         self.snapshots.writing.insert(token, Writing { slot, writer, source: None, purpose });
         self.again = true;
     }

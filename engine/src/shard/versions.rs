@@ -70,7 +70,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 let read = one.fetched.iter().filter(|(node, from, ..)| (*node, *from) == (to, first));
                 read.into_iter().any(|(.., body)| has_members(first, body))
             }
-            Some((first, last)) => one.log.pieces(first, last).any(|(first, _, bytes)| has_members(first, bytes)),
+            Some((first, last)) => {
+                one.log.pieces(first, last).any(|(first, _, bytes)| has_members(first, bytes))
+            }
         };
         let is_known = !is_of_members(message) && !entries_have;
         if !is_known {

@@ -23,7 +23,8 @@ fn kept(name: &str, bytes: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
 fn hello() -> Hello {
     let members = vec![(NodeId(1), 11), (NodeId(2), 22), (NodeId(3), 33)];
     let cluster = Some(Cluster { id: 0xC0AC1E, members });
-    let hello = Hello::of(&Identity { node: NodeId(2), incarnation: 22, shards: 4, cluster }, ShardId(3), 17, 1);
+    let hello =
+        Hello::of(&Identity { node: NodeId(2), incarnation: 22, shards: 4, cluster }, ShardId(3), 17, 1);
     Hello { version_min: 1, ..hello }
 }
 

@@ -115,6 +115,11 @@ impl Transport {
         &self.links
     }
 
+    /// The session of the link to `node`, while it is up. What was heard in an earlier one says nothing about who leads now.
+    pub(crate) fn session_of(&self, node: NodeId) -> Option<u64> {
+        self.link(node).and_then(Link::session).map(|session| session.id)
+    }
+
     /// Whether messages flow to and from `node`.
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
         self.link(node).is_some_and(|link| link.session().is_some())

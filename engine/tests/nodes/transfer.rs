@@ -239,3 +239,29 @@ fn entries_that_live_on_come_with_the_snapshot() {
         assert!(listed.iter().all(|entry| !entry.name.ends_with(".part")), "{listed:?}");
     }
 }
+
+#[test]
+fn a_snapshot_that_was_offered_in_an_earlier_session_is_not_told_to_consensus() {
+    let machine = Big::new(PADDING);
+    let mut cluster = two_of_three(&machine);
+    start(&cluster, 2, &machine);
+    // All of it is there, and not all on disk, when those who offered it go.
+    cluster.turn_until("all bytes", |cluster| received(cluster, 2) >= PADDING as u64);
+    assert_eq!(cluster.node(2).status().unwrap().transfers_installed, 0);
+    kill(&mut cluster, 0);
+    kill(&mut cluster, 1);
+    cluster.turn_until("links down", |cluster| cluster.node(2).status().unwrap().links_up == 0);
+    assert_eq!(
+        cluster.node(2).status().unwrap().transfers_installed,
+        0,
+        "the disk was too fast for this test"
+    );
+    (0..6000).for_each(|_| cluster.turn());
+    let status = cluster.node(2).status().unwrap();
+    assert_eq!((status.transfers_installed, cluster.status(2).last), (0, Index(0)));
+    // Offered again, it is gone on with.
+    (0..2).for_each(|at| reopen(&mut cluster, at, machine.clone()));
+    cluster.turn_until("an install", |cluster| cluster.node(2).status().unwrap().transfers_installed == 1);
+    cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+    assert!(received(&cluster, 2) < PADDING as u64 * 5 / 4, "little of it came twice");
+}

@@ -76,7 +76,10 @@ fn members_and_leaders_stay_while_a_member_runs_an_older_version_and_it_is_told_
     for at in 0..2 {
         assert_eq!(outcome(&mut cluster, |cluster| joins(cluster, at)), old);
         let forced = [Change::Remove(NodeId(3))];
-        assert_eq!(outcome(&mut cluster, |cluster| cluster.node(at).change_members(GROUP, &forced, true)), old);
+        assert_eq!(
+            outcome(&mut cluster, |cluster| cluster.node(at).change_members(GROUP, &forced, true)),
+            old
+        );
         for to in [None, Some(NodeId(2 - first as u64)), Some(NodeId(3))] {
             assert_eq!(outcome(&mut cluster, |cluster| cluster.node(at).transfer_leadership(GROUP, to)), old);
         }

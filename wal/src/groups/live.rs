@@ -59,6 +59,13 @@ impl Group {
         self.cold.placed.push(extent);
     }
 
+    /// The snapshot that entries wait for does not come. The log stands in file `file_no`.
+    pub(crate) fn unplace(&mut self, file_no: u64, refs: &mut Refs) {
+        for extent in std::mem::take(&mut self.cold.placed) {
+            refs.forget_extent(&extent, file_no);
+        }
+    }
+
     /// Entries that lie in file `from` lie in file `to` now.
     pub(crate) fn moved(&mut self, from: u64, to: u64, ranges: &[IndexRange], seq: u64, refs: &mut Refs) {
         if self.log_extents().any(|extent| extent.file_no == from) {

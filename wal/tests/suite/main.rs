@@ -13,6 +13,7 @@ mod many_files;
 mod old_entries;
 mod pages;
 mod pins;
+mod placed;
 mod reads;
 mod real;
 mod start;

@@ -38,6 +38,8 @@ pub(crate) struct Incoming {
 struct Receiving {
     slot: u32,
     from: NodeId,
+    /// The session of the link that the offer came in.
+    session: Option<u64>,
     offer: Offer,
     part: PartName,
     writer: SnapshotWriter,
@@ -121,6 +123,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Something is being written or received for this group already.
     fn on_offer_meanwhile(&mut self, token: u64, from: NodeId, offer: Offer) {
+        let session = self.transport.session_of(from);
         let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else {
             // Our own is of less than what comes.
             return self.snapshots.abandon_own(&mut self.disk, token);
@@ -132,7 +135,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             == (receiving.offer.key, receiving.offer.live, receiving.offer.state_only);
         if is_same {
             let is_new = receiving.from != from || receiving.is_quiet(self.now_us, ASK_AGAIN_US);
-            (receiving.from, receiving.offer) = (from, offer);
+            (receiving.from, receiving.session, receiving.offer) = (from, session, offer);
             self.again = true;
             if is_new && receiving.end.is_some() {
                 self.ask(token);
@@ -166,6 +169,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let whole = SnapshotFile { file_no: self.snapshots.next_file_no(), bytes, crc };
             PartName { group, index, term, whole }
         });
+        let session = self.transport.session_of(from);
         let token = self.snapshots.token();
         let identity = self.snapshots.identity;
         let head = SnapshotHead { identity, file_no: part.whole.file_no, group, index, term };
@@ -175,6 +179,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let receiving = Receiving {
             slot,
             from,
+            session,
             live_done: offer.live == 0,
             offer,
             part,
@@ -356,8 +361,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         let raft_term = self.slots[receiving.slot as usize].raft.term();
-        // In a term whose leader has not offered it, Raft would not hear of it: that leader will, or offers another one.
-        if receiving.offer.state_only || receiving.offer.raft_term == raft_term {
+        // In a term or a session in which no leader has offered it, Raft would not hear of it: one will, or offers another.
+        let is_current = receiving.offer.raft_term == raft_term
+            && receiving.session == self.transport.session_of(receiving.from);
+        if receiving.offer.state_only || is_current {
             receiving.is_ending = true;
             receiving.writer.write(&mut self.disk, true);
         }
@@ -375,6 +382,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let receiving = self.snapshots.receives.open.remove(&token)?;
         let one = &mut self.slots[receiving.slot as usize];
         one.writing = None;
+        if !matches!(written, Written::Whole(_)) {
+            // The next try begins with its live entries anew.
+            self.wal.unplace(one.id);
+        }
         match written {
             Written::Going | Written::Gone(None) => {}
             Written::Kept => {
@@ -390,13 +401,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn on_received(&mut self, receiving: Receiving, file: SnapshotFile) {
-        let Receiving { slot, from, offer, live, .. } = receiving;
+        let Receiving { slot, from, session, offer, live, .. } = receiving;
         let Key { index, term, .. } = offer.key;
         // The state alone was fetched: what lives on below it is what lives on here.
         let live = (!offer.state_only).then_some(live);
         self.status.snapshot_files += 1;
         self.slots[slot as usize].incoming = Some(Incoming { file, live });
-        if !offer.state_only {
+        if !offer.state_only && session == self.transport.session_of(from) {
             self.tell_raft(slot, from, &offer);
         }
         self.adopt(slot, index, term, &[]);
@@ -404,6 +415,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             None => self.status.transfers_installed += 1,
             Some(_) => {
                 self.status.transfers_abandoned += 1;
+                let group = self.slots[slot as usize].id;
+                self.wal.unplace(group);
                 self.snapshots.remove(&mut self.disk, SnapshotName::Snapshot { file_no: file.file_no });
             }
         }

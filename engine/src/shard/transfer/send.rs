@@ -26,7 +26,9 @@ const TURN_BYTES: usize = 1024 * 1024;
 /// Live entries that are read and sent at once.
 const LIVE_ENTRIES: usize = 512;
 const LIVE_BYTES: usize = 256 * 1024;
-/// For so long the log's release waits for a transfer whose live entries it would take away.
+/// For so long the log's release waits for the next step of a transfer whose live entries it would take away. Not for the
+/// whole of it: one that takes longer than any such time would begin again for ever. Every step is of a chunk or of some
+/// live entries that were not asked for before, so there is an end; and a full disk does not wait.
 const HOLD_US: u64 = 60_000_000;
 
 /// How many bytes a second may leave.
@@ -91,7 +93,9 @@ struct Sending {
     reading: u64,
     /// Live entries are being read, from here.
     live_reading: Option<Index>,
-    began_us: u64,
+    /// How far it has come, by what was asked for, and since when.
+    reached: (bool, u64),
+    reached_us: u64,
     heard_us: u64,
     /// It goes when the disk is done with it.
     is_over: bool,
@@ -130,7 +134,7 @@ impl Sends {
 
     /// A release would take away live entries that a member is being sent.
     pub(in super::super) fn holds(&self, slot: u32, now_us: u64) -> bool {
-        let holds = |one: &Sending| !one.live.is_empty() && now_us < one.began_us + HOLD_US;
+        let holds = |one: &Sending| !one.live.is_empty() && now_us < one.reached_us + HOLD_US;
         self.open.values().any(|one| one.slot == slot && !one.is_over && holds(one))
     }
 
@@ -220,7 +224,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             wanted: None,
             reading: 0,
             live_reading: None,
-            began_us: self.now_us,
+            reached: (false, 0),
+            reached_us: self.now_us,
             heard_us: self.now_us,
             is_over: false,
         };
@@ -248,6 +253,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         sending.heard_us = self.now_us;
+        let reached = match want.part {
+            Part::Chunks { next, .. } => (false, next),
+            Part::Live { next } => (true, next.0),
+        };
+        if reached > sending.reached {
+            (sending.reached, sending.reached_us) = (reached, self.now_us);
+        }
         match want.part {
             Part::Live { next } => self.read_live_for(token, next),
             Part::Chunks { next, end } if next < end.min(chunks_of(want.key.bytes)) => {
