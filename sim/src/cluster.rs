@@ -6,6 +6,7 @@
 use coracle::breaks::Breaks;
 use coracle::sim::SimNode;
 use coracle::{GroupId, GroupStatus, Index, Members, NodeId, Outcome, Term};
+use coracle_base::checksum::crc32c;
 use coracle_base::checksum::mix64;
 use coracle_io::fake::{Completing, FakeClock, FakeDisk, FakeNet, FakeNetwork};
 use rand::rngs::SmallRng;
@@ -286,7 +287,7 @@ impl Cluster {
     fn settle(&mut self, asked: Asked, outcome: Option<&Outcome>) -> Result<(), Violation> {
         let (number, index) = match outcome {
             Some(Outcome::Done(done)) => (1, done.index.0),
-            Some(Outcome::NotDone(why)) => (2, why.reason as u64),
+            Some(Outcome::NotDone(why)) => (2, u64::from(crc32c(why.reason.to_string().as_bytes()))),
             Some(Outcome::Unknown(_)) => (3, 0),
             None => (4, 0),
         };

@@ -92,6 +92,7 @@ fn of_reason(reason: Reason) -> (StatusCode, &'static str, bool) {
         Reason::NotAMember => (StatusCode::UNPROCESSABLE_ENTITY, "not_a_member", false),
         Reason::LastVoter => (StatusCode::CONFLICT, "last_voter", false),
         Reason::TooManyMembers => (StatusCode::CONFLICT, "too_many_members", false),
+        Reason::NeedsUpgrade(_) => (StatusCode::CONFLICT, "needs_upgrade", false),
         Reason::NoLiveQuorum => (AWAY, "no_live_quorum", false),
         Reason::NotHandedOver => (AWAY, "not_handed_over", false),
     }
