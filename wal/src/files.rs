@@ -153,10 +153,7 @@ impl Files {
     }
 
     fn all_dead<'a>(&'a self, begin_no: u64, durable: u64, refs: &'a Refs) -> impl Iterator<Item = u64> + 'a {
-        let is_forgotten = move |file_no| refs.held(file_no).forgotten_in < begin_no;
-        let is_dead = move |(file_no, file): &(&u64, &File)| {
-            is_dead(**file_no, file, durable, refs) && is_forgotten(**file_no)
-        };
+        let is_dead = move |(file_no, file): &(&u64, &File)| is_dead(**file_no, file, durable, refs);
         self.map.range(..begin_no).filter(is_dead).map(|(file_no, _)| *file_no)
     }
 

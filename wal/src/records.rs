@@ -116,16 +116,6 @@ impl Wal {
         BatchSeq(seq)
     }
 
-    /// Lets go of what was placed for a snapshot that does not come. No record says so: until the next checkpoints do, a
-    /// crash brings it back, and the files stay as they are until then.
-    pub fn unplace(&mut self, group: GroupId) {
-        let has_placed = |slot: &usize| !self.groups.at(*slot).cold.placed.is_empty();
-        if let Some(slot) = self.groups.slot(group).filter(has_placed) {
-            let file_no = self.stage.at().file_no;
-            self.groups.change(slot).unplace(file_no, &mut self.refs);
-        }
-    }
-
     /// Stages that entries of a group, as far as they lie in file `from`, lie in file `to` now, where they must be durable.
     /// Returns its batch.
     ///

@@ -134,8 +134,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         (slot.snapshot, slot.checkpoints) = (held, checkpoints);
         slot.part = self.snapshots.part_of(group);
-        // A transfer that goes on after a start begins with its live entries anew.
-        self.wal.unplace(group);
         self.recovered.remove(&group);
         let at = self.slots.len() as u32;
         self.slots.push(slot);

@@ -359,6 +359,7 @@ impl Group {
         {
             return false;
         }
+        let is_again = index == self.base && self.cold.snapshot.is_some();
         let mut released = Vec::new();
         if self.term_at(index) == Some(term) {
             released = self.release(index, refs);
@@ -369,7 +370,7 @@ impl Group {
         self.base = index;
         self.cold.base_term = term;
         self.reckon_last_term();
-        self.keep_live(released, live, seq, refs);
+        self.keep_live(released, (live, is_again), seq, refs);
         refs.hold_snapshot(&place);
         if let Some(old) = self.cold.snapshot.replace(place) {
             refs.drop_snapshot(&old, seq);

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Rules, for live records and replay alike: (1) what a snapshot does not name is dropped; (2) a placed entry counts only
-//! from the snapshot on that names it, and the next snapshot drops it if it does not; (3) a move changes where an entry
+//! from the snapshot on that names it, and the next snapshot drops it if it does not, but not one that is only written
+//! once more: the one that it was placed for is still to come; (3) a move changes where an entry
 //! lies if it lies where the move says, and nothing else.
 
 use super::Refs;
@@ -18,16 +19,18 @@ use crate::format::page::Extent;
 use crate::format::record::IndexRange;
 
 impl Group {
-    /// Of what was live, what has just been released and what was placed, only `live` goes on.
+    /// Of what was live, what has just been released and what was placed, only `live` goes on; also the rest of what was
+    /// placed if the snapshot `is_again` the one that is there already.
     pub(super) fn keep_live(
         &mut self,
         released: Vec<Extent>,
-        live: &[IndexRange],
+        (live, is_again): (&[IndexRange], bool),
         seq: u64,
         refs: &mut Refs,
     ) {
         let old = std::mem::take(&mut self.cold.live);
-        let mut placed = std::mem::take(&mut self.cold.placed);
+        let mut placed =
+            if is_again { self.cold.placed.clone() } else { std::mem::take(&mut self.cold.placed) };
         placed.sort_by_key(|extent| extent.first);
         // Old live entries lie below the released ones, so both together are in order.
         let own: Vec<Extent> = old.into_iter().chain(released).collect();
@@ -36,8 +39,11 @@ impl Group {
         kept.extend(added);
         kept.sort_by_key(|extent| extent.first);
         kept.iter().for_each(|extent| refs.hold_extent(extent));
-        own.iter().chain(&placed).for_each(|extent| refs.drop_extent(extent, seq));
-        placed.iter().for_each(|extent| refs.unplace_extent(extent));
+        own.iter().for_each(|extent| refs.drop_extent(extent, seq));
+        if !is_again {
+            placed.iter().for_each(|extent| refs.drop_extent(extent, seq));
+            placed.iter().for_each(|extent| refs.unplace_extent(extent));
+        }
         self.cold.live = kept;
     }
 
@@ -57,13 +63,6 @@ impl Group {
         refs.hold_extent(&extent);
         refs.place_extent(&extent);
         self.cold.placed.push(extent);
-    }
-
-    /// The snapshot that entries wait for does not come. The log stands in file `file_no`.
-    pub(crate) fn unplace(&mut self, file_no: u64, refs: &mut Refs) {
-        for extent in std::mem::take(&mut self.cold.placed) {
-            refs.forget_extent(&extent, file_no);
-        }
     }
 
     /// Entries that lie in file `from` lie in file `to` now.

@@ -24,9 +24,6 @@ pub(crate) struct Held {
     pub(crate) snapshots: u64,
     /// The newest batch that dropped something here: until it is durable, a crash brings that back.
     pub(crate) dropped_seq: u64,
-    /// The file that the log was in when something here was dropped that no record tells of: a checkpoint that began in it or
-    /// before may name that.
-    pub(crate) forgotten_in: u64,
 }
 
 impl Held {
@@ -92,15 +89,6 @@ impl Refs {
     /// An extent waits no more, whether it is dropped or not.
     pub(crate) fn unplace_extent(&mut self, extent: &Extent) {
         self.entry(extent.file_no).placed -= 1;
-    }
-
-    /// A placed extent is dropped, and no record says so. The log stands in file `in_no`.
-    pub(crate) fn forget_extent(&mut self, extent: &Extent, in_no: u64) {
-        let held = self.entry(extent.file_no);
-        held.extents -= 1;
-        held.placed -= 1;
-        held.live_bytes -= extent.bytes;
-        held.forgotten_in = held.forgotten_in.max(in_no);
     }
 
     /// An extent that goes on is held otherwise than before.

@@ -382,10 +382,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let receiving = self.snapshots.receives.open.remove(&token)?;
         let one = &mut self.slots[receiving.slot as usize];
         one.writing = None;
-        if !matches!(written, Written::Whole(_)) {
-            // The next try begins with its live entries anew.
-            self.wal.unplace(one.id);
-        }
         match written {
             Written::Going | Written::Gone(None) => {}
             Written::Kept => {
@@ -415,8 +411,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             None => self.status.transfers_installed += 1,
             Some(_) => {
                 self.status.transfers_abandoned += 1;
-                let group = self.slots[slot as usize].id;
-                self.wal.unplace(group);
                 self.snapshots.remove(&mut self.disk, SnapshotName::Snapshot { file_no: file.file_no });
             }
         }
