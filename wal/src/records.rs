@@ -116,6 +116,12 @@ impl Wal {
         BatchSeq(seq)
     }
 
+    /// Whether the entries of such a run wait for their snapshot already, all in one place.
+    pub fn has_placed(&self, header: &RunHeader) -> bool {
+        let slot = self.groups.slot(header.group);
+        slot.is_some_and(|slot| self.groups.at(slot).has_placed(header.first(), header.last()))
+    }
+
     /// Stages that entries of a group, as far as they lie in file `from`, lie in file `to` now, where they must be durable.
     /// Returns its batch.
     ///

@@ -52,6 +52,10 @@ impl Failed {
         Self { status, outcome: "unknown", reason, message, retry_after_ms: None, leader: None }
     }
 
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     fn body(&self) -> Value {
         let mut body = json!({ "outcome": self.outcome, "reason": self.reason, "message": self.message });
         if let Some(retry_after_ms) = self.retry_after_ms {

@@ -181,9 +181,18 @@ pub(super) async fn elect(shared: &Shared, group: GroupId) -> Result<Value, Fail
 pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
     let inboxes = shared.handles.inboxes.iter();
     let asked: Vec<_> = inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply })).collect();
-    let mut handing_over = 0;
+    let (mut handing_over, mut told_by, mut failed) = (0, 0, None);
     for pending in asked {
-        handing_over += told(pending).await?;
+        match told(pending).await {
+            Ok(groups) => (handing_over, told_by) = (handing_over + groups, told_by + 1),
+            Err(why) => failed = Some(why),
+        }
+    }
+    match failed {
+        // Some of it has begun.
+        Some(why) if told_by > 0 => return Err(Failed::unknown("partly", why.message().to_owned())),
+        Some(why) => return Err(why),
+        None => {}
     }
     Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over }))
 }

@@ -180,9 +180,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if one.is_ready() {
             self.status.groups_restoring += 1;
         }
-        one.state = MachineState::Restoring { tries, is_reading: false, is_asked: false };
+        // Whoever waits already does not ask again.
+        let is_asked = !one.reads.is_empty() || one.waiting.bytes() > 0;
+        one.state = MachineState::Restoring { tries, is_reading: false, is_asked };
         let restoring = &mut self.snapshots.restoring;
-        if is_urgent {
+        if is_asked {
+            restoring.asked.push_back(slot)
+        } else if is_urgent {
             restoring.urgent.push_back(slot)
         } else {
             restoring.queue.push_back(slot)

@@ -148,7 +148,7 @@ fn answer(call: &Call, reply: Reply) -> Answer {
 #[derive(Debug, Default)]
 struct Faults {
     kills: u64,
-    power_failures: u64,
+    kills_of_all: u64,
     stops: u64,
     one_way_cuts: u64,
     isolations: u64,
@@ -190,7 +190,7 @@ impl Faults {
                 thread::park_timeout(pause);
             }
             _ => {
-                self.power_failures += 1;
+                self.kills_of_all += 1;
                 let all: Vec<usize> = (0..processes.len()).collect();
                 restart(&all, Duration::ZERO, cluster, processes, shared);
             }

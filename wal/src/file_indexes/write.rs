@@ -213,7 +213,8 @@ impl Wal {
         self.indexes.job = Some(job);
     }
 
-    /// One that was begun while the log was quiet, and may not go on now, holds up no other: it is begun again.
+    /// One that was begun while the log was quiet, and may not go on now, holds up no other: it is begun again, if
+    /// its list of runs is in memory still.
     fn give_way(&mut self) {
         if self.may_index(true) || self.next_candidate().is_none() {
             return;

@@ -11,6 +11,8 @@
 //! once more: the one that it was placed for is still to come; (3) a move changes where an entry
 //! lies if it lies where the move says, and nothing else.
 
+use coracle_base::Index;
+
 use super::Refs;
 use super::group::Group;
 use super::runs::{RunAt, Runs};
@@ -20,7 +22,8 @@ use crate::format::record::IndexRange;
 
 impl Group {
     /// Of what was live, what has just been released and what was placed, only `live` goes on; also the rest of what was
-    /// placed if the snapshot `is_again` the one that is there already.
+    /// placed if the snapshot `is_again` the one that is there already. An entry may be held twice then, as live and as placed,
+    /// if the snapshot names more than lives (`coarse`): the file counts both, and is left alone while something is placed.
     pub(super) fn keep_live(
         &mut self,
         released: Vec<Extent>,
@@ -62,7 +65,17 @@ impl Group {
         let extent = Extent { file_no: at.file_no, first, count, bytes, is_placed: true };
         refs.hold_extent(&extent);
         refs.place_extent(&extent);
-        self.cold.placed.push(extent);
+        // In order, which most come in.
+        let at = self.cold.placed.partition_point(|before| before.first <= first);
+        self.cold.placed.insert(at, extent);
+    }
+
+    /// Whether one placed extent holds all of these.
+    pub(crate) fn has_placed(&self, first: Index, last: Index) -> bool {
+        // Those of pages of earlier versions need not be in order: then nothing may be found, and nothing wrong is.
+        let at = self.cold.placed.partition_point(|extent| extent.first <= first);
+        let before = at.checked_sub(1).and_then(|at| self.cold.placed.get(at));
+        before.is_some_and(|extent| extent.first <= first && last <= extent.last())
     }
 
     /// Entries that lie in file `from` lie in file `to` now.

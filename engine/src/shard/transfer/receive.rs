@@ -63,6 +63,11 @@ impl Receiving {
         self.writer.chunks() + self.chunks.len() as u64
     }
 
+    /// There is nothing to ask for any more: it waits for an offer that is current.
+    fn has_all(&self) -> bool {
+        self.live_done && self.chunks.is_empty() && self.writer.chunks() >= chunks_of(self.offer.key.bytes)
+    }
+
     fn is_quiet(&self, now_us: u64, for_us: u64) -> bool {
         now_us > self.heard_us.max(self.asked_us) + for_us
     }
@@ -85,7 +90,7 @@ impl Receives {
         let waiting = self.open.values().filter(|one| !one.is_ending);
         let again = |one: &Receiving| {
             let (ask, late) = (one.asked_us.max(one.heard_us) + ASK_AGAIN_US, one.heard_us + PATIENCE_US);
-            ask.min(late) + 1
+            if one.has_all() { late + 1 } else { ask.min(late) + 1 }
         };
         waiting.map(again).min().unwrap_or(u64::MAX)
     }
@@ -278,7 +283,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         for run in runs {
             self.status.live_entries_received += u64::from(run.header.count);
-            self.slots[slot as usize].staged = self.wal.place(&run.header, &[run.body]);
+            // Placed for a try before this one: one copy is enough, or tries without end would fill the disk.
+            if !self.wal.has_placed(&run.header) {
+                self.slots[slot as usize].staged = self.wal.place(&run.header, &[run.body]);
+            }
         }
         if !is_done {
             self.ask(token);

@@ -32,6 +32,11 @@ pub(super) fn ask(
     // Zero would mean "for ever".
     let left = || Duration::from_micros(deadline_us.saturating_sub(RealClock.now_us()).max(1000));
     let unreachable = |why| NodeError::Unreachable { at, why };
+    let in_time = || match RealClock.now_us() < deadline_us {
+        true => Ok(()),
+        false => Err(unreachable(io::ErrorKind::TimedOut.into())),
+    };
+    in_time()?;
     let mut socket = TcpStream::connect_timeout(&at, left()).map_err(unreachable)?;
     socket.set_nodelay(true).map_err(unreachable)?;
     socket.set_write_timeout(Some(left())).map_err(unreachable)?;
@@ -42,6 +47,8 @@ pub(super) fn ask(
         body.len()
     );
     let no_answer = |why| NodeError::NoAnswer { at, why };
+    // Nothing is said whose answer nobody would wait for.
+    in_time()?;
     socket.write_all(request.as_bytes()).map_err(no_answer)?;
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
