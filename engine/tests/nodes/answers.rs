@@ -3,23 +3,14 @@
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
 use coracle::sim::{Answer, SimNode};
-use coracle::{Config, Effects, Entry, Error, GroupId, Machine, NodeId, Outcome, Peer, Reason, RestoreError};
+use coracle::{Config, Error, GroupId, NodeId, Outcome, Peer, Reason};
 use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork, OpKind};
+
+use crate::cluster::Nothing;
 
 const GROUP: GroupId = GroupId(1);
 /// More than a shard takes from its inbox in several turns.
 const FLOOD: usize = 5000;
-
-struct Nothing;
-
-impl Machine for Nothing {
-    fn apply(&mut self, _: Entry<'_>, _: &mut Effects<'_>) {}
-    fn query(&self, _: &[u8], _: &mut Vec<u8>) {}
-    fn snapshot(&self, _: &mut Vec<u8>) {}
-    fn restore(&mut self, _: &[u8]) -> Result<(), RestoreError> {
-        Ok(())
-    }
-}
 
 type Sim = SimNode<FakeDisk, FakeNet, FakeClock>;
 

@@ -2,24 +2,15 @@
 #![allow(clippy::unwrap_used)] // a test that fails may panic
 
 use coracle::sim::SimNode;
-use coracle::{Config, Effects, Entry, GroupId, Machine, NodeId, Peer, RestoreError};
+use coracle::{Config, GroupId, NodeId, Peer};
 use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork};
+
+use crate::cluster::Nothing;
 
 type Node = SimNode<FakeDisk, FakeNet, FakeClock>;
 
 const GROUPS: u64 = 4;
 const CACHE_BYTES: usize = 256 * 1024;
-
-struct Nothing;
-
-impl Machine for Nothing {
-    fn apply(&mut self, _: Entry<'_>, _: &mut Effects<'_>) {}
-    fn query(&self, _: &[u8], _: &mut Vec<u8>) {}
-    fn snapshot(&self, _: &mut Vec<u8>) {}
-    fn restore(&mut self, _: &[u8]) -> Result<(), RestoreError> {
-        Ok(())
-    }
-}
 
 struct Cluster {
     clock: FakeClock,

@@ -9,6 +9,18 @@ use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork};
 pub(crate) const GROUP: GroupId = GroupId(1);
 pub(crate) const OTHER: GroupId = GroupId(2);
 
+/// A machine that does nothing.
+pub(crate) struct Nothing;
+
+impl Machine for Nothing {
+    fn apply(&mut self, _: Entry<'_>, _: &mut Effects<'_>) {}
+    fn query(&self, _: &[u8], _: &mut Vec<u8>) {}
+    fn snapshot(&self, _: &mut Vec<u8>) {}
+    fn restore(&mut self, _: &[u8]) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
 /// What a machine does not survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
