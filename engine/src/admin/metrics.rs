@@ -28,6 +28,7 @@ const METRICS: &[Metric] = &[
     counter("applied_total", "Commands applied.", |s| s.applied),
     counter("wal_batches_total", "Batches written to the log.", |s| s.batches),
     counter("wal_batch_bytes_total", "Bytes of these batches.", |s| s.batch_bytes),
+    counter("wal_run_bytes_total", "Encoded bytes of the runs appended.", |s| s.run_bytes),
     counter("frames_total", "Frames sent to other nodes that carried a message.", |s| s.frames),
     counter("beats_total", "Frames sent to other nodes without one.", |s| s.beats),
     counter("elections_won_total", "Elections that groups of this shard won.", |s| s.elections_won),

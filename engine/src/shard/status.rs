@@ -51,6 +51,8 @@ pub struct ShardStatus {
     pub batches: u64,
     /// Bytes of these.
     pub batch_bytes: u64,
+    /// Encoded bytes of the runs that were appended to the WAL: what each of its entries costs at least, once.
+    pub run_bytes: u64,
     /// Frames sent to other nodes that carried a message.
     pub frames: u64,
     /// Beats sent: frames without one.

@@ -183,6 +183,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 let (header, upto) = run_header(one, from, last, one.raft.term(), run_bytes_max);
                 let pieces: smallvec::SmallVec<[&[u8]; 8]> =
                     one.log.pieces(from, upto).map(|(_, _, bytes)| bytes).collect();
+                self.status.run_bytes += header.encoded_bytes() as u64;
                 batch = self.wal.append(&header, &pieces);
                 from = upto.next();
             }

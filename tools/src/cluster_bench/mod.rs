@@ -133,7 +133,7 @@ fn run(options: &ClusterOptions, shape: &Shape, load: &LoadOptions) -> Result<(V
 
     let mut report = report::shape(options, shape, load, &before, host);
     report::speed(&mut report, &measured);
-    report::cost(&mut report, load.entry_bytes, &before, &after, host, &measured);
+    report::cost(&mut report, &before, &after, host, &measured);
     report::agreement(&mut report, &[&led["ends"], &measured["ends"]], &states);
     if shape.floor {
         report["floor_us"] = floor;

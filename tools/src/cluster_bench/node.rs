@@ -322,6 +322,7 @@ impl Servant {
             "syscalls": sum(|shard| shard.syscalls),
             "batches": sum(|shard| shard.batches),
             "batch_bytes": sum(|shard| shard.batch_bytes),
+            "run_bytes": sum(|shard| shard.run_bytes),
             "frames": sum(|shard| shard.frames),
             "elections_won": sum(|shard| shard.elections_won),
             "arena_bytes": sum(|shard| shard.arena_bytes),

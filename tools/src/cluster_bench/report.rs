@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use coracle_base::limits::WRITES_IN_FLIGHT;
-use coracle_base::run::ENTRY_HEADER_BYTES;
 use serde_json::{Value, json};
 
 use super::Shape;
@@ -67,20 +66,12 @@ pub(crate) fn speed(report: &mut Value, measured: &Value) {
 }
 
 /// What it cost, between two samples. `measured` tells how many commands were done when the second was taken.
-pub(crate) fn cost(
-    report: &mut Value,
-    entry_bytes: usize,
-    before: &Sample,
-    after: &Sample,
-    host: usize,
-    measured: &Value,
-) {
+pub(crate) fn cost(report: &mut Value, before: &Sample, after: &Sample, host: usize, measured: &Value) {
     let done =
         measured["ends"]["done"].as_u64().unwrap_or(0) - before.nodes[host]["done"].as_u64().unwrap_or(0);
     let (done, nodes) = (done as f64, after.nodes.len() as f64);
     let rise = |key: &str| after.sum(key).saturating_sub(before.sum(key)) as f64;
     let cpu_us = rise("cpu_us") + (after.own_cpu_us - before.own_cpu_us) as f64;
-    let record_bytes = done * (ENTRY_HEADER_BYTES + entry_bytes) as f64;
     let (turns, batches) = (rise("turns"), rise("batches"));
     let rss = after.nodes.iter().map(|node| tenths(mib(node["rss_bytes"].as_u64().unwrap_or(0))));
     let allocations = after.nodes.iter().zip(&before.nodes).map(|(after, before)| {
@@ -89,8 +80,7 @@ pub(crate) fn cost(
     });
     report["cpu_us_per_op"] = hundredths(cpu_us / done);
     report["rss_mib"] = rss.collect();
-    // Each node writes every record once at best.
-    report["write_amplification"] = hundredths(rise("written_bytes") / nodes / record_bytes);
+    report["write_amplification"] = hundredths(rise("written_bytes") / rise("run_bytes"));
     report["turns_per_s"] = json!((turns / report["seconds"].as_f64().unwrap_or(1.0)).round());
     report["syscalls_per_turn"] = hundredths(rise("syscalls") / turns);
     report["batches"] = json!(batches);
@@ -205,7 +195,7 @@ mod tests {
     fn cost_is_per_command_done_between_the_samples() {
         let node = |scale: u64, done: u64| {
             json!({
-                "cpu_us": 1000 * scale, "written_bytes": 28_800 * scale, "rss_bytes": 3 << 20, "done": done,
+                "cpu_us": 1000 * scale, "written_bytes": 28_800 * scale, "run_bytes": 19_200 * scale, "rss_bytes": 3 << 20, "done": done,
                 "turns": 10 * scale, "syscalls": 25 * scale, "batches": 4 * scale, "batch_bytes": 4096 * scale,
                 "frames": scale, "elections_won": 1, "allocations": 5 * scale, "shards": 1,
             })
@@ -213,9 +203,9 @@ mod tests {
         let before = Sample { nodes: vec![node(1, 50), node(1, 0)], own_cpu_us: 0 };
         let after = Sample { nodes: vec![node(2, 0), node(2, 0)], own_cpu_us: 100 };
         let mut report = json!({ "seconds": 2.0 });
-        cost(&mut report, 256, &before, &after, 0, &json!({ "ends": { "done": 150 } }));
+        cost(&mut report, &before, &after, 0, &json!({ "ends": { "done": 150 } }));
         assert_eq!(report["cpu_us_per_op"], 21.0);
-        assert_eq!(report["write_amplification"], 1.0);
+        assert_eq!(report["write_amplification"], 1.5);
         assert_eq!(report["syscalls_per_turn"], 2.5);
         assert_eq!(report["allocations_per_1000_ops"], json!([50.0, 50.0]));
         assert_eq!(report["turns_per_s"], 10.0);

@@ -47,6 +47,7 @@ struct Note {
     segments_mib: f64,
     others_mib: f64,
     written_bytes: u64,
+    run_bytes: u64,
     segment_bytes: u64,
     compaction_us: u64,
     compacted_files: u64,
@@ -70,6 +71,7 @@ impl Note {
             segments_mib: disk("segment_bytes"),
             others_mib: disk("other_bytes"),
             written_bytes: sum("written_bytes"),
+            run_bytes: sum("run_bytes"),
             segment_bytes: sum("segment_bytes"),
             compaction_us: sum("compaction_us"),
             compacted_files: sum("compacted_files"),
@@ -286,7 +288,7 @@ fn told(options: &Soak, notes: &[Note]) -> Value {
         (settled.first().copied().unwrap_or_default(), settled.last().copied().unwrap_or_default());
     let rise = |get: fn(&Note) -> u64| get(&last).saturating_sub(get(&first)) as f64;
     let (done, seconds) = (rise(|note| note.done), last.seconds - first.seconds);
-    let record_bytes = done * (ENTRY_HEADER_BYTES + entry_bytes) as f64 * options.cluster.nodes() as f64;
+    let run_bytes = rise(|note| note.run_bytes);
     let course = |name: &str| notes.iter().map(|note| tenths(note.series(name))).collect::<Vec<_>>();
     let levels: Vec<(&str, Value)> = SERIES.iter().map(|name| (*name, level(settled, name))).collect();
     let levels_off = levels.iter().all(|(_, level)| level["levels_off"] == true);
@@ -303,8 +305,8 @@ fn told(options: &Soak, notes: &[Note]) -> Value {
         "shards": last.shards / options.cluster.nodes(),
         "seconds": tenths(last.seconds),
         "ops_per_s": (done / seconds).round(),
-        "write_amplification": report::hundredths(rise(|note| note.written_bytes) / record_bytes),
-        "segments_of_it": report::hundredths(rise(|note| note.segment_bytes) / record_bytes),
+        "write_amplification": report::hundredths(rise(|note| note.written_bytes) / run_bytes),
+        "segments_of_it": report::hundredths(rise(|note| note.segment_bytes) / run_bytes),
         "compaction_share": report::hundredths(rise(|note| note.compaction_us) / 1e6 / seconds / last.shards.max(1) as f64),
         "compacted_files": last.compacted_files,
         "space_amplification": report::hundredths(last.sealed_bytes as f64 / last.sealed_live_bytes.max(1) as f64),
