@@ -16,6 +16,8 @@ pub(crate) struct Cluster {
     groups: u64,
     /// More arguments of every node.
     pub(crate) more: Vec<&'static str>,
+    /// Where the nodes listen for operators, node 1's first; empty if they do not.
+    pub(crate) admins: Vec<SocketAddr>,
 }
 
 impl Cluster {
@@ -25,7 +27,7 @@ impl Cluster {
 
     /// A cluster in which each node believes the others to be elsewhere: behind something that can cut them off.
     pub(crate) fn seeing(peers: Vec<Vec<SocketAddr>>, groups: u64) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), peers, groups, more: Vec::new() }
+        Self { dir: tempfile::tempdir().unwrap(), peers, groups, more: Vec::new(), admins: Vec::new() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -39,6 +41,7 @@ impl Cluster {
             .collect::<Vec<_>>()
             .join(",");
         let dir = self.dir.path().join(format!("node-{id}")).display().to_string();
+        let admin = self.admins.get(id - 1).map(|at| ["--admin".to_owned(), at.to_string()]);
         let (id, groups) = (id.to_string(), self.groups.to_string());
         let own = [
             "--id",
@@ -52,7 +55,7 @@ impl Cluster {
             "--groups",
             &groups,
         ];
-        own.iter().chain(&self.more).map(|arg| (*arg).to_owned()).collect()
+        own.iter().chain(&self.more).map(|arg| (*arg).to_owned()).chain(admin.into_iter().flatten()).collect()
     }
 
     /// Starts one node. It serves clients only once the cluster is formed.

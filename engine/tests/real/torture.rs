@@ -1,5 +1,5 @@
-//! Clients read, write, count, swap and remove while processes are killed and stopped and the ways between them are cut; then
-//! the whole history is checked for linearizability, key by key.
+//! Clients read, write, count, swap and remove while processes are killed and stopped, the ways between them are cut and an
+//! operator changes members and leaders; then the whole history is checked for linearizability, key by key.
 //!
 //! Some seconds by default; `CORACLE_TORTURE_SECONDS=600 CORACLE_TORTURE_NODES=5` for the long run.
 
@@ -16,7 +16,8 @@ use rand::Rng;
 use crate::kills::StopOnDrop;
 use crate::kv::{Cluster, ready};
 use crate::links::Links;
-use crate::process::{DEADLINE, Process, wait_for};
+use crate::operator::{Changes, Operator};
+use crate::process::{DEADLINE, Process, free_addresses, wait_for};
 use crate::resp::{Connection, Reply};
 
 const CLIENTS: u64 = 6;
@@ -27,6 +28,8 @@ const KEYS: u64 = 6;
 const KEYS_SECONDS: u64 = 5;
 /// A client that hears nothing for so long asks another node.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Kinds of faults.
+const FAULTS: u64 = 5;
 /// Steps that one key's history may take to check.
 const STEPS_MAX: u64 = 20_000_000;
 
@@ -167,7 +170,7 @@ impl Faults {
         let mut rng = rand::rng();
         let node = rng.random_range(0..processes.len());
         let pause = Duration::from_millis(rng.random_range(200..1500));
-        match round % 5 {
+        match round % FAULTS {
             0 => {
                 self.kills += 1;
                 restart(&[node], pause, cluster, processes, shared);
@@ -218,7 +221,8 @@ fn whatever_happens_to_nodes_and_links_the_history_is_linearizable() {
     let time = Duration::from_secs(number("CORACLE_TORTURE_SECONDS", 8));
     let nodes = number("CORACLE_TORTURE_NODES", 3) as usize;
     let links = Links::new(nodes);
-    let cluster = Cluster::seeing(links.seen.clone(), GROUPS);
+    let mut cluster = Cluster::seeing(links.seen.clone(), GROUPS);
+    cluster.admins = free_addresses(nodes);
     let (mut processes, addresses): (Vec<Process>, Vec<_>) = cluster.start_all().into_iter().unzip();
     let shared = Shared {
         begun: Instant::now(),
@@ -229,30 +233,33 @@ fn whatever_happens_to_nodes_and_links_the_history_is_linearizable() {
         history: Mutex::default(),
     };
     let mut faults = Faults::default();
-    thread::scope(|scope| {
-        let _stop = StopOnDrop(&shared.stop);
+    let changes = thread::scope(|scope| {
+        let stop = StopOnDrop(&shared.stop);
+        let operator = scope.spawn(|| Operator::new(&cluster.admins, &shared.stop).work());
         (0..CLIENTS).for_each(|_| drop(scope.spawn(|| shared.ask())));
         for round in 0.. {
             shared.wait_for_progress(&format!("before fault {round}"));
-            if shared.begun.elapsed() > time && round >= 5 {
+            if shared.begun.elapsed() > time && round >= FAULTS {
                 break;
             }
             faults.next(round, &links, &cluster, &mut processes, &shared);
         }
         shared.wait_for_progress("at the end");
+        drop(stop);
+        operator.join().unwrap()
     });
-    judge(&shared, &faults);
+    judge(&shared, &faults, &changes);
 }
 
 /// Checks every key.
-fn judge(shared: &Shared, faults: &Faults) {
+fn judge(shared: &Shared, faults: &Faults, changes: &Changes) {
     let history = shared.history.lock().unwrap();
     let unknown = history.values().flatten().filter(|one| one.ended.is_none()).count();
     let swapped = |one: &&Operation<Call, Answer>| matches!(one.ended, Some((_, Answer::Swapped(true))));
     let swapped = history.values().flatten().filter(swapped).count();
     let answered = shared.answered.load(Ordering::Relaxed);
     eprintln!(
-        "{answered} answers, {unknown} unknown, {swapped} swaps done, {} keys; {faults:?}",
+        "{answered} answers, {unknown} unknown, {swapped} swaps done, {} keys; {faults:?}; {changes:?}",
         history.len()
     );
     for (key, operations) in history.iter() {
@@ -261,4 +268,6 @@ fn judge(shared: &Shared, faults: &Faults) {
         }
     }
     assert!(answered > 500 && swapped > 5, "too little happened within {DEADLINE:?}");
+    let Changes { removals, additions, transfers, .. } = changes;
+    assert!(*removals > 0 && *additions > 0 && *transfers > 0, "{changes:?}");
 }
