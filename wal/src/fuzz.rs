@@ -116,9 +116,11 @@ pub fn records(bytes: &[u8]) -> Judged {
             Record::IndexBlock => index_block(body).unwrap_or(()),
             Record::IndexDirectory(..) => index_directory(body)?,
             Record::IndexList(_) => index_list(body)?,
-            Record::Skipped => {}
+            // Its numbers may be longer than they must be.
+            Record::Roster(_) | Record::Skipped => {}
         }
-        let is_elsewhere = matches!(record, Record::Page(_) | Record::Root(_) | Record::Skipped);
+        let is_elsewhere =
+            matches!(record, Record::Page(_) | Record::Root(_) | Record::Roster(_) | Record::Skipped);
         let is_index =
             matches!(record, Record::IndexBlock | Record::IndexDirectory(..) | Record::IndexList(_));
         if !is_elsewhere && !is_index {

@@ -41,7 +41,7 @@ impl Wal {
         }
         let snapshot = SnapshotRef { group, index, term, live: self.coarse(live), bytes };
         let body_bytes = RANGE_BYTES * snapshot.live.len() + bytes.len();
-        let body = self.begin_record(RecordKind::Snapshot, SNAPSHOT_PREFIX_BYTES + body_bytes);
+        let body = self.begin_record(group, RecordKind::Snapshot, SNAPSHOT_PREFIX_BYTES + body_bytes);
         let batch = self.stage.batch();
         record::put_snapshot(&snapshot, &mut batch.buf);
         let seq = batch.seq;
@@ -69,7 +69,7 @@ impl Wal {
             return BatchSeq(self.stage.last_seq());
         }
         let mark = Mark { group, index, term, file, live: self.coarse(live) };
-        self.begin_record(RecordKind::SnapshotMark, MARK_PREFIX_BYTES + RANGE_BYTES * mark.live.len());
+        self.begin_record(group, RecordKind::SnapshotMark, MARK_PREFIX_BYTES + RANGE_BYTES * mark.live.len());
         let batch = self.stage.batch();
         record::put_mark(&mark, &mut batch.buf);
         let seq = batch.seq;
@@ -104,7 +104,7 @@ impl Wal {
     /// If the header disagrees with the body.
     pub fn place(&mut self, header: &RunHeader, body: &[&[u8]]) -> BatchSeq {
         let encoded = header.encode(body);
-        let at = self.begin_record(RecordKind::Place, header.encoded_bytes());
+        let at = self.begin_record(header.group, RecordKind::Place, header.encoded_bytes());
         let batch = self.stage.batch();
         batch.buf.put(&encoded);
         let seq = batch.seq;
@@ -128,7 +128,11 @@ impl Wal {
     /// # Panics
     /// If there are so many ranges that the record does not fit a batch.
     pub fn put_moved(&mut self, moved: &Moved) -> BatchSeq {
-        self.begin_record(RecordKind::Moved, MOVED_PREFIX_BYTES + RANGE_BYTES * moved.ranges.len());
+        self.begin_record(
+            moved.group,
+            RecordKind::Moved,
+            MOVED_PREFIX_BYTES + RANGE_BYTES * moved.ranges.len(),
+        );
         let batch = self.stage.batch();
         record::put_moved(moved, &mut batch.buf);
         let seq = batch.seq;
@@ -139,7 +143,7 @@ impl Wal {
 
     /// Stages the end of a group: nothing of it is needed any more. Its uid must not be used again. Returns its batch.
     pub fn delete(&mut self, group: GroupId) -> BatchSeq {
-        self.begin_record(RecordKind::Deleted, DELETED_BYTES);
+        self.begin_record(group, RecordKind::Deleted, DELETED_BYTES);
         let batch = self.stage.batch();
         batch.buf.put(&group.0.to_le_bytes());
         let seq = batch.seq;

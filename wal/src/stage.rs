@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use coracle_base::GroupId;
 use coracle_base::codec::Sink;
 use coracle_base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
 use coracle_io::{Buffer, Disk};
@@ -15,6 +16,8 @@ use crate::config::Config;
 use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::outline::Outline;
+use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind};
+use crate::format::roster::Roster;
 use crate::format::{Position, Uuid};
 
 /// Buffers kept for the next batches. Beyond it they go back to the disk.
@@ -55,6 +58,8 @@ pub(crate) struct Stage {
     open: Option<Batch>,
     /// Of the open batch, as far as it is staged.
     outline: Outline,
+    /// Of the open batch, for the next one.
+    roster: Roster,
     closed: VecDeque<Batch>,
     closed_bytes: usize,
     next_seq: u64,
@@ -76,6 +81,7 @@ impl Stage {
         Self {
             open: None,
             outline: Outline::default(),
+            roster: Roster::default(),
             closed: VecDeque::new(),
             closed_bytes: 0,
             next_seq: seq,
@@ -134,9 +140,15 @@ impl Stage {
     /// If no batch could hold them: the record is over the limits, or the files are too small for it.
     pub(crate) fn open_next(&mut self, bytes: usize) -> Option<Position> {
         self.close(true);
-        let need = BATCH_HEADER_BYTES + bytes;
         let largest = (self.file_bytes - HEAD_AREA_BYTES).min(BATCH_BYTES_MAX as u64);
+        let need = BATCH_HEADER_BYTES + bytes;
         assert!(need as u64 <= largest, "a record of {bytes} bytes does not fit a batch of {largest}");
+        let roster_bytes = RECORD_HEADER_BYTES + self.roster.body().len();
+        if (need + roster_bytes) as u64 > largest {
+            // Nobody knows then whom the batch before was about.
+            self.roster.clear();
+        }
+        let need = if self.roster.body().is_empty() { need } else { need + roster_bytes };
         let end = self.next_at;
         let rolls = std::mem::take(&mut self.file_ends) || end.offset + need as u64 > self.file_bytes;
         if rolls {
@@ -165,7 +177,24 @@ impl Stage {
             full: false,
             repeated_upto: 0,
         });
+        self.put_roster();
         rolls.then_some(end)
+    }
+
+    /// The open batch begins with what the one before was about.
+    fn put_roster(&mut self) {
+        let batch = self.open.as_mut().expect("it was just opened");
+        if !self.roster.body().is_empty() {
+            record::put_header(RecordKind::Roster, false, self.roster.body().len(), &mut batch.buf);
+            batch.buf.put(self.roster.body());
+            batch.records += 1;
+        }
+        self.roster.clear();
+    }
+
+    /// The open batch has a record of this group.
+    pub(crate) fn note_group(&mut self, group: GroupId) {
+        self.roster.add(group);
     }
 
     /// The open batch, which must be there: a caller has just made room in it.

@@ -266,7 +266,7 @@ impl Wal {
         let encoded = header.encode(body);
         let bytes = header.encoded_bytes();
         self.limit_entries(header.count);
-        let at = self.begin_record(RecordKind::Run, bytes);
+        let at = self.begin_record(header.group, RecordKind::Run, bytes);
         let batch = self.stage.batch();
         batch.buf.put(&encoded);
         let seq = batch.seq;
@@ -309,7 +309,7 @@ impl Wal {
     /// If it is larger than `STATE_BYTES_MAX`.
     pub fn put_state(&mut self, group: GroupId, blob: &[u8]) -> BatchSeq {
         assert!(blob.len() <= STATE_BYTES_MAX, "a state of {} bytes", blob.len());
-        self.begin_record(RecordKind::State, STATE_PREFIX_BYTES + blob.len());
+        self.begin_record(group, RecordKind::State, STATE_PREFIX_BYTES + blob.len());
         let batch = self.stage.batch();
         batch.buf.put(&group.0.to_le_bytes());
         batch.buf.put(blob);
@@ -325,11 +325,14 @@ impl Wal {
         BatchSeq(seq)
     }
 
-    pub(crate) fn begin_record(&mut self, kind: RecordKind, body_bytes: usize) -> Position {
+    /// As [`place_record`](Self::place_record), for a record of a group.
+    pub(crate) fn begin_record(&mut self, group: GroupId, kind: RecordKind, body_bytes: usize) -> Position {
         let bytes = RECORD_HEADER_BYTES + body_bytes;
         self.stats.record_bytes += bytes as u64;
         self.checkpoints.add_bytes(bytes);
-        self.place_record(kind, body_bytes)
+        let body = self.place_record(kind, body_bytes);
+        self.stage.note_group(group);
+        body
     }
 
     /// Makes room for a record and stages its header; its body goes into the open batch. Returns the body's place.

@@ -11,6 +11,7 @@ pub(crate) mod head;
 pub(crate) mod outline;
 pub(crate) mod page;
 pub(crate) mod record;
+pub(crate) mod roster;
 pub(crate) mod segment;
 pub(crate) mod varint;
 

@@ -4,8 +4,8 @@
 //!   offset  size  field
 //!   0       1     kind       1 run, 2 state, 3 snapshot, 4 checkpoint page, 5 checkpoint root, 6 snapshot mark, 7 place,
 //!                            8 moved, 9 deleted, 10 packed page, 11 root that names pages (4 and 5 are read, not
-//!                            written); 12 block, 13 directory of a file's index, 14 list of indexes (need not be
-//!                            understood)
+//!                            written); 12 block, 13 directory of a file's index, 14 list of indexes, 15 roster
+//!                            (need not be understood)
 //!   1       1     flags      bit 0: must be understood, else a reader that does not know the kind skips it;
 //!                            bit 1: a state that was written before, once more
 //!   2       2     zeros
@@ -16,7 +16,7 @@
 //!   state     group u64, blob
 //!   snapshot  group u64, index u64, term u64, crc32c of all that follows but live_count u32, live_count u32,
 //!             live ranges (first u64, count u64), bytes
-//!   page, root: see `page.rs`; block, directory, list: see `file_index.rs`
+//!   page, root: see `page.rs`; block, directory, list: see `file_index.rs`; roster: see `roster.rs`
 //!   mark      group u64, index u64, term u64, crc32c of the snapshot file's bytes u32, live_count u32,
 //!             number u64 and bytes u64 of the snapshot file, live ranges
 //!   place     as a run: entries that fill their own places only, and count once a snapshot names them as live
@@ -32,6 +32,7 @@ use coracle_base::{GroupId, Index, RunError, RunRef, Term};
 use super::NUMBER_MAX;
 use super::file_index::{self, Directory, IndexPlace};
 use super::page::{Page, Root, SnapshotFile};
+use super::roster;
 
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER_BYTES: usize = 8;
@@ -70,12 +71,13 @@ pub(crate) enum RecordKind {
     IndexBlock = 12,
     IndexDirectory = 13,
     IndexList = 14,
+    Roster = 15,
 }
 
 impl RecordKind {
     /// A reader that does not know it loses nothing but time.
     fn may_be_skipped(self) -> bool {
-        matches!(self, Self::IndexBlock | Self::IndexDirectory | Self::IndexList)
+        matches!(self, Self::IndexBlock | Self::IndexDirectory | Self::IndexList | Self::Roster)
     }
 }
 
@@ -189,6 +191,8 @@ pub(crate) enum Record<'a> {
     IndexDirectory(Directory, &'a [u8]),
     /// Where indexes of several files lie.
     IndexList(Vec<IndexPlace>),
+    /// The groups of the batch before.
+    Roster(Vec<GroupId>),
     /// Of no known kind, and need not be understood.
     Skipped,
 }
@@ -275,6 +279,7 @@ impl<'a> Record<'a> {
                 Ok(Directory::decode(body).map_or(Self::Skipped, |found| Self::IndexDirectory(found, body)))
             }
             14 => Ok(file_index::list(body).map_or(Self::Skipped, Self::IndexList)),
+            15 => Ok(roster::groups(body).map_or(Self::Skipped, Self::Roster)),
             kind if flags & FLAG_MUST_UNDERSTAND != 0 => Err(RecordError::Unknown(kind)),
             _ => Ok(Self::Skipped),
         }

@@ -66,6 +66,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
+    /// The last batch of a hole, if it is the only one: the batch after it may tell which groups it was about.
+    unnamed: Option<u64>,
     /// A lost batch whose states may be written once more in later ones of the same start: (its number, that start).
     states_missing: Option<(u64, u32)>,
     /// The start that wrote the last batch.
@@ -99,6 +101,7 @@ impl<'a> Replay<'a> {
             batches: 0,
             records: 0,
             holes: Vec::new(),
+            unnamed: None,
             states_missing: None,
             boot_epoch: 0,
             files: None,
@@ -108,12 +111,40 @@ impl<'a> Replay<'a> {
 
     /// What is lost for good is noted in the groups.
     pub(crate) fn finish(&mut self, tail_suspect: bool) {
+        if self.unnamed.take().is_some() {
+            self.suspect_all();
+        }
         self.incomplete |= tail_suspect;
         if self.states_missing.take().is_some() || tail_suspect {
             self.groups.iter_mut().for_each(|group| group.cold.state_lost = true);
         }
         if tail_suspect {
             self.groups.iter_mut().for_each(|group| group.cold.suspect = true);
+        }
+    }
+
+    /// Nobody knows which groups a hole was about.
+    fn suspect_all(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.cold.suspect = true);
+        self.incomplete = true;
+    }
+
+    /// The batch after a hole was read: its roster, if it has one, names the groups that lost something.
+    fn explain_hole(&mut self, seq: u64, records: &[(Record<'_>, Position)]) {
+        let Some(lost) = self.unnamed.take() else { return };
+        let rosters = records.iter().filter(|_| seq == lost + 1);
+        let named = rosters.filter_map(|(record, _)| match record {
+            Record::Roster(groups) => Some(groups),
+            _ => None,
+        });
+        match named.last() {
+            Some(groups) => {
+                for group in groups {
+                    let slot = self.groups.slot_or_new(*group);
+                    self.groups.at_mut(slot).cold.suspect = true;
+                }
+            }
+            None => self.suspect_all(),
         }
     }
 
@@ -187,7 +218,8 @@ impl<'a> Replay<'a> {
             Record::IndexList(places) => {
                 self.indexes.extend(places.into_iter().map(|place| (place.of.file_no, place)));
             }
-            Record::IndexBlock | Record::Skipped => {}
+            // It is about the batch before, and was looked at if that one was lost.
+            Record::Roster(_) | Record::IndexBlock | Record::Skipped => {}
         }
         true
     }
@@ -308,6 +340,7 @@ impl Sink for Replay<'_> {
         }
         self.batches += 1;
         self.records += records.len() as u64;
+        self.explain_hole(head.seq, &records);
         for (record, body) in records {
             if !self.apply(record, body, head.seq) {
                 break;
@@ -327,14 +360,17 @@ impl Sink for Replay<'_> {
     fn hole(&mut self, at: Position, first: u64, last: u64) {
         let file = log_path(self.dir, at.file_no);
         self.holes.push(Hole { file, offset: at.offset, first_seq: first, last_seq: last });
-        self.groups.iter_mut().for_each(|group| group.cold.suspect = true);
+        let is_one_batch = first == last && self.unnamed.is_none();
+        self.unnamed = is_one_batch.then_some(last);
+        if !is_one_batch {
+            self.suspect_all();
+        }
         // A state is written once more in the very next batch. If that is lost too, or never came, so is the state.
         let lost_before = self.states_missing.replace((last, self.boot_epoch)).is_some();
         if lost_before || last > first {
             self.groups.iter_mut().for_each(|group| group.cold.state_lost = true);
             self.states_lost = true;
         }
-        self.incomplete = true;
         self.groups.miss_runs();
         // Until a later batch says more.
         self.ends.insert(at.file_no, u64::MAX);

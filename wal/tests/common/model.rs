@@ -124,6 +124,12 @@ impl Model {
         model
     }
 
+    /// What it knows of one group alone.
+    pub fn only(&self, id: u64) -> Self {
+        let of = self.groups.get_key_value(&id);
+        Self { groups: of.into_iter().map(|(id, group)| (*id, group.clone())).collect() }
+    }
+
     /// Equal but for payloads that one of them does not know.
     pub fn same_shape(&self, other: &Model) -> bool {
         let bare = |model: &Model| {

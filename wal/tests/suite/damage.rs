@@ -62,7 +62,14 @@ fn judge(disk: &mut FakeDisk, model: &Model) -> Result<Outcome, String> {
         Err(error) => return Err(format!("an unexpected error: {error}")),
     };
     let noticed = noticed(&recovery);
-    let mut same = Model::of(&recovery).same_shape(model);
+    let whole = Model::of(&recovery);
+    let mut same = whole.same_shape(model);
+    let is_suspect = |id: &u64| recovery.groups.iter().find(|one| one.group.0 == *id).map(|one| one.suspect);
+    let lost = model.ids().into_iter().filter(|id| !whole.only(*id).same_shape(&model.only(*id)));
+    let unnoticed = lost.filter(|id| !is_suspect(id).unwrap_or(recovery.report.is_incomplete()));
+    if let Some(id) = unnoticed.filter(|_| !recovery.report.torn).next() {
+        return Err(format!("group {id} has lost something, and others are blamed: {recovery:?}"));
+    }
     for found in &recovery.groups {
         let id = found.group.0;
         match read_all(&mut wal, disk, id) {
@@ -251,6 +258,36 @@ fn suspicion_outlives_checkpoints_until_it_is_cleared() {
     let suspect: Vec<_> = recovery.groups.iter().map(|group| (group.group.0, group.suspect)).collect();
     assert_eq!(suspect, [(1, false), (2, true), (3, true)]);
     drop(model);
+}
+
+/// The batch after a lost one tells whose records were in it.
+#[test]
+fn a_lost_batch_concerns_only_its_own_groups() {
+    let lost = |groups: &[u64]| {
+        let mut rig = Rig::fresh(11);
+        for group in 1..=60 {
+            rig.append(group, 0, 1, 1, 1, 20);
+            rig.put_state(group, b"voted");
+        }
+        rig.settle();
+        let before = tail_offset(&rig.disk.image());
+        groups.iter().for_each(|group| rig.append(*group, rig.model().last(*group), 1, 1, 1, 100));
+        rig.settle();
+        for group in 50..=60 {
+            rig.append(group, rig.model().last(group), 1, 1, 1, 20);
+        }
+        rig.settle();
+        assert_eq!(last_file_in_use(&rig.disk.image()), 1);
+        assert!(rig.disk.corrupt(path(1), before + 512, Damage::FlipBit { bit: 3 }));
+        let (_, recovery) = Wal::open(&mut rig.disk.clone(), config(12), identity()).unwrap();
+        assert_eq!((recovery.groups.len(), recovery.report.holes.len()), (60, 1), "{:?}", recovery.report);
+        let suspect = recovery.groups.iter().filter(|group| group.suspect).map(|group| group.group.0);
+        (suspect.collect::<Vec<_>>(), recovery.report.is_incomplete())
+    };
+    let named = [3, 5, 8, 13, 21, 34, 55];
+    assert_eq!(lost(&named), (named.to_vec(), false), "and no group is unknown");
+    let all: Vec<u64> = (1..=60).collect();
+    assert_eq!(lost(&all), (all, false));
 }
 
 #[test]
