@@ -33,6 +33,10 @@ const METRICS: &[Metric] = &[
     counter("beats_total", "Frames sent to other nodes without one.", |s| s.beats),
     counter("elections_won_total", "Elections that groups of this shard won.", |s| s.elections_won),
     gauge("groups", "Groups that run here.", |s| s.groups),
+    counter("groups_damaged_total", "Groups of whose logs the start found a part damaged.", |s| {
+        s.groups_damaged
+    }),
+    counter("groups_mended_total", "Those that are whole again, through their leaders.", |s| s.groups_mended),
     gauge("groups_restoring", "Groups whose machines wait for their state.", |s| s.groups_restoring),
     counter("groups_restored_total", "Machines that got their state back from a file.", |s| {
         s.groups_restored

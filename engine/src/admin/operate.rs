@@ -226,6 +226,8 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
     json!({
         "shard": shard,
         "groups": status.groups,
+        "groups_damaged": status.groups_damaged,
+        "groups_mended": status.groups_mended,
         "groups_restoring": status.groups_restoring,
         "proposed": status.proposed,
         "applied": status.applied,
@@ -249,6 +251,7 @@ fn tell_group(shared: &Shared, status: &GroupStatus) -> Value {
         "members_index": status.members_index.0,
         "restoring": status.restoring,
         "poisoned": status.poisoned,
+        "suspect": status.suspect,
         "needs_snapshot": status.needs_snapshot,
     })
 }

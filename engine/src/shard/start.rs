@@ -118,6 +118,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             suspect: found.is_some_and(|one| one.suspect),
         };
         let raft = Group::new(config, restored, self.now_us);
+        let is_suspect = raft.suspect();
         let mut slot = Slot::new(group, raft, machine, last);
         let (first, raft) = (slot.raft.first(), &slot.raft);
         let is_good =
@@ -139,6 +140,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.slots.push(slot);
         self.by_group.insert(group, at);
         self.status.groups += 1;
+        self.status.groups_damaged += u64::from(is_suspect);
         if let Some(tries) = tries {
             self.restore_from(at, tries, false);
         }
@@ -232,6 +234,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             members: one.raft.members().clone(),
             members_index: one.raft.hard_state().current.index,
             restoring: !one.is_ready() && one.is_whole(),
+            suspect: one.raft.suspect(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })
     }

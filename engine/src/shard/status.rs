@@ -31,6 +31,8 @@ pub struct GroupStatus {
     pub members_index: Index,
     /// Its machine waits for its state: nothing is applied or answered yet.
     pub restoring: bool,
+    /// Damage took a part of its log: it gives no vote and acknowledges nothing until a leader has brought it up to date.
+    pub suspect: bool,
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and
     /// applies nothing.
     pub needs_snapshot: Option<String>,
@@ -65,6 +67,10 @@ pub struct ShardStatus {
     pub elections_won: u64,
     /// Groups.
     pub groups: u64,
+    /// Groups of whose logs the recovery found a part damaged or lost.
+    pub groups_damaged: u64,
+    /// And those of them that are whole again, by what a leader sent them.
+    pub groups_mended: u64,
     /// Groups whose machines wait for their state.
     pub groups_restoring: u64,
     /// Machines that got their state back from a file.

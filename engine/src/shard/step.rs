@@ -105,6 +105,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Output::CaughtUp => {
                 let group = self.slots[slot as usize].id;
                 tracing::info!(%group, "whole again after damage");
+                self.status.groups_mended += 1;
                 self.wal.clear_suspect(group);
             }
             Output::Diverged { index } => {

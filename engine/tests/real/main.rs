@@ -16,4 +16,5 @@ mod operator;
 mod process;
 mod quick_start;
 mod resp;
+mod sector;
 mod torture;

@@ -107,11 +107,23 @@ impl<'a> Operator<'a> {
 
 /// One request, and the object that came back, if one did.
 fn ask(at: SocketAddr, method: &str, path: &str, body: &str) -> Option<Value> {
+    serde_json::from_str(&http(at, method, path, body)?).ok()
+}
+
+/// A counter or gauge of a node's first shard, if the node answers.
+pub(crate) fn metric(at: SocketAddr, name: &str) -> Option<u64> {
+    let text = http(at, "GET", "/metrics", "")?;
+    let sample = text.lines().find(|line| line.starts_with(&format!("coracle_{name}{{")))?;
+    sample.rsplit_once(' ')?.1.parse().ok()
+}
+
+/// One request, and what came back, if anything did.
+fn http(at: SocketAddr, method: &str, path: &str, body: &str) -> Option<String> {
     let mut socket = TcpStream::connect(at).ok()?;
     socket.set_read_timeout(Some(PATIENCE)).ok()?;
     let head = format!("{method} {path} HTTP/1.1\r\nhost: kv\r\ncontent-type: application/json\r\n");
     write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).ok()?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).ok()?;
-    serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    Some(answer.split_once("\r\n\r\n")?.1.to_owned())
 }

@@ -72,9 +72,10 @@ fn member(member: &Value) -> String {
 /// What is not as it should be.
 fn trouble(group: &Value) -> String {
     let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
+    let suspect = (group["suspect"] == true).then(|| "  log damaged, waits for its leader".to_owned());
     let needs = group["needs_snapshot"].as_str().map(|why| format!("  needs a snapshot: {why}"));
     let poisoned = group["poisoned"].as_str().map(|why| format!("  stands still: {why}"));
-    restoring.into_iter().chain(needs).chain(poisoned).collect()
+    restoring.into_iter().chain(suspect).chain(needs).chain(poisoned).collect()
 }
 
 fn rows(value: &Value) -> &[Value] {
