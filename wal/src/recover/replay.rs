@@ -132,12 +132,11 @@ impl<'a> Replay<'a> {
     /// The batch after a hole was read: its roster, if it has one, names the groups that lost something.
     fn explain_hole(&mut self, seq: u64, records: &[(Record<'_>, Position)]) {
         let Some(lost) = self.unnamed.take() else { return };
-        let rosters = records.iter().filter(|_| seq == lost + 1);
-        let named = rosters.filter_map(|(record, _)| match record {
+        let named = records.iter().find_map(|(record, _)| match record {
             Record::Roster(groups) => Some(groups),
             _ => None,
         });
-        match named.last() {
+        match named.filter(|_| seq == lost + 1) {
             Some(groups) => {
                 for group in groups {
                     let slot = self.groups.slot_or_new(*group);
