@@ -66,8 +66,8 @@ fn judge(disk: &mut FakeDisk, model: &Model) -> Result<Outcome, String> {
     let mut same = whole.same_shape(model);
     let is_suspect = |id: &u64| recovery.groups.iter().find(|one| one.group.0 == *id).map(|one| one.suspect);
     let lost = model.ids().into_iter().filter(|id| !whole.only(*id).same_shape(&model.only(*id)));
-    let unnoticed = lost.filter(|id| !is_suspect(id).unwrap_or(recovery.report.is_incomplete()));
-    if let Some(id) = unnoticed.filter(|_| !recovery.report.torn).next() {
+    let mut unnoticed = lost.filter(|id| !is_suspect(id).unwrap_or(recovery.report.is_incomplete()));
+    if let Some(id) = unnoticed.find(|_| !recovery.report.torn) {
         return Err(format!("group {id} has lost something, and others are blamed: {recovery:?}"));
     }
     for found in &recovery.groups {
