@@ -32,6 +32,7 @@ fn steps(minutes: u64) -> Vec<Step> {
         Step::kills("100"),
         Step::torture("3", "600"),
         Step::torture("5", "600"),
+        Step::transfer("1024"),
         Step::faults(),
         Step::random_groups("0..20000"),
         Step::program("coracle-sim", "sim", &sim),

@@ -117,6 +117,22 @@ impl Step {
         step
     }
 
+    /// A large snapshot for a real process that is killed twice while it receives.
+    pub(crate) fn transfer(mib: &'static str) -> Self {
+        let mut step = Self::cargo(&[
+            "test",
+            "--release",
+            "--locked",
+            "-p",
+            "coracle",
+            "--",
+            "hardly_sent",
+            "--nocapture",
+        ]);
+        step.env.push(("CORACLE_TRANSFER_MIB", mib));
+        step
+    }
+
     /// Real processes whose disks fail as planned. Nothing that is shipped is built this way.
     pub(crate) fn faults() -> Self {
         Self::cargo(&[

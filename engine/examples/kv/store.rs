@@ -1,20 +1,24 @@
 //! The replicated machine of `kv`: an ordered map of keys to values. Its replies are RESP2, ready to be sent.
 //!
 //! A command is an operation byte and its arguments, each a little-endian `u32` length and bytes. A query is a key. A
-//! snapshot is all keys and values, in order, each as an argument.
+//! snapshot is all keys and values, in order, each as an argument. It is read from a second handle of the map, which shares
+//! with the first whatever did not change since: a snapshot of gibibytes holds up no command.
 
-use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
-use coracle::{Class, Effects, Entry, Index, Machine, RestoreError};
+use coracle::{Class, Effects, Entry, Index, Machine, RestoreError, SnapshotSource};
+use rpds::RedBlackTreeMapSync;
 
 use crate::resp;
 
-/// Applied commands between two snapshots.
+/// Applied commands between two snapshots, while they are small.
 const RELEASE_EVERY: u64 = 4096;
-/// And bytes of them: few large commands fill a disk as well.
+/// Bytes of a small one.
+const SMALL_BYTES: u64 = 64 * 1024;
+/// Bytes of commands between two snapshots, at least. Of a large state it is as many as the state has: so a snapshot writes
+/// no more than the log did since the last one, and the log is at most about as large as the state.
 const RELEASE_BYTES: u64 = 1024 * 1024;
-/// A snapshot larger than this is not asked for: the engine takes none over 64 KiB yet.
-const SNAPSHOT_BYTES_MAX: usize = 64 * 1024;
 /// What an INCR of something else answers.
 pub(crate) const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
@@ -102,15 +106,19 @@ impl<'a> Iterator for Args<'a> {
     }
 }
 
+type Values = RedBlackTreeMapSync<Arc<[u8]>, Arc<[u8]>>;
+
 /// The map.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Store {
-    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    values: Values,
     /// Size of a snapshot taken now.
-    snapshot_bytes: usize,
+    snapshot_bytes: u64,
     /// Where the last snapshot was asked for, and bytes of commands since; not part of the state.
     released: Index,
     since_bytes: u64,
+    /// Of a restore: the beginning of what its next chunk goes on with.
+    unread: Vec<u8>,
 }
 
 impl Store {
@@ -130,7 +138,7 @@ impl Store {
             Change::Del { key } => resp::number(reply, self.remove(key).into()),
             Change::IncrBy { key, by } => self.add(key, by, reply),
             Change::Cas { key, old, new } => {
-                let equal = self.values.get(key).is_some_and(|value| value == old);
+                let equal = self.values.get(key).is_some_and(|value| **value == *old);
                 if equal {
                     self.set(key, new);
                 }
@@ -152,14 +160,55 @@ impl Store {
 
     fn set(&mut self, key: &[u8], value: &[u8]) {
         self.remove(key);
-        self.snapshot_bytes += 8 + key.len() + value.len();
-        self.values.insert(key.to_vec(), value.to_vec());
+        self.snapshot_bytes += taken(key, value);
+        self.values.insert_mut(key.into(), value.into());
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
-        let removed = self.values.remove(key);
-        self.snapshot_bytes -= removed.as_ref().map_or(0, |value| 8 + key.len() + value.len());
-        removed.is_some()
+        let Some(bytes) = self.values.get(key).map(|value| taken(key, value)) else { return false };
+        self.snapshot_bytes -= bytes;
+        self.values.remove_mut(key)
+    }
+
+    /// Whether a snapshot is worth its bytes.
+    fn is_release_due(&self, index: Index) -> bool {
+        let is_small = self.snapshot_bytes <= SMALL_BYTES;
+        self.since_bytes >= RELEASE_BYTES.max(self.snapshot_bytes)
+            || is_small && index.since(self.released) >= RELEASE_EVERY
+    }
+}
+
+/// Bytes of a key and its value in a snapshot.
+fn taken(key: &[u8], value: &[u8]) -> u64 {
+    (8 + key.len() + value.len()) as u64
+}
+
+/// The map at one moment, as a snapshot that is read piece by piece.
+struct Reading {
+    values: Values,
+    /// The last key that was encoded.
+    after: Option<Arc<[u8]>>,
+    /// What of it did not fit the last piece.
+    rest: Vec<u8>,
+}
+
+impl SnapshotSource for Reading {
+    fn next_chunk(&mut self, out: &mut Vec<u8>, max: usize) -> bool {
+        let from = self.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut next = self.values.range::<Arc<[u8]>, _>((from, Bound::Unbounded)).peekable();
+        let mut last = None;
+        while self.rest.len() < max
+            && let Some((key, value)) = next.next()
+        {
+            put(&mut self.rest, key);
+            put(&mut self.rest, value);
+            last = Some(key.clone());
+        }
+        let is_read = next.peek().is_none();
+        self.after = last.or(self.after.take());
+        let piece = self.rest.drain(..max.min(self.rest.len()));
+        out.extend(piece);
+        !(is_read && self.rest.is_empty())
     }
 }
 
@@ -170,8 +219,7 @@ impl Machine for Store {
             None => resp::error(effects.reply(), "ERR a command that this version does not know"),
         }
         self.since_bytes += entry.command.len() as u64;
-        let is_due = entry.index.since(self.released) >= RELEASE_EVERY || self.since_bytes >= RELEASE_BYTES;
-        if is_due && self.snapshot_bytes <= SNAPSHOT_BYTES_MAX {
+        if self.is_release_due(entry.index) {
             self.released = entry.index;
             self.since_bytes = 0;
             effects.release();
@@ -186,7 +234,7 @@ impl Machine for Store {
     }
 
     fn query(&self, key: &[u8], reply: &mut Vec<u8>) {
-        resp::bulk(reply, self.values.get(key).map(Vec::as_slice));
+        resp::bulk(reply, self.values.get(key).map(|value| &**value));
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
@@ -196,15 +244,39 @@ impl Machine for Store {
         }
     }
 
+    fn snapshot_source(&self) -> Box<dyn SnapshotSource> {
+        Box::new(Reading { values: self.values.clone(), after: None, rest: Vec::new() })
+    }
+
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
-        let damaged = || RestoreError(format!("{} bytes that are not keys and values", snapshot.len()));
+        self.begin_restore(snapshot.len() as u64);
+        self.restore_chunk(snapshot)?;
+        self.finish_restore()
+    }
+
+    fn begin_restore(&mut self, _bytes: u64) -> bool {
         *self = Self::default();
-        let mut args = Args(snapshot);
-        while let Some(key) = args.next() {
-            let (Some(key), Some(Some(value))) = (key, args.next()) else { return Err(damaged()) };
+        true
+    }
+
+    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
+        let mut bytes = std::mem::take(&mut self.unread);
+        bytes.extend_from_slice(chunk);
+        let mut args = Args(&bytes);
+        let mut whole = 0;
+        while let (Some(Some(key)), Some(Some(value))) = (args.next(), args.next()) {
             self.set(key, value);
+            whole += taken(key, value) as usize;
         }
+        self.unread = bytes.split_off(whole);
         Ok(())
+    }
+
+    fn finish_restore(&mut self) -> Result<(), RestoreError> {
+        match self.unread.len() {
+            0 => Ok(()),
+            bytes => Err(RestoreError(format!("the last {bytes} bytes are no key and value"))),
+        }
     }
 }
 
@@ -248,11 +320,40 @@ mod tests {
         }
         let mut snapshot = Vec::new();
         store.snapshot(&mut snapshot);
-        assert_eq!(snapshot.len(), store.snapshot_bytes);
+        assert_eq!(snapshot.len() as u64, store.snapshot_bytes);
         let mut restored = Store::default();
         restored.restore(&snapshot).unwrap();
         assert_eq!(restored, store);
         assert!(restored.restore(&snapshot[..snapshot.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_in_pieces_is_of_the_moment_at_which_it_was_begun() {
+        let mut store = Store::default();
+        (0..100u8).for_each(|i| drop(run(&mut store, Change::Set { key: &[i], value: &vec![i; i.into()] })));
+        let mut snapshot = Vec::new();
+        store.snapshot(&mut snapshot);
+        for piece in [1, 7, 300, 1 << 20] {
+            let mut source = store.snapshot_source();
+            let (mut read, mut restored) = (Vec::new(), Store::default());
+            restored.begin_restore(snapshot.len() as u64);
+            let mut more = true;
+            while more {
+                let mut chunk = Vec::new();
+                more = source.next_chunk(&mut chunk, piece);
+                assert!(chunk.len() == piece || !more);
+                restored.restore_chunk(&chunk).unwrap();
+                read.extend_from_slice(&chunk);
+                // The map goes on meanwhile.
+                run(&mut store, Change::Set { key: b"later", value: &[piece as u8] });
+                run(&mut store, Change::Del { key: &[50] });
+            }
+            assert!(read == snapshot, "pieces of {piece}");
+            restored.finish_restore().unwrap();
+            assert_eq!(restored.values.size(), 100);
+            run(&mut store, Change::Del { key: b"later" });
+            run(&mut store, Change::Set { key: &[50], value: &[50; 50] });
+        }
     }
 
     #[test]

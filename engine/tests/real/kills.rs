@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::kv::{Cluster, call, ready};
-use crate::process::{Process, wait_for};
+use crate::process::{Process, number, wait_for};
 use crate::resp::{Connection, Reply};
 
 pub(crate) const NODES: usize = 3;
@@ -86,7 +86,7 @@ fn name(key: usize) -> String {
 
 #[test]
 fn no_acknowledged_increment_is_lost_and_none_happens_twice() {
-    let kills = std::env::var("CORACLE_KILLS").map_or(10, |kills| kills.parse().unwrap());
+    let kills = number("CORACLE_KILLS", 10);
     let cluster = Cluster::new(NODES, 2);
     let shared = Shared::default();
     let (mut processes, addresses): (Vec<Process>, Vec<_>) = cluster.start_all().into_iter().unzip();

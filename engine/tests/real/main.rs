@@ -18,3 +18,4 @@ mod quick_start;
 mod resp;
 mod sector;
 mod torture;
+mod transfer;

@@ -106,7 +106,7 @@ impl<'a> Operator<'a> {
 }
 
 /// One request, and the object that came back, if one did.
-fn ask(at: SocketAddr, method: &str, path: &str, body: &str) -> Option<Value> {
+pub(crate) fn ask(at: SocketAddr, method: &str, path: &str, body: &str) -> Option<Value> {
     serde_json::from_str(&http(at, method, path, body)?).ok()
 }
 

@@ -26,6 +26,11 @@ fn example(name: &str) -> PathBuf {
     program
 }
 
+/// How long or large a test is to be.
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
 /// Calls `poll` until it returns something.
 ///
 /// # Panics

@@ -17,7 +17,7 @@ use crate::kills::StopOnDrop;
 use crate::kv::{Cluster, ready};
 use crate::links::Links;
 use crate::operator::{Changes, Operator};
-use crate::process::{DEADLINE, Process, free_addresses, wait_for};
+use crate::process::{DEADLINE, Process, free_addresses, number, wait_for};
 use crate::resp::{Connection, Reply};
 
 const CLIENTS: u64 = 6;
@@ -210,10 +210,6 @@ fn restart(nodes: &[usize], pause: Duration, cluster: &Cluster, processes: &mut 
     thread::park_timeout(pause);
     nodes.iter().for_each(|node| processes[*node] = cluster.start(node + 1));
     nodes.iter().for_each(|node| shared.set(*node, Some(ready(&mut processes[*node]))));
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 #[test]

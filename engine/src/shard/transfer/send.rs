@@ -16,7 +16,7 @@ use coracle_wal::{IndexRange, LiveOut, ReadError};
 use super::super::Shard;
 use super::super::groups::Held;
 use super::wire::{Chunk, Key, Live, Offer, Part, Want};
-use super::{PATIENCE_US, With, push_offer};
+use super::{ASK_AGAIN_US, PATIENCE_US, With, push_offer};
 use crate::transport::envelope::Kind;
 
 /// Transfers to other members at once.
@@ -90,6 +90,9 @@ struct Sending {
     /// Entries that live on below it.
     live: Vec<IndexRange>,
     wanted: Option<Part>,
+    /// Chunks below this one were sent over the present link, the last one at that time.
+    sent_upto: u64,
+    sent_us: u64,
     /// The chunk that is being read.
     reading: u64,
     /// Live entries are being read, from here.
@@ -223,6 +226,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             source,
             live,
             wanted: None,
+            sent_upto: 0,
+            sent_us: 0,
             reading: 0,
             live_reading: None,
             reached: (false, 0),
@@ -263,17 +268,24 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         match want.part {
             Part::Live { next } => self.read_live_for(token, next),
-            Part::Chunks { next, end } if next < end.min(chunks_of(want.key.bytes)) => {
-                sending.wanted = Some(Part::Chunks { next, end: end.min(chunks_of(want.key.bytes)) });
-                self.again = true;
+            Part::Chunks { next, end } => {
+                // It lacks what is on its way. What it does not get it asks for again, but not so soon.
+                let is_on_its_way = self.now_us < sending.sent_us + ASK_AGAIN_US / 2;
+                let next = if is_on_its_way { next.max(sending.sent_upto) } else { next };
+                let end = end.min(chunks_of(want.key.bytes));
+                if next < end {
+                    sending.wanted = Some(Part::Chunks { next, end });
+                    self.again = true;
+                }
             }
-            Part::Chunks { .. } => {}
         }
     }
 
     /// The link to a member is gone: what it had asked for is lost, and it will say anew what it lacks.
     pub(in super::super) fn forget_wants(&mut self, node: NodeId) {
-        self.snapshots.sends.open.values_mut().filter(|one| one.to == node).for_each(|one| one.wanted = None);
+        for one in self.snapshots.sends.open.values_mut().filter(|one| one.to == node) {
+            (one.wanted, one.sent_upto) = (None, 0);
+        }
     }
 
     /// The next chunk of everything that is asked for.
@@ -316,6 +328,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Source::Memory(all) => Some(all[at..at + bytes].to_vec()),
         };
         sending.wanted = Some(Part::Chunks { next: next + 1, end }).filter(|_| next + 1 < end);
+        (sending.sent_upto, sending.sent_us) = (next + 1, self.now_us);
         self.snapshots.sends.last = token;
         self.snapshots.sends.throttle.take(bytes);
         if let Some(chunk) = chunk {
