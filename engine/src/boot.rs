@@ -15,9 +15,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::Error;
+use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::identity::{Cluster, Identity, log_dir};
+use crate::identity::{Identity, log_dir};
 use crate::shard::inbox::{Command, Inbox};
+use crate::shard::places::Word;
 use crate::shard::snapshots::Snapshots;
 use crate::shard::{Settings, Shard, ShardError, Turn};
 use crate::transport::hello::Hello;
@@ -153,7 +155,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         transport.formed(&mut parts.net, hello, now_us);
         let settings = Settings {
             node: identity.node,
-            voters: cluster.members.iter().map(|(node, _)| *node).collect(),
+            founders: cluster.founders(),
             election_us: config.election_us,
             command_timeout_us: config.command_timeout_us,
             entry_cache_bytes: config.entry_cache_bytes,
@@ -167,8 +169,19 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             breaks: parts.breaks,
         };
         let Parts { disk, net, clock, inbox, siblings, .. } = parts;
-        let shard =
-            Shard::new(settings, disk, net, clock, wal, recovery, snapshots, transport, inbox, siblings);
+        let shard = Shard::new(
+            settings,
+            identity.clone(),
+            disk,
+            net,
+            clock,
+            wal,
+            recovery,
+            snapshots,
+            transport,
+            inbox,
+            siblings,
+        );
         Ok(Self { stage: Stage::Running(Box::new(shard)), identity: Some(identity.clone()) })
     }
 
@@ -246,18 +259,18 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     }
 }
 
-/// The peers of the configuration must be the ones that the cluster was formed with.
+/// Every node of the cluster must be among the peers of the configuration. Further ones may be: they come later.
 fn check_members(config: &Config, identity: &Identity) -> Result<(), Error> {
     let Some(cluster) = &identity.cluster else { return Ok(()) };
-    let mut configured: Vec<NodeId> = config.peers.iter().map(|peer| peer.id).collect();
-    configured.sort();
-    let formed: Vec<NodeId> = cluster.members.iter().map(|(node, _)| *node).collect();
-    if configured == formed {
-        return Ok(());
+    let is_configured = |node: &NodeId| config.peers.iter().any(|peer| peer.id == *node);
+    match cluster.nodes().into_iter().find(|node| !is_configured(node)) {
+        None => Ok(()),
+        Some(node) => {
+            let reason =
+                format!("node {node} belongs to the cluster, and the configuration does not name it");
+            Err(Error::Config { key: "peers", reason })
+        }
     }
-    let reason =
-        format!("the cluster was formed of nodes {formed:?}, the configuration names {configured:?}");
-    Err(Error::Config { key: "peers", reason })
 }
 
 fn stop_error(error: ShardError) -> Error {
@@ -299,7 +312,7 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
                 LinkEvent::Adopt(cluster) => adopted = Some(cluster),
                 LinkEvent::Refused { node, reason } => {
                     if self.refused.as_ref().is_none_or(|(known, why)| *known != node || *why != reason) {
-                        tracing::warn!(%node, reason, "this node and the cluster do not belong together");
+                        tracing::warn!(%node, reason, "the cluster does not take this node");
                         self.refused = Some((node, reason));
                     }
                 }
@@ -307,6 +320,7 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
                 LinkEvent::Envelopes { .. }
                 | LinkEvent::Up { .. }
                 | LinkEvent::Down { .. }
+                | LinkEvent::News(_)
                 | LinkEvent::BothEmpty => {}
             }
         }
@@ -324,7 +338,7 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
         members.sort_unstable();
         // Zero means "none" in the identity file.
         let id = u128::from(self.rng.random::<u64>()) << 64 | u128::from(self.rng.random::<u64>().max(1));
-        Some(Cluster { id, members })
+        Some(Cluster::new(id, members))
     }
 
     fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), Error> {
@@ -337,8 +351,32 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
             Command::GroupsAfter { reply, .. } => reply.answer(Ok(Vec::new())),
             Command::Drain { reply } => reply.answer(Ok(0)),
             Command::Campaign { group, reply } => reply.answer(Err(Error::NoGroup(group))),
+            Command::Places(Word::GiveUp { node, reply, .. }) => {
+                let reason = "this node waits for its own cluster: ask another one".into();
+                reply.answer(Err(Error::Place { node, reason }));
+            }
             command => command.refuse(crate::Reason::NoLeader),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Peer;
+
+    #[test]
+    fn whoever_belongs_to_the_cluster_has_to_be_named() {
+        let cluster = Cluster::new(7, vec![(NodeId(1), 11), (NodeId(2), 22)]).take(NodeId(3), 33, NodeId(1));
+        let identity = Identity { node: NodeId(1), incarnation: 11, shards: 1, cluster: Some(cluster) };
+        let judge = |ids: &[u64]| {
+            let peer = |id: &u64| Peer { id: NodeId(*id), address: ([127, 0, 0, 1], 7000).into() };
+            check_members(&Config::new(1, ids.iter().map(peer).collect(), "/unused"), &identity)
+        };
+        assert!(judge(&[1, 2, 3]).is_ok() && judge(&[1, 2, 3, 4]).is_ok(), "one more may come");
+        for lacking in [&[1, 2][..], &[1, 3, 4]] {
+            assert!(judge(lacking).unwrap_err().to_string().contains("belongs to the cluster"));
+        }
     }
 }

@@ -24,7 +24,7 @@ pub struct Peer {
 pub struct Config {
     /// This node's id, among `peers`.
     pub id: NodeId,
-    /// All nodes of the cluster, this one among them; fixed once the cluster is formed.
+    /// All nodes of the cluster, this one among them, and those that are to join it: they may from the next start on.
     pub peers: Vec<Peer>,
     /// The node's own directory; created if missing, locked while in use.
     pub data_dir: PathBuf,

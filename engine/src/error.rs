@@ -51,6 +51,14 @@ pub enum Error {
     /// Group uids start from 1; 0 is the directory group's.
     #[error("group uid 0 is kept for the directory group; choose one from 1")]
     GroupZero,
+    /// A node's place in the cluster is not another's.
+    #[error("node {node}: {reason}")]
+    Place {
+        /// Whose place.
+        node: NodeId,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A machine could not be brought back from its snapshot.
     #[error("group {group}: {reason}")]
     Machine {

@@ -168,10 +168,10 @@ pub fn sample_envelope(message: &Message, payload: &[u8]) -> Vec<u8> {
 
 /// A frame, a hello and an identity to begin with.
 pub fn samples() -> [Vec<u8>; 3] {
-    use crate::identity::Cluster;
+    use crate::cluster::Cluster;
     use coracle_base::{NodeId, ShardId};
     let members = vec![(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)];
-    let cluster = Some(Cluster { id: 77, members });
+    let cluster = Some(Cluster::new(77, members));
     let identity = Identity { node: NodeId(2), incarnation: 12, shards: 1, cluster };
     let hello = Hello::of(&identity, ShardId(0), 4, crate::transport::hello::PROTOCOL).encode();
     let mut frame = Vec::new();

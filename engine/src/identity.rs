@@ -9,9 +9,9 @@
 //!   12   8   node
 //!   20   8   incarnation    drawn with the directory; a lost directory never comes back as the same member
 //!   28   2   shards
-//!   30   16  cluster        0: not formed yet
-//!   46   2   members        each: node u64, incarnation u64
-//!   ..   4   crc32c         of everything before; then zeros up to the block
+//!   30   ..  cluster        as formed (`cluster.rs`); id 0: not formed yet
+//!   ..   4   crc32c         of everything before
+//!   ..   ..  places         who came later (`cluster.rs`), if anybody did, and a crc32c of that; then zeros up to the block
 //! ```
 //!
 //! Beside it an empty file `shard-N.begun` for each shard whose log was begun: a log that is gone, to the last file, is
@@ -20,39 +20,25 @@
 //! Formation: a node that is empty (no cluster) becomes part of one in only two ways. The lowest listed id, once every
 //! listed peer has said that it is empty, draws the cluster's id and notes everybody's incarnation. Any other empty
 //! node takes over the cluster that a peer shows it, if it finds its own incarnation there. So two clusters cannot be
-//! formed, and a directory that was lost after the formation is refused: its node would be a voter that forgot.
+//! formed, and a directory that was lost after the formation is refused, as its node would be a voter that forgot, until
+//! an operator gives up its place (`cluster.rs`): then it is a node that came later, and a member of nothing.
 
 use std::path::PathBuf;
 
 use coracle_base::checksum::crc32c;
-use coracle_base::codec::{Reader, Sink, Truncated};
-use coracle_base::limits::{BLOCK_BYTES, MEMBERS_MAX};
+use coracle_base::codec::{Reader, Sink};
+use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{NodeId, ShardId};
 use coracle_io::disk::run;
 use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileMode};
 
 use crate::Error;
+use crate::cluster::{Cluster, decode_formed, decode_places, encode_formed, encode_places};
 
 const MAGIC: &[u8; 8] = b"CORACLEI";
 const VERSION: u16 = 1;
-const FILE: &str = "identity";
-const NEW_FILE: &str = "identity.new";
-
-/// A formed cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
-    /// Its id, drawn at random when it was formed.
-    pub id: u128,
-    /// Its nodes with their incarnations, by id.
-    pub members: Vec<(NodeId, u64)>,
-}
-
-impl Cluster {
-    /// The incarnation of a member.
-    pub(crate) fn incarnation(&self, node: NodeId) -> Option<u64> {
-        self.members.iter().find(|(id, _)| *id == node).map(|(_, incarnation)| *incarnation)
-    }
-}
+pub(crate) const FILE: &str = "identity";
+pub(crate) const NEW_FILE: &str = "identity.new";
 
 /// Who a data directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,31 +60,6 @@ pub fn log_dir(shard: ShardId) -> PathBuf {
 
 fn begun_file(shard: ShardId) -> PathBuf {
     format!("shard-{shard}.begun").into()
-}
-
-/// Appends a cluster, or none.
-pub(crate) fn encode_cluster(cluster: Option<&Cluster>, out: &mut Vec<u8>) {
-    out.put_u128(cluster.map_or(0, |cluster| cluster.id));
-    let members = cluster.map_or(&[][..], |cluster| &cluster.members);
-    out.put_u16(members.len() as u16);
-    for (node, incarnation) in members {
-        out.put_u64(node.0);
-        out.put_u64(*incarnation);
-    }
-}
-
-/// Reads what [`encode_cluster`] wrote.
-pub(crate) fn decode_cluster(reader: &mut Reader<'_>) -> Result<Option<Cluster>, Truncated> {
-    let id = reader.u128()?;
-    let count = usize::from(reader.u16()?);
-    if count > MEMBERS_MAX {
-        return Err(Truncated { missing: count });
-    }
-    let mut members = Vec::with_capacity(count);
-    for _ in 0..count {
-        members.push((NodeId(reader.u64()?), reader.u64()?));
-    }
-    Ok((id != 0).then_some(Cluster { id, members }))
 }
 
 impl Identity {
@@ -229,9 +190,16 @@ impl Identity {
         out.put_u64(self.node.0);
         out.put_u64(self.incarnation);
         out.put_u16(self.shards);
-        encode_cluster(self.cluster.as_ref(), &mut out);
+        encode_formed(self.cluster.as_ref(), &mut out);
         let crc = crc32c(&out);
         out.put_u32(crc);
+        let mut later = Vec::new();
+        encode_places(self.cluster.as_ref().map_or(&[], |cluster| &cluster.places), &mut later);
+        if !later.is_empty() {
+            let crc = crc32c(&later);
+            out.put(&later);
+            out.put_u32(crc);
+        }
         out
     }
 
@@ -253,10 +221,21 @@ impl Identity {
         let node = NodeId(reader.u64().map_err(damaged)?);
         let incarnation = reader.u64().map_err(damaged)?;
         let shards = reader.u16().map_err(damaged)?;
-        let cluster = decode_cluster(&mut reader).map_err(damaged)?;
+        let mut cluster = decode_formed(&mut reader).map_err(damaged)?;
+        let sum_fails =
+            || wrong("is damaged (checksum); restore it from a copy, or replace this node".into());
         let covered = bytes.len() - reader.rest().len();
         if reader.u32().map_err(damaged)? != crc32c(&bytes[..covered]) {
-            return Err(wrong("is damaged (checksum); restore it from a copy, or replace this node".into()));
+            return Err(sum_fails());
+        }
+        let begin = bytes.len() - reader.rest().len();
+        let places = decode_places(&mut reader).map_err(damaged)?;
+        let covered = &bytes[begin..bytes.len() - reader.rest().len()];
+        if !covered.is_empty() && reader.u32().map_err(damaged)? != crc32c(covered) {
+            return Err(sum_fails());
+        }
+        if let Some(cluster) = &mut cluster {
+            cluster.places = places;
         }
         Ok(Identity { node, incarnation, shards, cluster })
     }
@@ -293,7 +272,7 @@ mod tests {
 
     fn sample() -> Identity {
         let members = vec![(NodeId(1), 11), (NodeId(2), 22), (NodeId(3), 33)];
-        Identity { node: NodeId(2), incarnation: 22, shards: 1, cluster: Some(Cluster { id: 99, members }) }
+        Identity { node: NodeId(2), incarnation: 22, shards: 1, cluster: Some(Cluster::new(99, members)) }
     }
 
     #[test]
@@ -302,12 +281,31 @@ mod tests {
         assert_eq!(hex, include_str!("../testdata/identity-v1.hex").trim());
     }
 
+    fn with_places() -> Identity {
+        let cluster = sample().cluster.map(|cluster| {
+            let given_up = cluster.give_up(NodeId(3), NodeId(1));
+            given_up.take(NodeId(3), 34, NodeId(1)).take(NodeId(4), 44, NodeId(1))
+        });
+        Identity { cluster, ..sample() }
+    }
+
     #[test]
     fn every_flip_and_truncation_is_noticed() {
-        let bytes = sample().encode();
-        assert_eq!(Identity::decode(&bytes).unwrap(), sample());
+        for sample in [sample(), with_places()] {
+            flip_and_cut(&sample);
+        }
+    }
+
+    fn flip_and_cut(sample: &Identity) {
+        let bytes = sample.encode();
+        assert_eq!(Identity::decode(&bytes).unwrap(), *sample);
+        let mut padded = bytes.clone();
+        padded.resize(BLOCK_BYTES, 0);
+        assert_eq!(Identity::decode(&padded).unwrap(), *sample);
         for at in 0..bytes.len() {
-            assert!(Identity::decode(&bytes[..at]).is_err(), "cut at {at}");
+            // As formed it is whole without what came later.
+            let cut = Identity::decode(&bytes[..at]);
+            assert!(cut.is_err() || at == self::sample().encode().len(), "cut at {at}");
             for bit in 0..8 {
                 let mut bad = bytes.clone();
                 bad[at] ^= 1 << bit;

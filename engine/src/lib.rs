@@ -51,6 +51,7 @@ mod api;
 mod boot;
 #[cfg(feature = "breaks")]
 pub mod breaks;
+pub mod cluster;
 mod config;
 mod error;
 #[cfg(feature = "fuzz")]

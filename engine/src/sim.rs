@@ -11,6 +11,7 @@ use crate::api::entries::read_command;
 use crate::boot::{Parts, Server};
 use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo, Start};
 use crate::shard::members::Request;
+use crate::shard::places::Word;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
 use crate::transport::hello::PROTOCOL;
 use crate::{
@@ -158,6 +159,17 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     pub fn trigger_election(&self, group: GroupId) {
         let (reply, _) = Asked::new();
         let _ = self.inbox.push(Command::Campaign { group, reply });
+    }
+
+    /// As [`Node::replace_node`](crate::Node::replace_node); the closure gives the answer once it is there.
+    pub fn replace_node(
+        &self,
+        node: NodeId,
+        force: bool,
+    ) -> impl Fn() -> Option<Result<(), Error>> + use<D, N, C> {
+        let (reply, answer) = Asked::new();
+        let _ = self.inbox.push(Command::Places(Word::GiveUp { node, force, reply }));
+        move || answer.take()
     }
 
     /// Begins to hand over every group that the node leads.

@@ -91,14 +91,31 @@ fn kv() -> PathBuf {
     program
 }
 
-/// Three nodes with `groups` groups, all of which serve.
-fn cluster(dir: &TempDir, groups: u64) -> Vec<Kv> {
-    let peers: Vec<String> = (1..).zip(free_addresses(3)).map(|(id, at)| format!("{id}={at}")).collect();
-    let start = |id: usize| {
+/// Where the nodes of a cluster are, and their directories.
+struct Place {
+    dir: TempDir,
+    peers: Vec<SocketAddr>,
+    groups: u64,
+}
+
+impl Place {
+    fn new(nodes: usize, groups: u64) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self { dir, peers: free_addresses(nodes), groups }
+    }
+
+    fn data_dir(&self, id: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    /// Starts a node that knows of the first `nodes` of them.
+    fn start(&self, id: usize, nodes: usize) -> Starting {
+        let peers: Vec<String> =
+            (1..).zip(&self.peers[..nodes]).map(|(id, at)| format!("{id}={at}")).collect();
         let mut child = Command::new(kv())
             .args(["--id", &id.to_string(), "--listen", "127.0.0.1:0", "--peers", &peers.join(",")])
-            .args(["--admin", "127.0.0.1:0", "--groups", &groups.to_string(), "--data-dir"])
-            .arg(dir.path().join(format!("node-{id}")))
+            .args(["--admin", "127.0.0.1:0", "--groups", &self.groups.to_string(), "--data-dir"])
+            .arg(self.data_dir(id))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -108,17 +125,32 @@ fn cluster(dir: &TempDir, groups: u64) -> Vec<Kv> {
             let lines = BufReader::new(stdout).lines().map_while(Result::ok);
             lines.map_while(|line| sender.send(line).ok()).for_each(drop);
         });
-        (child, lines)
-    };
-    let started: Vec<_> = (1..=3).map(start).collect();
-    let nodes = started.into_iter().map(|(child, lines)| {
+        Starting { child, lines }
+    }
+}
+
+/// A `kv` that does not serve yet, as far as is known.
+struct Starting {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Starting {
+    fn served(self) -> Kv {
         let address = |word: &str| {
-            let line = lines.recv_timeout(DEADLINE).unwrap();
+            let line = self.lines.recv_timeout(DEADLINE).unwrap();
             line.strip_prefix(word).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap()
         };
-        Kv { child, clients: address("ready "), admin: address("admin ") }
-    });
-    nodes.collect()
+        let (clients, admin) = (address("ready "), address("admin "));
+        Kv { child: self.child, clients, admin }
+    }
+}
+
+/// Three nodes with `groups` groups, all of which serve.
+fn cluster(groups: u64) -> (Place, Vec<Kv>) {
+    let place = Place::new(3, groups);
+    let started: Vec<Starting> = (1..=3).map(|id| place.start(id, 3)).collect();
+    (place, started.into_iter().map(Starting::served).collect())
 }
 
 /// A client of `kv`: one command at a time.
@@ -205,8 +237,7 @@ fn voters(ids: &[u64]) -> Vec<(u64, String)> {
 
 #[test]
 fn a_cluster_under_load_is_operated_from_outside_and_loses_nothing() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let nodes = cluster(&dir, 1);
+    let (_place, nodes) = cluster(1);
     let admin = |id: u64| nodes[id as usize - 1].admin;
     let leader = wait_for("a leader", || members(admin(1)).1);
     let loads: Vec<Load> =
@@ -258,8 +289,7 @@ fn a_cluster_under_load_is_operated_from_outside_and_loses_nothing() {
 
 #[test]
 fn what_cannot_be_is_told_in_words_and_by_exit_code() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mut nodes = cluster(&dir, 3);
+    let (_place, mut nodes) = cluster(3);
     let at = nodes[0].admin.to_string();
     wait_for("leaders", || {
         let told = done(nodes[0].admin, &["overview", "--json"]).json();
@@ -280,8 +310,10 @@ fn what_cannot_be_is_told_in_words_and_by_exit_code() {
         (&["--node", &nobody, "members"], 1, "cannot reach"),
         (&["--node", &clients, "members"], 1, "no admin listener"),
         (&["--node", &at, "members", "--group", "9"], 1, "group 9"),
-        (&["--node", &at, "add", "9", "--group", "1"], 1, "not built yet"),
-        (&["--node", &at, "add", "9", "--group", "1", "--address", "127.0.0.1:9"], 1, "not built yet"),
+        (&["--node", &at, "add", "9", "--group", "1"], 1, "not among this node's peers"),
+        (&["--node", &at, "replace", "9"], 1, "no place here"),
+        (&["--node", &at, "replace", "2"], 1, "it is up"),
+        (&["--node", &at, "replace"], 2, "NODE"),
         (&["--node", &at, "add", "3", "--group", "1", "--address", "127.0.0.1:9"], 1, "by its configuration"),
         (&["--node", &at, "add", "3", "--group", "1"], 1, "so already"),
         (&["--node", &at, "transfer", "9", "--group", "1"], 1, "no member"),
@@ -304,4 +336,58 @@ fn what_cannot_be_is_told_in_words_and_by_exit_code() {
     let said = coracle(&["--node", &at, "remove", "3", "--group", "1", "--timeout", "2"]);
     assert!(said.code == Some(1) && said.err.contains("unknown"), "{:?}: {}", said.code, said.err);
     assert_eq!(members(nodes[0].admin).0, voters(&[1, 2, 3]));
+}
+
+/// Node 3's disk dies; then a fourth node joins. Everything acknowledged is there, and both count.
+#[test]
+fn a_node_whose_disk_died_is_replaced_and_a_fourth_one_joins() {
+    let place = Place::new(4, 2);
+    let started: Vec<Starting> = (1..=3).map(|id| place.start(id, 3)).collect();
+    let mut nodes: Vec<Kv> = started.into_iter().map(Starting::served).collect();
+    let mut client = Client::open(nodes[0].clients);
+    let set = |client: &mut Client, value: &str| {
+        wait_for("an answer", || (client.call(&["SET", "key", value]) == "+OK").then_some(()));
+    };
+    set(&mut client, "before");
+
+    drop(nodes.pop());
+    std::fs::remove_dir_all(place.data_dir(3)).unwrap();
+    let admin = |nodes: &[Kv], id: usize| nodes[id - 1].admin;
+    let at = admin(&nodes, 1).to_string();
+    let refused = coracle(&["--node", &at, "replace", "3"]);
+    assert!(refused.code == Some(1) && refused.err.contains("take it out"), "{}", refused.err);
+    done(admin(&nodes, 2), &["remove", "3", "--all"]);
+    let is_left = |at: SocketAddr| {
+        let told = done(at, &["members", "--json"]).json();
+        let members = |group: &Value| group["members"].as_array().map_or(0, Vec::len);
+        told["groups"].as_array().unwrap().iter().all(|group| members(group) == 2).then_some(())
+    };
+    (1..=2).for_each(|id| wait_for("all to know", || is_left(admin(&nodes, id))));
+    let refused = coracle(&["--node", &admin(&nodes, 2).to_string(), "replace", "3"]);
+    assert!(refused.code == Some(1) && refused.err.contains("node 1's to give"), "{}", refused.err);
+    let said = done(admin(&nodes, 1), &["replace", "3"]);
+    assert!(said.out.contains("the place of node 3"), "{}", said.out);
+    nodes.push(place.start(3, 3).served());
+    done(admin(&nodes, 1), &["add", "3", "--all"]);
+    let votes = |at: SocketAddr, ids: &[u64]| (members(at).0 == voters(ids)).then_some(());
+    wait_for("a promotion", || votes(admin(&nodes, 3), &[1, 2, 3]));
+    set(&mut client, "after");
+    assert_eq!(Client::open(nodes[2].clients).call(&["GET", "key"]), "after");
+
+    // A fourth one: the others are started again with it among their peers, one after the other.
+    for id in 1..=3 {
+        nodes[id - 1].child.kill().unwrap();
+        nodes[id - 1].child.wait().unwrap();
+        nodes[id - 1] = place.start(id, 4).served();
+        wait_for("its groups' leaders", || members(admin(&nodes, id)).1);
+    }
+    nodes.push(place.start(4, 4).served());
+    done(admin(&nodes, 2), &["add", "4", "--all"]);
+    wait_for("a promotion", || votes(admin(&nodes, 4), &[1, 2, 3, 4]));
+    done(admin(&nodes, 2), &["remove", "1", "--all"]);
+    wait_for("all to know", || votes(admin(&nodes, 4), &[2, 3, 4]));
+    drop(nodes.remove(0));
+    let mut client = Client::open(nodes[2].clients);
+    set(&mut client, "with the fourth");
+    assert_eq!(client.call(&["GET", "key"]), "with the fourth");
 }

@@ -122,6 +122,7 @@ impl From<Error> for Failed {
         let (status, reason) = match &error {
             Error::NoGroup(_) => (StatusCode::NOT_FOUND, "no_group"),
             Error::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            Error::Place { .. } => (StatusCode::CONFLICT, "place"),
             Error::Stopped(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         };

@@ -16,6 +16,7 @@
 //!   POST /api/groups/UID/transfer     {"to": 3}, or {}: to the voter that holds most of the log
 //!   POST /api/groups/UID/elect        {}: this node's member campaigns
 //!   POST /api/drain                   {}: every group that is led here is handed over
+//!   POST /api/nodes/ID/replace        {"force": false}: that node's directory is gone, and an empty one may take its place
 //! ```
 //!
 //! Every answer but metrics and text is one JSON object with `outcome`: `done`, `not_done` (certainly did not happen:

@@ -13,6 +13,7 @@ use super::answer::Failed;
 use crate::api::{Pending, Proposal, ask};
 use crate::outcome::Outcome;
 use crate::shard::inbox::Command;
+use crate::shard::places::Word;
 use crate::shard::status::{GroupStatus, ShardStatus};
 
 /// How long a shard may take to tell about itself: a turn, and what was before it in the inbox.
@@ -132,8 +133,8 @@ fn check_node(shared: &Shared, node: NodeId, body: &Value) -> Result<(), Failed>
     let Some(peer) = shared.peers.iter().find(|peer| peer.id == node) else {
         let known: Vec<_> = shared.peers.iter().map(|peer| peer.id.to_string()).collect();
         let message = format!(
-            "node {node} is not among the nodes that this cluster was formed with ({}); taking up a further node \
-             is not built yet, whatever its address",
+            "node {node} is not among this node's peers ({}): start every node of the cluster again with it among them, \
+             one after the other, and then the new one",
             known.join(", ")
         );
         return Err(Failed::not_done(StatusCode::UNPROCESSABLE_ENTITY, "unknown_node", message));
@@ -195,6 +196,15 @@ pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
         None => {}
     }
     Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over }))
+}
+
+/// A node's directory is gone for good: whoever comes next with its id and an empty one may have its place.
+pub(super) async fn replace(shared: &Shared, node: NodeId, body: &Value) -> Result<Value, Failed> {
+    known_keys(body, &["force"])?;
+    let force = force(body)?;
+    let first = shared.handles.inboxes.first().ok_or(crate::Error::Stopped(None))?;
+    told(ask(first, |reply| Command::Places(Word::GiveUp { node, force, reply }))).await?;
+    Ok(json!({ "node": node.0, "by": shared.handles.id.0 }))
 }
 
 /// A misspelt key must not be taken for its default.

@@ -6,7 +6,7 @@ use hyper::header::{CONTENT_TYPE, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
-use coracle_base::GroupId;
+use coracle_base::{GroupId, NodeId};
 
 use super::answer::{Answer, Failed};
 use super::{Shared, metrics, operate};
@@ -31,6 +31,7 @@ POST /api/groups/UID/remove    {\"node\": 3, \"force\": false}
 POST /api/groups/UID/transfer  {\"to\": 3}, or {}
 POST /api/groups/UID/elect     {}
 POST /api/drain                {}
+POST /api/nodes/ID/replace     {\"force\": false}: its directory is gone; an empty one may take its place
 
 Changes need the header `content-type: application/json`. The tool: coracle --node HOST:PORT --help
 ";
@@ -49,6 +50,7 @@ pub(super) enum Call {
     Transfer(GroupId),
     Elect(GroupId),
     Drain,
+    Replace(NodeId),
 }
 
 /// Answers one request, whatever it is.
@@ -76,6 +78,7 @@ async fn run(shared: &Shared, call: Call, body: &Value) -> Answer {
         Call::Transfer(group) => operate::transfer(shared, group, body).await.into(),
         Call::Elect(group) => operate::elect(shared, group).await.into(),
         Call::Drain => operate::drain(shared).await.into(),
+        Call::Replace(node) => operate::replace(shared, node, body).await.into(),
     }
 }
 
@@ -138,6 +141,11 @@ pub(super) fn call(path: &str, query: &str) -> Result<(Call, Method), Failed> {
             (Call::Overview { after, limit }, Method::GET)
         }
         ["api", "drain"] => (Call::Drain, Method::POST),
+        ["api", "nodes", id, "replace"] => {
+            let id = id.parse().ok().filter(|id| *id > 0);
+            let node = id.ok_or_else(|| Failed::bad_request(format!("{path:?} names no node's id")))?;
+            (Call::Replace(NodeId(node)), Method::POST)
+        }
         ["api", "groups", uid] => (Call::Group(of_group(uid)?), Method::GET),
         ["api", "groups", uid, "add"] => (Call::Add(of_group(uid)?), Method::POST),
         ["api", "groups", uid, "remove"] => (Call::Remove(of_group(uid)?), Method::POST),

@@ -10,6 +10,7 @@ use crate::node::Node;
 use crate::outcome::Reason;
 use crate::shard::inbox::{Command, Start};
 use crate::shard::members::Request;
+use crate::shard::places::Word;
 
 impl Group {
     /// The members as this node's log has them, by its newest change, committed or not; `None` if the group does not run
@@ -91,6 +92,19 @@ impl Node {
     /// As [`start_group`](Self::start_group).
     pub fn join_group(&self, id: GroupId, machine: impl Machine) -> Result<Group, Error> {
         self.start_group_of(id, &[], machine)
+    }
+
+    /// Says that a node's data directory is gone for good: whoever comes next with its id and an empty directory takes its
+    /// place, as a node that is a member of no group and has to be added to each ([`Group::add_member`]). Before that, stop
+    /// the node, and take it out of all groups on every node ([`Group::remove_member`]). One node gives each place away, and
+    /// the refusal names it; `force` is for when that one is gone for good, too, and then on one node only: two that gave
+    /// away one place could let two directories be one member.
+    ///
+    /// # Errors
+    /// [`Error::Place`]: why not; [`Error::Stopped`], [`Error::Busy`].
+    pub fn replace_node(&self, node: NodeId, force: bool) -> Result<(), Error> {
+        let first = self.handles().inboxes.first().ok_or(Error::Stopped(None))?;
+        ask(first, |reply| Command::Places(Word::GiveUp { node, force, reply })).wait()
     }
 
     /// Begins to hand over every group that this node leads and that another one can lead, if none of its members has to be

@@ -12,6 +12,7 @@ use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 use crossbeam_queue::ArrayQueue;
 
+use super::places::Word;
 use super::replies::{Asked, ClientQueue, Completions, Slot};
 use crate::api::entries::{ReadEntry, ReadPlan};
 use crate::machine::Machine;
@@ -71,6 +72,8 @@ pub(crate) enum Command<S> {
     Compact { begun: Asked<()> },
     /// Tell about the shard.
     Status { reply: Asked<ShardStatus> },
+    /// Who belongs to the cluster.
+    Places(Word),
     /// A connection whose handshake named this shard.
     Adopt { socket: S, hello: Vec<u8> },
     /// Stop: make everything durable that is under way, answer everybody, and return.

@@ -169,7 +169,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         tag: u64,
         origin: &Origin,
     ) -> Result<(), Reason> {
-        let is_node = |change: &Change| self.settings.voters.contains(&change.node());
+        let is_node = |change: &Change| self.has_place(change.node());
         if !changes.iter().all(|change| matches!(change, Change::Remove(_)) || is_node(change)) {
             return Err(Reason::NotAMember);
         }

@@ -13,6 +13,7 @@ pub(crate) mod groups;
 pub(crate) mod inbox;
 pub(crate) mod members;
 mod parked;
+pub(crate) mod places;
 mod reads;
 mod receive;
 pub(crate) mod replies;
@@ -43,6 +44,7 @@ use compact::Compaction;
 use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
+use places::Places;
 use reads::Reader;
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
@@ -77,8 +79,9 @@ pub(crate) enum ShardError {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) node: NodeId,
-    /// All nodes: the first members of a group that names none.
-    pub(crate) voters: Vec<NodeId>,
+    /// The nodes that were there when the cluster was formed, and still are: the first members of a group that names none,
+    /// and of one that does, those of them that are here.
+    pub(crate) founders: Vec<NodeId>,
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
     pub(crate) entry_cache_bytes: usize,
@@ -119,6 +122,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     inbox: Arc<Inbox<N::Socket>>,
     /// Other shards' inboxes, for connections that are theirs.
     siblings: Vec<Arc<Inbox<N::Socket>>>,
+    places: Places,
     slots: Vec<Slot>,
     by_group: BTreeMap<GroupId, u32>,
     /// Found on disk, and not started yet.

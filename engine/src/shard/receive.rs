@@ -13,7 +13,7 @@ use super::inbox::{Command, Consistency, Origin};
 use super::parked::PARKED_MAX;
 use super::room::Need;
 use super::waiting::Waiting;
-use super::{Answers, OnDurable, ReadFor, Shard, ShardError, members, snapshots};
+use super::{Answers, OnDurable, ReadFor, Shard, ShardError, members, places, snapshots};
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
 use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
@@ -99,6 +99,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 }
             }
             // Not while a cluster is there: a peer that is still empty will come again as a member.
+            LinkEvent::News(news) => self.on_place_news(news),
             LinkEvent::Adopt(_) | LinkEvent::BothEmpty | LinkEvent::Refused { .. } => {}
         }
     }
@@ -244,6 +245,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::Status { reply } => {
                 reply.answer(Ok(self.status()));
             }
+            Command::Places(word) => self.on_place_word(word),
             Command::Adopt { socket, hello } => {
                 let conn = self.net.adopt(socket);
                 self.transport.adopt(&mut self.net, conn, &hello, self.now_us, &mut self.link_events);
@@ -488,6 +490,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.compaction.on_done(&mut self.disk, one);
             } else if snapshots::owns(one.token) {
                 self.on_snapshot_done(one);
+            } else if places::owns(one.token) {
+                self.on_place_done(one);
             } else {
                 self.wal.on_done(&mut self.disk, one)?;
             }

@@ -413,7 +413,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         *ask_us = again_us;
         let own = self.settings.node;
-        let others: Vec<_> = self.settings.voters.iter().copied().filter(|node| *node != own).collect();
+        let others: Vec<_> = self.transport.links().iter().map(|link| link.node).collect();
         let turn = (now_us / self.settings.election_us.max(1)) as usize;
         let leader = one.raft.leader().filter(|leader| *leader != own);
         let (group, base) = (one.id, one.raft.first().prev());

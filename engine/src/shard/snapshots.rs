@@ -34,7 +34,7 @@ use crate::panics::caught;
 /// Completions with these are of snapshot files.
 const TOKENS: u64 = 0x54 << 56;
 /// A completion that nobody waits for.
-const NOBODY: u64 = TOKENS;
+pub(super) const NOBODY: u64 = TOKENS;
 /// Files being written at once: each takes a chunk's bytes a turn.
 pub(super) const WRITERS_MAX: usize = 4;
 /// The largest snapshot that comes from another member in one message, as those of version 1 send it.

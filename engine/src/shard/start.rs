@@ -13,10 +13,12 @@ use coracle_wal::{RecoveredGroup, Recovery, Wal};
 use super::compact::Compaction;
 use super::groups::{Held, Slot, Snapshot};
 use super::inbox::{Inbox, Start};
+use super::places::Places;
 use super::restore::Try;
 use super::snapshots::{Checkpoint, Snapshots};
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
+use crate::identity::Identity;
 use crate::transport::Transport;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
@@ -24,6 +26,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     #[allow(clippy::too_many_arguments)] // the parts that a shard is made of
     pub(crate) fn new(
         settings: Settings,
+        identity: Identity,
         disk: D,
         net: N,
         clock: C,
@@ -45,6 +48,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             transport,
             inbox,
             siblings,
+            places: Places::new(identity),
             slots: Vec::new(),
             by_group: BTreeMap::new(),
             incomplete: recovery.report.is_incomplete(),
@@ -162,8 +166,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             settings.seed,
             coracle_base::checksum::mix64(group.0, settings.node.0),
         );
-        let mut founders = founders.unwrap_or_else(|| settings.voters.clone());
-        founders.retain(|founder| settings.voters.contains(founder));
+        let mut founders = founders.unwrap_or_else(|| settings.founders.clone());
+        founders.retain(|founder| settings.founders.contains(founder));
         if !founders.contains(&settings.node) {
             founders.clear();
         }

@@ -7,7 +7,8 @@ use coracle_raft::Message;
 use super::envelope::{Builder, Kind, Pieces};
 use super::frame::{self, Frame, FrameKind};
 use super::hello::Hello;
-use crate::identity::{Cluster, Identity};
+use crate::cluster::Cluster;
+use crate::identity::Identity;
 
 fn kept(name: &str, bytes: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat/v1/frames").join(name);
@@ -22,7 +23,7 @@ fn kept(name: &str, bytes: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
 
 fn hello() -> Hello {
     let members = vec![(NodeId(1), 11), (NodeId(2), 22), (NodeId(3), 33)];
-    let cluster = Some(Cluster { id: 0xC0AC1E, members });
+    let cluster = Some(Cluster::new(0xC0AC1E, members));
     let hello =
         Hello::of(&Identity { node: NodeId(2), incarnation: 22, shards: 4, cluster }, ShardId(3), 17, 1);
     Hello { version_min: 1, ..hello }

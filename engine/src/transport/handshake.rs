@@ -1,11 +1,12 @@
 //! The handshake of a connection: strangers, hello, welcome or refusal, and what the link is afterwards.
 //!
-//! Invariants: (1) a stranger is few bytes and little time; (2) who shows an older boot epoch than before is refused.
+//! Invariants: (1) a stranger is few bytes and little time; (2) who shows an older boot epoch than before, of the same
+//! directory, is refused; (3) what a hello says of the cluster is passed on, also if its sender is refused.
 
 use coracle_io::{ConnId, Net};
 
 use super::frame::{self, Frame, FrameKind};
-use super::hello::{Hello, Lane, Meeting, REFUSAL_BYTES_MAX, meet};
+use super::hello::{Hello, Lane, Meeting, REFUSAL_BYTES_MAX, meet, news};
 use super::link::State;
 use super::{HELLO_BYTES_MAX, LinkEvent, RECEIVE_BYTES, Stranger, Transport};
 
@@ -65,9 +66,11 @@ impl Transport {
         if hello.lane == Lane::Bulk {
             return self.judge_bulk(net, conn, hello, now_us);
         }
-        let refusal = match (self.position(hello.node), meet(&self.own, hello)) {
+        let at = self.position(hello.node);
+        out.extend(at.and_then(|_| news(&self.own, hello)).map(LinkEvent::News));
+        let refusal = match (at, meet(&self.own, hello)) {
             (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
-            (Some(at), Ok(_)) if hello.boot_epoch < self.links[at].boot_epoch => {
+            (Some(at), Ok(_)) if self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch) => {
                 Some(stale(hello, self.links[at].boot_epoch))
             }
             (_, Err(reason)) => Some(reason),
@@ -87,11 +90,16 @@ impl Transport {
         };
         if let Some(reason) = refusal {
             tracing::warn!(node = %hello.node, reason, "refused a node");
-            let mut text = reason.clone().into_bytes();
-            text.truncate(REFUSAL_BYTES_MAX);
-            let mut refuse = Vec::new();
-            frame::encode(FrameKind::Refuse, 0, &text, &[], &mut refuse);
-            net.send(conn, refuse);
+            let mut answer = Vec::new();
+            if self.own.cluster.is_none() && hello.cluster.is_some() {
+                // Who refuses us is us, and it has to hear who we are before it can give us a place.
+                frame::encode(FrameKind::Welcome, 0, &self.own.encode(), &[], &mut answer);
+            } else {
+                let mut text = reason.clone().into_bytes();
+                text.truncate(REFUSAL_BYTES_MAX);
+                frame::encode(FrameKind::Refuse, 0, &text, &[], &mut answer);
+            }
+            net.send(conn, answer);
             // The stranger is kept until it closes or its time is up, so that the refusal can leave.
             self.strangers.insert(conn, Stranger { since_us: now_us });
             out.push(LinkEvent::Refused { node: hello.node, reason });
@@ -119,11 +127,13 @@ impl Transport {
             _ => (None, 0),
         };
         let node = self.links[at].node;
+        let told = hello.as_ref().filter(|hello| hello.node == node).and_then(|hello| news(&self.own, hello));
+        out.extend(told.map(LinkEvent::News));
         let judged = match &hello {
             Some(hello) if hello.node != node => {
                 Err(format!("node {} answers at the address of node {node}", hello.node))
             }
-            Some(hello) if hello.boot_epoch < self.links[at].boot_epoch => {
+            Some(hello) if self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch) => {
                 Err(stale(hello, self.links[at].boot_epoch))
             }
             Some(hello) => meet(&self.own, hello),

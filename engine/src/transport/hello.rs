@@ -5,14 +5,15 @@
 //!   2   version_min, 2 version_max     protocol versions spoken
 //!   8   node, 8 incarnation, 8 boot_epoch
 //!   2   shard, 2 shards, 1 lane        lane 0: control and appends; 1, since version 2: bulk
-//!   16+ cluster                        as in the identity file
+//!   18+ cluster                        as formed, and then who came later, if anybody did: both as in `cluster.rs`
 //!   refuse: UTF-8 text of at most 300 bytes
 //! ```
 
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::{NodeId, ShardId};
 
-use crate::identity::{Cluster, Identity, decode_cluster, encode_cluster};
+use crate::cluster::{Cluster, Place, decode_formed, decode_places, encode_formed, encode_places};
+use crate::identity::Identity;
 
 /// The protocol version that this build speaks, and the oldest one that it still does.
 pub(crate) const PROTOCOL: u16 = 2;
@@ -56,6 +57,15 @@ pub(crate) enum Meeting {
     Adopt(Cluster),
 }
 
+/// What a hello says about places that this node does not know yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    /// A node with an empty directory comes, and its place is ours to give away.
+    Newcomer { node: NodeId, incarnation: u64 },
+    /// Places that were given away elsewhere.
+    Places(Vec<Place>),
+}
+
 impl Hello {
     /// What this node says, if it speaks versions up to `protocol`.
     pub(crate) fn of(identity: &Identity, shard: ShardId, boot_epoch: u64, protocol: u16) -> Self {
@@ -82,13 +92,14 @@ impl Hello {
         out.put_u16(self.shard.0);
         out.put_u16(self.shards);
         out.put_u8(self.lane as u8);
-        encode_cluster(self.cluster.as_ref(), &mut out);
+        encode_formed(self.cluster.as_ref(), &mut out);
+        encode_places(self.cluster.as_ref().map_or(&[], |cluster| &cluster.places), &mut out);
         out
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Truncated> {
         let mut reader = Reader::new(bytes);
-        let hello = Self {
+        let mut hello = Self {
             version_min: reader.u16()?,
             version_max: reader.u16()?,
             node: NodeId(reader.u64()?),
@@ -97,8 +108,12 @@ impl Hello {
             shard: ShardId(reader.u16()?),
             shards: reader.u16()?,
             lane: if reader.u8()? == Lane::Bulk as u8 { Lane::Bulk } else { Lane::Control },
-            cluster: decode_cluster(&mut reader)?,
+            cluster: decode_formed(&mut reader)?,
         };
+        let places = decode_places(&mut reader)?;
+        if let Some(cluster) = &mut hello.cluster {
+            cluster.places = places;
+        }
         Ok(hello)
     }
 }
@@ -135,14 +150,36 @@ pub(crate) fn meet(own: &Hello, other: &Hello) -> Result<Meeting, String> {
     }
 }
 
+/// What the other side's words tell us about who belongs to our cluster.
+pub(crate) fn news(own: &Hello, other: &Hello) -> Option<News> {
+    let ours = own.cluster.as_ref().filter(|_| own.shards == other.shards)?;
+    match &other.cluster {
+        None if ours.is_free(other.node, own.node) => {
+            Some(News::Newcomer { node: other.node, incarnation: other.incarnation })
+        }
+        Some(theirs) if theirs.id == ours.id => {
+            let places = ours.news_of(theirs, own.node);
+            (!places.is_empty()).then_some(News::Places(places))
+        }
+        _ => None,
+    }
+}
+
 /// Is this node, with this very data directory, one of the cluster's?
 fn member(cluster: &Cluster, hello: &Hello) -> Result<(), String> {
     match cluster.incarnation(hello.node) {
-        None => Err(format!("node {} is not a member of cluster {:032x}", hello.node, cluster.id)),
+        None => Err(match cluster.giver(hello.node) {
+            Some(giver) if hello.cluster.is_none() => format!(
+                "node {} is not a member of cluster {:032x} yet: node {giver} gives it a place, if it has it among its peers",
+                hello.node, cluster.id
+            ),
+            _ => format!("node {} is not a member of cluster {:032x}", hello.node, cluster.id),
+        }),
         Some(known) if known != hello.incarnation => Err(format!(
             "node {} of cluster {:032x} had another data directory (incarnation {known:016x}, now {:016x}): a node that lost \
-             its data may not vote as if it had not; restore the directory, or replace the node as a new member",
-            hello.node, cluster.id, hello.incarnation
+             its data may not vote as if it had not; restore the directory, or have it taken out of its groups and its place \
+             given up (coracle replace {})",
+            hello.node, cluster.id, hello.incarnation, hello.node
         )),
         Some(_) => Ok(()),
     }
@@ -158,7 +195,7 @@ mod tests {
             node: NodeId(node),
             incarnation,
             shards: 1,
-            cluster: cluster.map(|id| Cluster { id, members }),
+            cluster: cluster.map(|id| Cluster::new(id, members)),
         };
         Hello::of(&identity, ShardId(0), 5, PROTOCOL)
     }
@@ -174,7 +211,7 @@ mod tests {
 
     #[test]
     fn who_belongs_together() {
-        let cases: [(Hello, Hello, Result<Meeting, &str>); 9] = [
+        let cases: [(Hello, Hello, Result<Meeting, &str>); 10] = [
             (hello(1, 10, Some(7)), hello(2, 20, Some(7)), Ok(Meeting::Members)),
             (hello(1, 10, None), hello(2, 20, None), Ok(Meeting::BothEmpty)),
             (hello(1, 10, Some(7)), hello(2, 20, None), Ok(Meeting::Invite)),
@@ -187,6 +224,7 @@ mod tests {
             (hello(1, 10, Some(7)), hello(2, 21, None), Err("another data directory")),
             (hello(2, 21, None), hello(1, 10, Some(7)), Err("another data directory")),
             (hello(1, 10, Some(7)), hello(3, 30, Some(7)), Err("not a member")),
+            (hello(2, 20, Some(7)), hello(3, 30, None), Err("node 1 gives it a place")),
             (hello(1, 10, None), hello(1, 11, None), Err("an id of its own")),
         ];
         for (own, other, expected) in cases {
@@ -196,6 +234,30 @@ mod tests {
                 (got, want) => panic!("{got:?} instead of {want:?}"),
             }
         }
+    }
+
+    #[test]
+    fn an_empty_node_takes_a_free_place_and_others_hear_of_it_from_itself() {
+        let (one, two, newcomer) = (hello(1, 10, Some(7)), hello(2, 20, Some(7)), hello(3, 30, None));
+        let node = NodeId(3);
+        assert_eq!(news(&one, &newcomer), Some(News::Newcomer { node, incarnation: 30 }));
+        assert_eq!(news(&two, &newcomer), None, "not its to give");
+        assert_eq!(news(&newcomer, &one), None, "it has no cluster");
+        let with_place = |hello: &Hello| {
+            let cluster = hello.cluster.as_ref().map(|cluster| cluster.take(node, 30, NodeId(1)));
+            Hello { cluster, ..hello.clone() }
+        };
+        let one = with_place(&one);
+        assert_eq!(meet(&one, &newcomer), Ok(Meeting::Invite));
+        let Ok(Meeting::Adopt(cluster)) = meet(&newcomer, &one) else { panic!("it is its place") };
+        let newcomer = Hello { cluster: Some(cluster), ..newcomer };
+        assert!(meet(&two, &newcomer).unwrap_err().contains("not a member"));
+        let Some(News::Places(places)) = news(&two, &newcomer) else { panic!("it knows better") };
+        assert_eq!(places.len(), 1);
+        assert_eq!(meet(&with_place(&two), &newcomer), Ok(Meeting::Members));
+        let other = Hello { incarnation: 31, ..newcomer.clone() };
+        assert!(meet(&with_place(&two), &other).unwrap_err().contains("another data directory"));
+        assert_eq!(Hello::decode(&newcomer.encode()), Ok(newcomer));
     }
 
     #[test]

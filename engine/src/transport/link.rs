@@ -56,7 +56,7 @@ pub(crate) struct Link {
     pub(crate) attempts: u32,
     /// The newest boot epoch that this peer has shown.
     pub(crate) boot_epoch: u64,
-    /// What this peer said its incarnation is, while no cluster is formed.
+    /// What this peer said its incarnation is.
     pub(crate) incarnation: Option<u64>,
     /// The protocol version that both sides speak.
     pub(crate) version: u16,
@@ -91,6 +91,11 @@ impl Link {
             frames: 0,
             beats: 0,
         }
+    }
+
+    /// Whether a peer with this directory and boot epoch was further once: it is an older copy.
+    pub(crate) fn has_seen_newer(&self, incarnation: u64, boot_epoch: u64) -> bool {
+        self.incarnation == Some(incarnation) && boot_epoch < self.boot_epoch
     }
 
     pub(crate) fn conn(&self) -> Option<ConnId> {

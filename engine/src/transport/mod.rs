@@ -21,11 +21,11 @@ use coracle_io::{ConnId, Net, NetEvent};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::cluster::Cluster;
 use crate::config::Peer;
-use crate::identity::Cluster;
 use envelope::Builder;
 use frame::{Frame, FrameKind};
-use hello::{Hello, Lane};
+use hello::{Hello, Lane, News};
 use link::{Link, State};
 
 /// A handshake that takes longer is given up.
@@ -53,6 +53,8 @@ pub(crate) enum LinkEvent {
     HandOver { conn: ConnId, shard: ShardId, hello: Vec<u8> },
     /// We are empty, and a peer shows the cluster that we belong to.
     Adopt(Cluster),
+    /// A peer's hello says what we do not know about who belongs to our cluster.
+    News(News),
     /// A peer and we are empty both.
     BothEmpty,
     /// We and a peer do not belong together; its words or ours.
@@ -149,6 +151,29 @@ impl Transport {
                 self.links[at].down(now_us + REDIAL_US);
             }
         }
+    }
+
+    /// The shard whose links these are.
+    pub(crate) fn shard(&self) -> ShardId {
+        self.own.shard
+    }
+
+    /// The cluster has other places than before: who is not who has them now starts over.
+    pub(crate) fn set_cluster<N: Net>(
+        &mut self,
+        net: &mut N,
+        cluster: Cluster,
+        now_us: u64,
+        out: &mut Vec<LinkEvent>,
+    ) {
+        for at in 0..self.links.len() {
+            let link = &self.links[at];
+            let is_other = link.incarnation.is_some() && link.incarnation != cluster.incarnation(link.node);
+            if is_other && link.conn().is_some() {
+                self.take_down(net, at, now_us, "its place in the cluster is not what it was", out);
+            }
+        }
+        self.own.cluster = Some(cluster);
     }
 
     fn position(&self, node: NodeId) -> Option<usize> {

@@ -4,7 +4,7 @@ use coracle::sim::SimNode;
 use coracle::{
     Config, Effects, Entry, GroupId, GroupStatus, Machine, NodeId, Outcome, Peer, Reason, RestoreError,
 };
-use coracle_io::fake::{FakeClock, FakeDisk, FakeNet, FakeNetwork};
+use coracle_io::fake::{CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
 
 pub(crate) const GROUP: GroupId = GroupId(1);
 pub(crate) const OTHER: GroupId = GroupId(2);
@@ -114,13 +114,30 @@ impl Cluster {
         self.nodes[at] = Some(node.unwrap());
     }
 
+    /// A further node that is not there yet; the others know of it from their next start on.
+    pub(crate) fn add_node(&mut self) -> usize {
+        let at = self.disks.len();
+        self.disks.push(FakeDisk::new(at as u64 + 1));
+        self.nodes.push(None);
+        self.file_bytes.push(256 * 1024);
+        self.protocols.push(u16::MAX);
+        at
+    }
+
+    /// Kills a node; what it wrote is there if it was durable.
+    pub(crate) fn kill(&mut self, at: usize) {
+        self.nodes[at] = None;
+        self.disks[at].crash(CrashPolicy::KEEP_ALL);
+        self.network.stop_node(at as u64 + 1, NodeStop::Killed);
+    }
+
     /// Stops a node in good order.
     pub(crate) fn stop(&mut self, at: usize) {
         let mut node = self.nodes[at].take().unwrap();
         node.stop();
         let end = (0..1000).find_map(|_| node.turn().err());
         assert!(matches!(end, Some(coracle::Error::Stopped(None))), "{end:?}");
-        self.network.stop_node(at as u64 + 1, coracle_io::fake::NodeStop::Killed);
+        self.network.stop_node(at as u64 + 1, NodeStop::Killed);
     }
 
     pub(crate) fn node(&self, at: usize) -> &SimNode<FakeDisk, FakeNet, FakeClock> {

@@ -13,6 +13,7 @@ mod full;
 mod members;
 mod panics;
 mod peers;
+mod places;
 mod reads;
 mod snapshots;
 mod stops;

@@ -17,7 +17,7 @@ fn group_of(nodes: u64, founders: u64) -> Cluster {
     cluster
 }
 
-fn leader(cluster: &Cluster, group: GroupId) -> Option<usize> {
+pub(crate) fn leader(cluster: &Cluster, group: GroupId) -> Option<usize> {
     let leads = |at: &usize| {
         let node = cluster.nodes[*at].as_ref();
         let status = node.and_then(|node| node.group_status(group));
@@ -27,7 +27,7 @@ fn leader(cluster: &Cluster, group: GroupId) -> Option<usize> {
 }
 
 /// The outcome of a wish, tried again while another one is under way.
-fn done(cluster: &mut Cluster, ask: impl Fn(&Cluster) -> Answer) -> Result<NodeId, Reason> {
+pub(crate) fn done(cluster: &mut Cluster, ask: impl Fn(&Cluster) -> Answer) -> Result<NodeId, Reason> {
     loop {
         let answer = ask(cluster);
         cluster.turn_until("an answer", |_| answer.get().is_some());
@@ -47,7 +47,7 @@ fn change(cluster: &mut Cluster, at: usize, changes: &[Change]) -> Result<NodeId
 }
 
 /// Voters as a node sees them; with a minus, who is none.
-fn members(cluster: &Cluster, at: usize) -> Vec<i64> {
+pub(crate) fn members(cluster: &Cluster, at: usize) -> Vec<i64> {
     let status = cluster.status(at);
     let word = |member: &coracle::Member| match member.membership() {
         Membership::Voter => member.id.0 as i64,
@@ -56,7 +56,7 @@ fn members(cluster: &Cluster, at: usize) -> Vec<i64> {
     status.members.iter().map(word).collect()
 }
 
-fn agree(cluster: &mut Cluster, at: &[usize], count: u64) {
+pub(crate) fn agree(cluster: &mut Cluster, at: &[usize], count: u64) {
     cluster.turn_until("all applied", |cluster| {
         let states: Vec<_> = at.iter().map(|at| cluster.status(*at)).collect();
         states.iter().all(|one| one.applied == states[0].last && one.digest == states[0].digest)

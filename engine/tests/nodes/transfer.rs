@@ -5,7 +5,6 @@ use std::path::Path;
 
 use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, RestoreError};
 use coracle_io::Disk;
-use coracle_io::fake::{CrashPolicy, NodeStop};
 
 use crate::cluster::{Cluster, GROUP};
 use crate::snapshots::{Big, DIR, damage, files, start};
@@ -13,12 +12,6 @@ use crate::snapshots::{Big, DIR, damage, files, start};
 /// Chunks of the snapshot below: more than a window of them.
 const CHUNKS: u64 = 24;
 const PADDING: usize = CHUNKS as usize * 262_000;
-
-fn kill(cluster: &mut Cluster, at: usize) {
-    cluster.nodes[at] = None;
-    cluster.disks[at].crash(CrashPolicy::KEEP_ALL);
-    cluster.network.stop_node(at as u64 + 1, NodeStop::Killed);
-}
 
 fn reopen(cluster: &mut Cluster, at: usize, machine: impl Machine + 'static) {
     cluster.open(at);
@@ -68,7 +61,7 @@ fn a_receiver_that_is_killed_twice_midway_gets_hardly_more_than_the_snapshot() {
     for third in 1..=2u64 {
         let goal = PADDING as u64 / 3;
         cluster.turn_until("a third", |cluster| received(cluster, 2) > goal * 9 / 10);
-        kill(&mut cluster, 2);
+        cluster.kill(2);
         let parts = files(&cluster, 2);
         assert!(
             parts.len() == 1 && parts[0].extension().is_some_and(|end| end == "part"),
@@ -85,7 +78,7 @@ fn a_receiver_that_is_killed_twice_midway_gets_hardly_more_than_the_snapshot() {
     assert!(sent >= bytes && sent <= bytes + lost, "{sent} bytes were sent for a snapshot of {bytes}");
     assert_eq!(cluster.node(2).status().unwrap().transfers_installed, 1);
     // What came is durable, and the group goes on from it.
-    kill(&mut cluster, 2);
+    cluster.kill(2);
     reopen(&mut cluster, 2, machine.clone());
     cluster.done(0, GROUP, b"more");
     cluster.turn_until("the state again", |cluster| is_caught_up(cluster, 2));
@@ -98,7 +91,7 @@ fn a_snapshot_that_a_newer_one_takes_the_place_of_is_never_mixed_with_it() {
     let mut cluster = two_of_three(&machine);
     start(&cluster, 2, &machine);
     cluster.turn_until("a third", |cluster| received(cluster, 2) > PADDING as u64 / 3);
-    kill(&mut cluster, 2);
+    cluster.kill(2);
     // Meanwhile the others go on so far that what had come is of no use.
     for _ in 0..40 {
         cluster.done(0, GROUP, &[7; 10_000]);
@@ -122,8 +115,8 @@ fn what_came_of_a_snapshot_is_removed_when_the_log_makes_up_for_it() {
     start(&cluster, 2, &machine);
     cluster.turn_until("a third", |cluster| received(cluster, 2) > PADDING as u64 / 3);
     // Nobody sends any more.
-    kill(&mut cluster, 0);
-    kill(&mut cluster, 1);
+    cluster.kill(0);
+    cluster.kill(1);
     (0..14_000).for_each(|_| cluster.turn());
     let is_part = |cluster: &Cluster| {
         files(cluster, 2).iter().any(|path| path.extension().is_some_and(|end| end == "part"))
@@ -142,11 +135,11 @@ fn a_leader_whose_own_snapshot_is_damaged_fetches_another_s() {
     // Of the two it is the one with the longer log: it has to lead.
     let damaged = leader(&cluster);
     let other = 1 - damaged;
-    kill(&mut cluster, other);
+    cluster.kill(other);
     let answer = cluster.node(damaged).propose(GROUP, b"only here");
     (0..100).for_each(|_| cluster.turn());
     drop(answer);
-    kill(&mut cluster, damaged);
+    cluster.kill(damaged);
     damage(&cluster, damaged);
     reopen(&mut cluster, damaged, machine.clone());
     cluster.turn_until("a cry for help", |cluster| cluster.status(damaged).needs_snapshot.is_some());
@@ -231,7 +224,7 @@ fn entries_that_live_on_come_with_the_snapshot() {
         assert_eq!(living as u32, count.div_ceil(3));
         assert!(ours == theirs, "other entries than the sender's");
         // They are the log's now, and outlive a crash.
-        kill(&mut cluster, 2);
+        cluster.kill(2);
         reopen(&mut cluster, 2, Queue::default());
         cluster.turn_until("the state again", |cluster| is_caught_up(cluster, 2));
         assert!(bodies(&mut cluster, 2, last) == theirs, "other entries after a crash");
@@ -248,8 +241,8 @@ fn a_snapshot_that_was_offered_in_an_earlier_session_is_not_told_to_consensus() 
     // All of it is there, and not all on disk, when those who offered it go.
     cluster.turn_until("all bytes", |cluster| received(cluster, 2) >= PADDING as u64);
     assert_eq!(cluster.node(2).status().unwrap().transfers_installed, 0);
-    kill(&mut cluster, 0);
-    kill(&mut cluster, 1);
+    cluster.kill(0);
+    cluster.kill(1);
     cluster.turn_until("links down", |cluster| cluster.node(2).status().unwrap().links_up == 0);
     assert_eq!(
         cluster.node(2).status().unwrap().transfers_installed,

@@ -35,8 +35,8 @@ pub(super) enum Operation {
     /// Takes a node of the cluster up into a group.
     #[command(after_help = "Example, a node that was removed comes back and votes once it has caught up:
   coracle --node 127.0.0.1:8001 add 3 --group 1
-The node's process has to run the group (kv runs all of its groups). Nodes that were not among the cluster's when it was
-formed cannot be added as yet.")]
+The node's process has to run the group (kv runs all of its groups). A node that was not there when the cluster was formed:
+start the others again with it among their peers, one after the other, then start it, and add it.")]
     Add(Add),
     /// Takes a node out of a group. It may be the leader, which hands over then.
     #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 remove 3 --all")]
@@ -50,6 +50,15 @@ formed cannot be added as yet.")]
     /// Hands over every group that this node leads, as before it is stopped.
     #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 drain")]
     Drain(Common),
+    /// Lets an empty directory take the place of a node whose own is gone for good.
+    #[command(after_help = "Example, node 3's disk has died:
+  coracle --node 127.0.0.1:8001 remove 3 --all
+  coracle --node 127.0.0.1:8001 replace 3
+  (start node 3 with an empty data directory)
+  coracle --node 127.0.0.1:8001 add 3 --all
+One node gives a place away, and any other one names it. --force is for when that one is gone for good, too: on one node
+only, ever, or two directories could pass for one member.")]
+    Replace(Replace),
     /// The node's counters, in Prometheus' text format.
     #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 metrics | grep applied")]
     Metrics(Common),
@@ -151,6 +160,18 @@ pub(super) struct Elect {
     common: Common,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Replace {
+    /// The node's id.
+    #[arg(value_name = "NODE", value_parser = clap::value_parser!(u64).range(1..))]
+    id: u64,
+    /// Though this node is not the one that gives the place away: that one is gone for good.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// What a node refused, or why it could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NodeError {
@@ -223,6 +244,7 @@ pub(super) fn run(node: Option<&str>, operation: &Operation) -> Result<(), Error
             node(&elect.common).change("elect", &json!({}), &elect.groups, elect.common, said)
         }
         Operation::Drain(common) => node(common).drain(*common),
+        Operation::Replace(replace) => node(&replace.common).replace(replace),
         Operation::Metrics(common) => node(common).metrics(*common),
     }
 }
@@ -255,6 +277,19 @@ impl Node {
                 _ => return Err(not_a_node(format!("status {}", reply.status))),
             }
         }
+    }
+
+    fn replace(&self, replace: &Replace) -> Result<(), Error> {
+        let path = format!("/api/nodes/{}/replace", replace.id);
+        let done = self.ask("POST", &path, Some(&json!({ "force": replace.force })))?;
+        match replace.common.json {
+            true => println!("{done}"),
+            false => println!(
+                "an empty directory may take the place of node {}: start it, then add it",
+                replace.id
+            ),
+        }
+        Ok(())
     }
 
     /// The overview with groups after another, so many at most; 0: all.

@@ -1,0 +1,262 @@
+//! Who belongs to a cluster: the nodes that formed it, and those that came later or took a lost node's place. Pure rules
+//! and codec; `identity.rs` keeps it on disk, hellos carry it from node to node.
+//!
+//! ```text
+//!   as formed, little-endian           later, only if there is any
+//!   16  id           0: none           4   "JOIN"
+//!   2   members                        2   places
+//!   ..  each: node u64,                ..  each: node u64, incarnation u64 (0: nobody yet), generation u32, by u64
+//!       incarnation u64
+//! ```
+//!
+//! A node's place is taken anew when it is given up (`Cluster::give_up`): its generation rises, and the node that does so
+//! waits for whoever comes next with that id and an empty directory (`Cluster::take`). Of a node that was not there when
+//! the cluster was formed the place is free from the start, and the lowest founder gives it away. So each place is given
+//! away by one node only, and once a generation: two directories never are the same member.
+//!
+//! Invariants: (1) of one place the higher generation holds, everywhere in the end; (2) who took a place later is no founder:
+//! it votes in no group before a change of members has made it a member; (3) a place is given up, or a newer generation
+//! believed, only on a node none of whose groups has that node as a member: what its old directory promised is of no
+//! weight there any more (the caller's part).
+
+use coracle_base::NodeId;
+use coracle_base::codec::{Reader, Sink, Truncated};
+use coracle_base::limits::MEMBERS_MAX;
+
+const LATER: &[u8; 4] = b"JOIN";
+
+/// A formed cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its id, drawn at random when it was formed.
+    pub id: u128,
+    /// The nodes that formed it with their incarnations, by id.
+    pub members: Vec<(NodeId, u64)>,
+    /// Who came later, or took the place of one of them, by id.
+    pub places: Vec<Place>,
+}
+
+/// A place that was not taken when the cluster was formed, or was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Whose it is.
+    pub node: NodeId,
+    /// The directory that has it; 0 while nobody has.
+    pub incarnation: u64,
+    /// How often it was given up.
+    pub generation: u32,
+    /// Who gives it away.
+    pub by: NodeId,
+}
+
+impl Cluster {
+    /// A cluster as it is formed.
+    pub fn new(id: u128, members: Vec<(NodeId, u64)>) -> Self {
+        Self { id, members, places: Vec::new() }
+    }
+
+    fn place(&self, node: NodeId) -> Option<&Place> {
+        self.places.iter().find(|place| place.node == node)
+    }
+
+    /// The incarnation that a node has to have; `None` if it has no place, or nobody has it.
+    pub fn incarnation(&self, node: NodeId) -> Option<u64> {
+        match self.place(node) {
+            Some(place) => Some(place.incarnation).filter(|incarnation| *incarnation != 0),
+            None => self.members.iter().find(|(id, _)| *id == node).map(|(_, incarnation)| *incarnation),
+        }
+    }
+
+    /// The nodes that still are what they were when the cluster was formed: founders of groups that name none.
+    pub(crate) fn founders(&self) -> Vec<NodeId> {
+        let nodes = self.members.iter().map(|(node, _)| *node);
+        nodes.filter(|node| self.place(*node).is_none()).collect()
+    }
+
+    /// All nodes that have a place, by id.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        let later = self.places.iter().map(|place| place.node);
+        let mut nodes: Vec<NodeId> = self.members.iter().map(|(node, _)| *node).chain(later).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    /// Who gives away the place of a node, if nobody else was told to.
+    pub(crate) fn giver(&self, node: NodeId) -> Option<NodeId> {
+        match self.place(node) {
+            Some(place) => Some(place.by),
+            None => self.members.iter().map(|(id, _)| *id).find(|id| *id != node),
+        }
+    }
+
+    /// Whether the node with this id and an empty directory may be given its place by `own`.
+    pub(crate) fn is_free(&self, node: NodeId, own: NodeId) -> bool {
+        let is_open = match self.place(node) {
+            Some(place) => place.incarnation == 0,
+            None => self.members.iter().all(|(id, _)| *id != node),
+        };
+        is_open && self.giver(node) == Some(own)
+    }
+
+    /// Gives up a node's place, on the word of an operator at `own`.
+    pub(crate) fn give_up(&self, node: NodeId, own: NodeId) -> Self {
+        let generation = self.place(node).map_or(0, |place| place.generation) + 1;
+        self.with(Place { node, incarnation: 0, generation, by: own })
+    }
+
+    /// Gives a free place to whoever has this incarnation.
+    pub(crate) fn take(&self, node: NodeId, incarnation: u64, own: NodeId) -> Self {
+        let generation = self.place(node).map_or(0, |place| place.generation);
+        self.with(Place { node, incarnation, generation, by: own })
+    }
+
+    /// What another node of the cluster knows better, but of the node `own` itself: who sits there knows who it is.
+    pub(crate) fn news_of(&self, theirs: &Self, own: NodeId) -> Vec<Place> {
+        let is_news = |place: &&Place| {
+            place.node != own && self.place(place.node).is_none_or(|known| known.rank() < place.rank())
+        };
+        theirs.places.iter().filter(is_news).copied().collect()
+    }
+
+    /// With a place as it is said to be.
+    pub(crate) fn with(&self, place: Place) -> Self {
+        let mut cluster = self.clone();
+        cluster.places.retain(|known| known.node != place.node);
+        cluster.places.push(place);
+        cluster.places.sort_unstable_by_key(|place| place.node);
+        cluster
+    }
+}
+
+impl Place {
+    /// The higher one holds. In one generation it is taken once.
+    fn rank(&self) -> (u32, bool) {
+        (self.generation, self.incarnation != 0)
+    }
+}
+
+/// Appends a cluster as it was formed, or none.
+pub(crate) fn encode_formed(cluster: Option<&Cluster>, out: &mut Vec<u8>) {
+    out.put_u128(cluster.map_or(0, |cluster| cluster.id));
+    let members = cluster.map_or(&[][..], |cluster| &cluster.members);
+    out.put_u16(members.len() as u16);
+    for (node, incarnation) in members {
+        out.put_u64(node.0);
+        out.put_u64(*incarnation);
+    }
+}
+
+/// Reads what [`encode_formed`] wrote.
+pub(crate) fn decode_formed(reader: &mut Reader<'_>) -> Result<Option<Cluster>, Truncated> {
+    let id = reader.u128()?;
+    let count = count(reader)?;
+    let mut members = Vec::with_capacity(count);
+    for _ in 0..count {
+        members.push((NodeId(reader.u64()?), reader.u64()?));
+    }
+    Ok((id != 0).then(|| Cluster::new(id, members)))
+}
+
+/// Appends what has become of it since; nothing if nothing has.
+pub(crate) fn encode_places(places: &[Place], out: &mut Vec<u8>) {
+    if places.is_empty() {
+        return;
+    }
+    out.put(LATER);
+    out.put_u16(places.len() as u16);
+    for place in places {
+        out.put_u64(place.node.0);
+        out.put_u64(place.incarnation);
+        out.put_u32(place.generation);
+        out.put_u64(place.by.0);
+    }
+}
+
+/// Reads what [`encode_places`] wrote, if it wrote anything: an older program did not.
+pub(crate) fn decode_places(reader: &mut Reader<'_>) -> Result<Vec<Place>, Truncated> {
+    if reader.rest().iter().all(|byte| *byte == 0) {
+        return Ok(Vec::new());
+    }
+    if reader.bytes(4)? != LATER {
+        return Err(Truncated { missing: 0 });
+    }
+    let count = count(reader)?;
+    let mut places: Vec<Place> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (node, incarnation) = (NodeId(reader.u64()?), reader.u64()?);
+        let (generation, by) = (reader.u32()?, NodeId(reader.u64()?));
+        if generation == u32::MAX || places.last().is_some_and(|last| last.node >= node) {
+            return Err(Truncated { missing: 0 });
+        }
+        places.push(Place { node, incarnation, generation, by });
+    }
+    Ok(places)
+}
+
+fn count(reader: &mut Reader<'_>) -> Result<usize, Truncated> {
+    let count = usize::from(reader.u16()?);
+    if count > MEMBERS_MAX { Err(Truncated { missing: count }) } else { Ok(count) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn formed() -> Cluster {
+        Cluster::new(9, vec![(NodeId(1), 11), (NodeId(2), 22), (NodeId(3), 33)])
+    }
+
+    #[test]
+    fn a_place_is_given_away_by_one_node_once_a_generation() {
+        let (one, two, three, four) = (NodeId(1), NodeId(2), NodeId(3), NodeId(4));
+        let cluster = formed();
+        assert!(!cluster.is_free(three, one), "somebody has it");
+        assert!(cluster.is_free(four, one) && !cluster.is_free(four, two), "the lowest founder's to give");
+        assert_eq!((cluster.giver(one), cluster.giver(two)), (Some(two), Some(one)));
+
+        let given_up = cluster.give_up(three, two);
+        assert_eq!(given_up.incarnation(three), None);
+        assert!(given_up.is_free(three, two) && !given_up.is_free(three, one));
+        let taken = given_up.take(three, 34, two);
+        assert_eq!(taken.incarnation(three), Some(34));
+        assert!(!taken.is_free(three, two));
+        assert_eq!((taken.founders(), taken.nodes()), (vec![one, two], vec![one, two, three]));
+        let again = taken.give_up(three, one);
+        assert!(again.is_free(three, one) && again.places[0].generation == 2);
+
+        let joined = taken.take(four, 44, one);
+        assert_eq!((joined.founders().len(), joined.nodes().len()), (2, 4));
+    }
+
+    #[test]
+    fn the_higher_generation_holds_and_nobody_is_told_who_he_is() {
+        let (one, three) = (NodeId(1), NodeId(3));
+        let (old, given_up) = (formed(), formed().give_up(three, one));
+        let taken = given_up.take(three, 34, one);
+        let news = |known: &Cluster, told: &Cluster| known.news_of(told, one).len();
+        assert_eq!([news(&old, &given_up), news(&old, &taken), news(&given_up, &taken)], [1, 1, 1]);
+        assert_eq!([news(&taken, &given_up), news(&taken, &old), news(&taken, &taken)], [0, 0, 0]);
+        assert_eq!(old.news_of(&taken, three), [], "node 3 itself");
+        assert_eq!(old.with(old.news_of(&taken, one)[0]), taken);
+    }
+
+    #[test]
+    fn places_come_back_and_what_is_cut_or_out_of_order_is_refused() {
+        let cluster = formed().give_up(NodeId(3), NodeId(2)).take(NodeId(3), 34, NodeId(2)).take(
+            NodeId(7),
+            77,
+            NodeId(1),
+        );
+        let mut bytes = Vec::new();
+        encode_places(&cluster.places, &mut bytes);
+        assert_eq!(decode_places(&mut Reader::new(&bytes)), Ok(cluster.places));
+        for cut in 1..bytes.len() {
+            assert!(decode_places(&mut Reader::new(&bytes[..cut])).is_err(), "cut at {cut}");
+        }
+        let (first, second) = (6..34, 34..62);
+        let swapped = [&bytes[..6], &bytes[second], &bytes[first]].concat();
+        assert!(decode_places(&mut Reader::new(&swapped)).is_err());
+        assert_eq!(decode_places(&mut Reader::new(&[0; 40])), Ok(Vec::new()));
+    }
+}

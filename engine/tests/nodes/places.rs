@@ -1,0 +1,218 @@
+//! Nodes whose data directories are gone, and nodes that were not there when the cluster was formed: they take a place, and
+//! are members of nothing before a change of members says so.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // a test that fails may panic; real nodes have real time
+
+use std::time::{Duration, Instant};
+
+use coracle::{Change, Error, GroupId, Node, NodeId, Outcome, Reason};
+use coracle_io::fake::FakeDisk;
+
+use crate::cluster::{Cluster, Count, Fault, GROUP};
+use crate::members::{agree, done, leader, members};
+use crate::peers::{config, free_address};
+
+fn group_of_all(nodes: u64) -> Cluster {
+    let mut cluster = Cluster::new(nodes);
+    (0..nodes as usize).for_each(|at| cluster.start(at, GROUP, Fault::None));
+    cluster.turn_until("a leader", |cluster| leader(cluster, GROUP).is_some());
+    (0..20).for_each(|_| cluster.done(0, GROUP, b"count"));
+    cluster
+}
+
+fn change(cluster: &mut Cluster, at: usize, change: Change) {
+    let changed = done(cluster, |cluster| cluster.node(at).change_members(GROUP, &[change], false));
+    assert!(changed.is_ok(), "{change:?}: {changed:?}");
+}
+
+/// What an operator is told who gives up a node's place.
+fn give_up(cluster: &mut Cluster, at: usize, node: u64, force: bool) -> Result<(), String> {
+    let answer = cluster.node(at).replace_node(NodeId(node), force);
+    for _ in 0..2000 {
+        match answer() {
+            None => cluster.turn(),
+            Some(Ok(())) => return Ok(()),
+            Some(Err(Error::Place { node: about, reason })) => {
+                assert!(about == NodeId(node), "{about}: {reason}");
+                return Err(reason);
+            }
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+    panic!("no answer");
+}
+
+fn refused(cluster: &mut Cluster, at: usize, node: u64, what: &str) {
+    let why = give_up(cluster, at, node, false).unwrap_err();
+    assert!(why.contains(what), "{why} does not say {what}");
+}
+
+/// Starts a node, waits until it runs, and lets it have the group.
+fn begin(cluster: &mut Cluster, at: usize) {
+    cluster.open(at);
+    cluster.turn_until("a running node", |cluster| cluster.node(at).is_running());
+    cluster.start(at, GROUP, Fault::None);
+    cluster.turn_until("a group", |cluster| cluster.node(at).group_status(GROUP).is_some());
+}
+
+fn links_up(cluster: &Cluster, at: usize) -> u64 {
+    cluster.node(at).status().unwrap().links_up
+}
+
+#[test]
+fn a_node_that_lost_its_disk_comes_back_as_a_member_of_nothing_and_its_old_disk_never() {
+    let mut cluster = group_of_all(3);
+    refused(&mut cluster, 0, 3, "it is up");
+    cluster.kill(2);
+    let old = std::mem::replace(&mut cluster.disks[2], FakeDisk::new(33));
+    // Without a place it waits, and is told why.
+    cluster.open(2);
+    (0..4000).for_each(|_| cluster.turn());
+    assert!(!cluster.node(2).is_running());
+    refused(&mut cluster, 0, 3, "take it out of its groups");
+    refused(&mut cluster, 1, 3, "node 1's to give away");
+    refused(&mut cluster, 0, 1, "its own place");
+    refused(&mut cluster, 0, 9, "no place here");
+    change(&mut cluster, 0, Change::Remove(NodeId(3)));
+    cluster.turn_until("both to know", |cluster| (0..2).all(|at| members(cluster, at) == [1, 2]));
+    assert_eq!(give_up(&mut cluster, 0, 3, false), Ok(()));
+
+    cluster.turn_until("a running node", |cluster| cluster.node(2).is_running());
+    cluster.start(2, GROUP, Fault::None);
+    cluster.turn_until("all links", |cluster| (0..3).all(|at| links_up(cluster, at) == 2));
+    // It has the group's name and no vote in it.
+    assert_eq!(cluster.status(2).members.iter().count(), 0);
+    change(&mut cluster, 1, Change::Promotable(NodeId(3)));
+    cluster.turn_until("a promotion", |cluster| members(cluster, 0) == [1, 2, 3]);
+    cluster.done(0, GROUP, b"count");
+    agree(&mut cluster, &[0, 1, 2], 21);
+    // It counts: without one of the founders it is half of the majority, also after everybody's restart.
+    for at in [0, 1, 2] {
+        cluster.stop(at);
+    }
+    (1..3).for_each(|at| begin(&mut cluster, at));
+    cluster.done(2, GROUP, b"count");
+    begin(&mut cluster, 0);
+    agree(&mut cluster, &[0, 1, 2], 22);
+
+    // Who has its old directory is nobody.
+    cluster.kill(2);
+    cluster.disks[2] = old;
+    begin(&mut cluster, 2);
+    (0..4000).for_each(|_| cluster.turn());
+    assert_eq!(links_up(&cluster, 2), 0);
+    cluster.done(0, GROUP, b"count");
+}
+
+#[test]
+fn a_node_that_was_not_there_when_the_cluster_was_formed_joins_it() {
+    let mut cluster = group_of_all(3);
+    let fourth = cluster.add_node();
+    cluster.open(fourth);
+    (0..4000).for_each(|_| cluster.turn());
+    assert!(!cluster.node(fourth).is_running(), "it is not among the others' peers");
+    for at in 0..3 {
+        cluster.stop(at);
+        begin(&mut cluster, at);
+    }
+    cluster.turn_until("a running node", |cluster| cluster.node(fourth).is_running());
+    cluster.start(fourth, GROUP, Fault::None);
+    cluster.turn_until("all links", |cluster| (0..4).all(|at| links_up(cluster, at) == 3));
+    change(&mut cluster, 1, Change::Promotable(NodeId(4)));
+    cluster.turn_until("a promotion", |cluster| members(cluster, 0) == [1, 2, 3, 4]);
+    cluster.done(fourth, GROUP, b"count");
+    agree(&mut cluster, &[0, 1, 2, 3], 21);
+    // Two founders may go, and it is one of the majority that is left.
+    change(&mut cluster, 1, Change::Remove(NodeId(1)));
+    cluster.kill(0);
+    cluster.stop(fourth);
+    begin(&mut cluster, fourth);
+    cluster.kill(1);
+    cluster.done(fourth, GROUP, b"count");
+    agree(&mut cluster, &[2, 3], 22);
+}
+
+#[test]
+fn a_place_that_its_giver_cannot_give_away_any_more_is_forced_elsewhere() {
+    let mut cluster = group_of_all(5);
+    change(&mut cluster, 2, Change::Remove(NodeId(1)));
+    change(&mut cluster, 2, Change::Remove(NodeId(2)));
+    (0..2).for_each(|at| cluster.kill(at));
+    cluster.turn_until("a leader", |cluster| leader(cluster, GROUP).is_some());
+    cluster.turn_until("all to know", |cluster| (2..5).all(|at| members(cluster, at) == [3, 4, 5]));
+    refused(&mut cluster, 2, 1, "node 2's to give away");
+    assert_eq!(give_up(&mut cluster, 2, 1, true), Ok(()));
+    // Two directories want it: the first one that came to the giver has it, and the other one gets nowhere.
+    cluster.disks[0] = FakeDisk::new(91);
+    begin(&mut cluster, 0);
+    let first = cluster.disks[0].clone();
+    cluster.kill(0);
+    cluster.disks[0] = FakeDisk::new(92);
+    cluster.open(0);
+    (0..4000).for_each(|_| cluster.turn());
+    assert!(!cluster.node(0).is_running());
+    cluster.kill(0);
+    cluster.disks[0] = first;
+    begin(&mut cluster, 0);
+    cluster.turn_until("links to all that are there", |cluster| links_up(cluster, 0) == 3);
+    change(&mut cluster, 3, Change::Promotable(NodeId(1)));
+    cluster.turn_until("a promotion", |cluster| members(cluster, 2) == [1, 3, 4, 5]);
+}
+
+/// Every shard of a node has to agree: here real nodes of two, with a group on each.
+#[test]
+fn a_node_of_several_shards_gives_a_place_away_once_none_of_them_has_it_as_a_member() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let addresses: Vec<_> = (1..=3).map(|_| free_address()).collect();
+    let start = |id: u64| {
+        let peers: Vec<_> = (1..).zip(addresses.iter().copied()).collect();
+        let mut config = config(id, &peers, &dir.path().join(id.to_string()));
+        config.shards = 2;
+        Node::start(config).unwrap()
+    };
+    let groups = [GroupId(1), GroupId(2), GroupId(3), GroupId(4)];
+    let mut nodes: Vec<Node> = (1..=3).map(start).collect();
+    let take_up = |node: &Node| groups.map(|group| node.start_group(group, Count(0, Fault::None)).unwrap());
+    let mut handles: Vec<_> = nodes.iter().map(take_up).collect();
+    let propose = |group: &coracle::Group| {
+        until("a command", || matches!(group.propose(b"count").wait(), Outcome::Done(_)).then_some(()));
+    };
+    handles[0].iter().for_each(propose);
+
+    nodes.pop().unwrap().stop().unwrap();
+    handles.pop();
+    std::fs::remove_dir_all(dir.path().join("3")).unwrap();
+    for (at, group) in handles[0].iter().enumerate() {
+        let why = nodes[0].replace_node(NodeId(3), false).unwrap_err().to_string();
+        assert!(why.contains("take it out"), "before group {at}: {why}");
+        until("a removal", || {
+            let outcome = group.remove_member(NodeId(3)).wait();
+            let is_gone = matches!(&outcome, Outcome::NotDone(why) if why.reason == Reason::NotAMember);
+            (is_gone || matches!(outcome, Outcome::Done(_))).then_some(())
+        });
+    }
+    until("the place", || nodes[0].replace_node(NodeId(3), false).ok());
+    nodes.push(start(3));
+    handles.push(take_up(&nodes[2]));
+    for group in &handles[1] {
+        until("a member", || {
+            matches!(group.change_members(&[Change::Voter(NodeId(3))], false).wait(), Outcome::Done(_))
+                .then_some(())
+        });
+    }
+    nodes[0].stop().unwrap();
+    // With two of three it counts, on both shards.
+    handles[2].iter().for_each(propose);
+    nodes.iter().for_each(|node| node.stop().unwrap());
+}
+
+fn until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not come to {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
