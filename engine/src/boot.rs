@@ -351,6 +351,7 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
             Command::GroupsAfter { reply, .. } => reply.answer(Ok(Vec::new())),
             Command::Drain { reply } => reply.answer(Ok(0)),
             Command::Campaign { group, reply } => reply.answer(Err(Error::NoGroup(group))),
+            Command::Shrink { group, reply } => reply.answer(Err(Error::NoGroup(group))),
             Command::Places(Word::GiveUp { node, reply, .. }) => {
                 let reason = "this node waits for its own cluster: ask another one".into();
                 reply.answer(Err(Error::Place { node, reason }));

@@ -45,7 +45,7 @@ pub struct Place {
     pub incarnation: u64,
     /// How often it was given up.
     pub generation: u32,
-    /// Who gives it away.
+    /// Who gives it away; [`NodeId::NONE`]: nobody.
     pub by: NodeId,
 }
 
@@ -82,10 +82,10 @@ impl Cluster {
         nodes
     }
 
-    /// Who gives away the place of a node, if nobody else was told to.
+    /// Who gives away the place of a node, if anybody does.
     pub(crate) fn giver(&self, node: NodeId) -> Option<NodeId> {
         match self.place(node) {
-            Some(place) => Some(place.by),
+            Some(place) => Some(place.by).filter(|by| *by != NodeId::NONE),
             None => self.members.iter().map(|(id, _)| *id).find(|id| *id != node),
         }
     }
@@ -103,6 +103,12 @@ impl Cluster {
     pub(crate) fn give_up(&self, node: NodeId, own: NodeId) -> Self {
         let generation = self.place(node).map_or(0, |place| place.generation) + 1;
         self.with(Place { node, incarnation: 0, generation, by: own })
+    }
+
+    /// Takes a node's place: its directory is refused from now on, and no other one is given it.
+    pub(crate) fn lose(&self, node: NodeId) -> Self {
+        let generation = self.place(node).map_or(0, |place| place.generation) + 1;
+        self.with(Place { node, incarnation: 0, generation, by: NodeId::NONE })
     }
 
     /// Gives a free place to whoever has this incarnation.
@@ -130,6 +136,11 @@ impl Cluster {
 }
 
 impl Place {
+    /// Nobody has it and nobody gets it. To believe that is safe, whoever is a member of what.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.incarnation == 0 && self.by == NodeId::NONE
+    }
+
     /// The higher one holds. In one generation it is taken once.
     fn rank(&self) -> (u32, bool) {
         (self.generation, self.incarnation != 0)
@@ -224,6 +235,13 @@ mod tests {
         assert_eq!((taken.founders(), taken.nodes()), (vec![one, two], vec![one, two, three]));
         let again = taken.give_up(three, one);
         assert!(again.is_free(three, one) && again.places[0].generation == 2);
+
+        let lost = taken.lose(two);
+        assert!(!lost.is_free(two, one) && lost.giver(two).is_none() && lost.incarnation(two).is_none());
+        assert!(
+            lost.give_up(two, one).is_free(two, one),
+            "on an operator's word it is given away all the same"
+        );
 
         let joined = taken.take(four, 44, one);
         assert_eq!((joined.founders().len(), joined.nodes().len()), (2, 4));

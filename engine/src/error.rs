@@ -59,6 +59,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// A group does not become this node's alone.
+    #[error("group {group}: {reason}")]
+    Shrink {
+        /// The group.
+        group: GroupId,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A machine could not be brought back from its snapshot.
     #[error("group {group}: {reason}")]
     Machine {

@@ -75,6 +75,8 @@ pub enum Reason {
     /// This member runs a version that knows neither changes of members nor the handing over of leadership: upgrade it, or
     /// stop it, and try again.
     NeedsUpgrade(NodeId),
+    /// The leader's node has not met this node since it joined the cluster: start it, and try again soon.
+    NotJoined(NodeId),
 }
 
 impl Reason {
@@ -97,11 +99,13 @@ impl Reason {
         Self::NotHandedOver,
     ];
     const NEEDS_UPGRADE: u8 = 16;
+    const NOT_JOINED: u8 = 17;
 
     /// Its number between nodes, and the node that it is about.
     pub(crate) fn encode(self) -> (u8, NodeId) {
         match self {
             Self::NeedsUpgrade(node) => (Self::NEEDS_UPGRADE, node),
+            Self::NotJoined(node) => (Self::NOT_JOINED, node),
             plain => {
                 let at = Self::PLAIN.iter().take_while(|one| **one != plain).count();
                 (at as u8 + 1, NodeId::NONE)
@@ -112,6 +116,7 @@ impl Reason {
     pub(crate) fn decode(number: u8, node: NodeId) -> Option<Self> {
         match number {
             Self::NEEDS_UPGRADE => Some(Self::NeedsUpgrade(node)),
+            Self::NOT_JOINED => Some(Self::NotJoined(node)),
             number => Self::PLAIN.get(usize::from(number).checked_sub(1)?).copied(),
         }
     }
@@ -120,7 +125,11 @@ impl Reason {
     pub(crate) fn retry_after(self) -> Duration {
         Duration::from_millis(match self {
             Reason::Busy | Reason::Overwritten => 10,
-            Reason::NoLeader | Reason::NoGroup | Reason::ChangeUnderWay | Reason::NotHandedOver => 100,
+            Reason::NoLeader
+            | Reason::NoGroup
+            | Reason::ChangeUnderWay
+            | Reason::NotHandedOver
+            | Reason::NotJoined(_) => 100,
             _ => 1000,
         })
     }
@@ -129,6 +138,12 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Reason::NotJoined(node) => {
+                return write!(
+                    f,
+                    "node {node} has not joined the cluster yet, as far as the leader's node knows"
+                );
+            }
             Reason::NeedsUpgrade(node) => {
                 return write!(
                     f,
@@ -207,11 +222,12 @@ mod tests {
             (Reason::ChangeUnderWay, 9, 0),
             (Reason::NotHandedOver, 15, 0),
             (Reason::NeedsUpgrade(NodeId(7)), 16, 7),
+            (Reason::NotJoined(NodeId(7)), 17, 7),
         ] {
             assert_eq!(reason.encode(), (number, NodeId(node)));
             assert_eq!(Reason::decode(number, NodeId(node)), Some(reason));
         }
         assert!(Reason::PLAIN.iter().all(|one| Reason::decode(one.encode().0, NodeId::NONE) == Some(*one)));
-        assert!([0, 17, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
+        assert!([0, 18, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
     }
 }

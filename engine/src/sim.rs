@@ -172,6 +172,20 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         move || answer.take()
     }
 
+    /// As [`Node::lose_nodes`](crate::Node::lose_nodes).
+    pub fn lose_nodes(&self, nodes: &[NodeId]) -> impl Fn() -> Option<Result<(), Error>> + use<D, N, C> {
+        let (reply, answer) = Asked::new();
+        let _ = self.inbox.push(Command::Places(Word::Lose { nodes: nodes.to_vec(), reply }));
+        move || answer.take()
+    }
+
+    /// As [`Group::force_shrink`](crate::Group::force_shrink).
+    pub fn force_shrink(&self, group: GroupId) -> impl Fn() -> Option<Result<(), Error>> + use<D, N, C> {
+        let (reply, answer) = Asked::new();
+        let _ = self.inbox.push(Command::Shrink { group, reply });
+        move || answer.take()
+    }
+
     /// Begins to hand over every group that the node leads.
     pub fn drain(&self) {
         let (reply, _) = Asked::new();

@@ -314,6 +314,10 @@ fn what_cannot_be_is_told_in_words_and_by_exit_code() {
         (&["--node", &at, "replace", "9"], 1, "no place here"),
         (&["--node", &at, "replace", "2"], 1, "it is up"),
         (&["--node", &at, "replace"], 2, "NODE"),
+        (&["--node", &at, "lost"], 2, "NODE"),
+        (&["--node", &at, "lost", "2"], 1, "it is up"),
+        (&["--node", &at, "lost", "1"], 1, "this node"),
+        (&["--node", &at, "shrink", "--group", "1"], 1, "a majority of the members can be reached"),
         (&["--node", &at, "add", "3", "--group", "1", "--address", "127.0.0.1:9"], 1, "by its configuration"),
         (&["--node", &at, "add", "3", "--group", "1"], 1, "so already"),
         (&["--node", &at, "transfer", "9", "--group", "1"], 1, "no member"),
@@ -331,11 +335,26 @@ fn what_cannot_be_is_told_in_words_and_by_exit_code() {
     assert_eq!((said.code, said.json()["groups"].as_array().unwrap().len()), (Some(1), 3), "{}", said.err);
     let said = done(nodes[0].admin, &["transfer", "2", "--all", "--json"]).json();
     assert!(said["groups"].as_array().unwrap().iter().all(|group| group["leader"] == 2), "{said}");
+    let mut client = Client::open(nodes[0].clients);
+    wait_for("an answer", || (client.call(&["SET", "before", "all"]) == "+OK").then_some(()));
     // Two of three nodes are gone: what is asked of the third ends in time, and does not claim that nothing happened.
     nodes.truncate(1);
     let said = coracle(&["--node", &at, "remove", "3", "--group", "1", "--timeout", "2"]);
     assert!(said.code == Some(1) && said.err.contains("unknown"), "{:?}: {}", said.code, said.err);
     assert_eq!(members(nodes[0].admin).0, voters(&[1, 2, 3]));
+    // They do not come back: by force the third goes on alone, with all that was acknowledged.
+    let said = coracle(&["--node", &at, "shrink", "--all"]);
+    assert!(said.code == Some(1) && said.err.contains("declare it lost"), "{:?}: {}", said.code, said.err);
+    done(nodes[0].admin, &["lost", "2", "3"]);
+    let said = done(nodes[0].admin, &["shrink", "--all"]);
+    assert!(said.out.contains("group 3: node 1 is the only member now"), "{}", said.out);
+    wait_for("an answer", || (client.call(&["SET", "key", "after"]) == "+OK").then_some(()));
+    assert_eq!(
+        (client.call(&["GET", "before"]), client.call(&["GET", "key"])),
+        ("all".into(), "after".into())
+    );
+    let said = done(nodes[0].admin, &["overview"]);
+    assert!(said.out.contains("shrunk by force (1)"), "{}", said.out);
 }
 
 /// Node 3's disk dies; then a fourth node joins. Everything acknowledged is there, and both count.

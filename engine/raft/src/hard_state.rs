@@ -4,7 +4,8 @@
 //!   offset  size  field             (little-endian)
 //!   0       1     version           1: plain voters that the group was made with; 2: anything else
 //!   1       1     members           of both configurations together; version 1: at least one
-//!   2       2     flags             bit 0 (version 2): there is a previous configuration; an unknown bit is refused
+//!   2       2     flags             bit 0 (version 2): there is a previous configuration; bit 1: the one in force was forced
+//!                                   and no entry of the log says so yet; an unknown bit is refused
 //!   4       4     recovery_epoch    raised by a forced repair only
 //!   8       8     term
 //!   16      8     vote              0: nobody
@@ -36,6 +37,7 @@ const HEADER_BYTES: usize = 40;
 const MEMBER_BYTES: usize = 9;
 const TARGET_BYTES: usize = 8;
 const HAS_PREVIOUS: u16 = 1;
+const IS_UNSAID: u16 = 2;
 
 const _: () = assert!(HEADER_BYTES + MEMBERS_MAX * MEMBER_BYTES <= STATE_BYTES_MAX);
 // Seven members that make room for seven others, each of which waits to be promoted.
@@ -64,6 +66,8 @@ pub struct HardState {
     /// Those before them, to which we go back if the entry that changed them is cut off; it is the only one in the log
     /// that may not be committed. `None` if those in force are surely committed.
     pub previous: Previous,
+    /// The members in force were forced, and no entry of the log says who they are: the next leader appends one.
+    pub is_unsaid: bool,
 }
 
 /// A member of either configuration.
@@ -103,7 +107,14 @@ impl HardState {
     /// A new group's: these are its members.
     pub fn new(members: Members) -> Self {
         let current = Configured { index: Index::ZERO, members };
-        Self { term: Term::ZERO, vote: NodeId::NONE, recovery_epoch: 0, current, previous: None }
+        Self {
+            term: Term::ZERO,
+            vote: NodeId::NONE,
+            recovery_epoch: 0,
+            current,
+            previous: None,
+            is_unsaid: false,
+        }
     }
 
     /// Term and vote together.
@@ -117,7 +128,8 @@ impl HardState {
     }
 
     fn is_plain(&self) -> bool {
-        self.current.index == Index::ZERO && self.previous.is_none() && self.current.members.is_plain()
+        let is_first = self.current.index == Index::ZERO && self.previous.is_none() && !self.is_unsaid;
+        is_first && self.current.members.is_plain()
     }
 
     /// The bytes for the storage.
@@ -130,7 +142,8 @@ impl HardState {
         let mut out = Blob(SmallVec::new());
         out.put_u8(if self.is_plain() { PLAIN_VERSION } else { VERSION });
         out.put_u8(rows.len() as u8);
-        out.put_u16(if self.previous.is_some() { HAS_PREVIOUS } else { 0 });
+        let flag = |is_set, bit| if is_set { bit } else { 0 };
+        out.put_u16(flag(self.previous.is_some(), HAS_PREVIOUS) | flag(self.is_unsaid, IS_UNSAID));
         out.put_u32(self.recovery_epoch);
         out.put_u64(self.term.0);
         out.put_u64(self.vote.0);
@@ -159,7 +172,7 @@ impl HardState {
         }
         let count = usize::from(reader.u8()?);
         let flags = reader.u16()?;
-        if flags & !HAS_PREVIOUS != 0 {
+        if flags & !(HAS_PREVIOUS | IS_UNSAID) != 0 {
             return Err(DecodeError::Field { field: "flags" });
         }
         let recovery_epoch = reader.u32()?;
@@ -182,7 +195,8 @@ impl HardState {
         let previous =
             has_previous.then(|| Box::new(Configured { index: previous_index, members: previous }));
         let current = Configured { index, members: current };
-        let state = Self { term, vote, recovery_epoch, current, previous };
+        let is_unsaid = flags & IS_UNSAID != 0;
+        let state = Self { term, vote, recovery_epoch, current, previous, is_unsaid };
         // One spelling each: what version 1 can say is said in it.
         if state.is_plain() != (version == PLAIN_VERSION) {
             return Err(DecodeError::Field { field: "number of members" });

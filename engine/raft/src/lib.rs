@@ -30,6 +30,7 @@ mod quorum;
 mod read_index;
 mod replicate;
 mod report;
+mod shrink;
 mod transfer;
 
 pub use breaks::Breaks;
@@ -42,4 +43,5 @@ pub use membership::{ChangeError, Changes};
 pub use message::{AppendReply, DecodeError, Message, Rejected};
 pub use persist::{Durable, PersistSeq};
 pub use report::{Overview, PeerMode, PeerOverview};
+pub use shrink::ShrinkError;
 pub use transfer::TransferError;

@@ -115,6 +115,7 @@ impl Group {
 
     /// These are the members from the entry at `index` on.
     fn configure(&mut self, index: Index, members: Members) {
+        self.state.is_unsaid = false;
         let before = core::mem::replace(&mut self.state.current, Configured { index, members });
         self.state.previous = Some(Box::new(before));
         self.members_unwritten = true;
@@ -122,8 +123,8 @@ impl Group {
     }
 
     /// These are the members, and surely committed.
-    fn settle(&mut self, configured: Configured) {
-        (self.state.current, self.state.previous) = (configured, None);
+    pub(crate) fn settle(&mut self, configured: Configured) {
+        (self.state.current, self.state.previous, self.state.is_unsaid) = (configured, None, false);
         self.members_unwritten = true;
         self.place_peers();
     }
@@ -305,12 +306,15 @@ impl Group {
     }
 
     fn is_follow_up_due(&self) -> bool {
-        let passing = self.is_out() || self.members().is_passing();
+        let passing = self.is_out() || self.members().is_passing() || self.state.is_unsaid;
         passing
             && self.transfer.is_none()
             && self.commit >= self.term_start
             && self.members_are_settled()
-            && (self.is_out() || self.members().is_joint() || self.promoted().is_some())
+            && (self.is_out()
+                || self.members().is_joint()
+                || self.state.is_unsaid
+                || self.promoted().is_some())
     }
 
     /// Whether we are no voter any more.
@@ -326,6 +330,8 @@ impl Group {
         if self.members().is_joint() {
             let next = self.members().left();
             self.append_members(now_us, next, out);
+        } else if self.state.is_unsaid {
+            self.append_members(now_us, self.members().clone(), out);
         } else if self.is_out() {
             // The change is committed without us: whoever holds most goes on, or they find out by themselves.
             if self.transfer(now_us, None).is_err() {

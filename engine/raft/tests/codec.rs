@@ -109,10 +109,11 @@ proptest! {
     }
 
     #[test]
-    fn a_hard_state_comes_back(term in 0..=1u64 << 62, vote in any::<u64>(), recovery_epoch in any::<u32>(),
+    fn a_hard_state_comes_back(term in 0..=1u64 << 62, vote in any::<u64>(), recovery_epoch in any::<u32>(), is_unsaid in any::<bool>(),
                                voters in prop::collection::btree_set(1..=u64::MAX, 1..=MEMBERS_MAX)) {
         let members = Members::of_voters(voters.into_iter().map(NodeId));
-        let state = HardState { term: Term(term), vote: NodeId(vote), recovery_epoch, ..HardState::new(members) };
+        let state =
+            HardState { term: Term(term), vote: NodeId(vote), recovery_epoch, is_unsaid, ..HardState::new(members) };
         let bytes = state.encode();
         prop_assert!(bytes.len() <= STATE_BYTES_MAX);
         prop_assert_eq!(HardState::decode(&bytes), Ok(state));

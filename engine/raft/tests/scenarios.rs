@@ -14,6 +14,7 @@
 //!   propose 1 3         three entries           read 1 7             a linearizable read with token 7
 //!   change 1 +4 ~5 ^6 -2 [force]                  4 a voter, 5 a learner, 6 promotable, 2 out
 //!   transfer 1 [2]            1 hands over (to 2)     campaign 2     2 is told to     resign 1    it stops leading
+//!   shrink 2                                         node 2 becomes the only member, whoever the others were
 //!   crash 2 [n]         n of the writes in flight reach the disk     start 2 [suspect]
 //!   snapshot 1 5        node 1 has a durable snapshot at 5           disk 1 5    node 1 holds entries up to 5 on disk only
 //!   fetch 1             node 1's disk returns the entries asked for
@@ -112,6 +113,14 @@ impl Story {
                     self.text.push_str("it does not\n");
                 }
                 self.turn(node(), |_, _| Vec::new());
+            }
+            "shrink" => {
+                let now_us = self.now_us;
+                let mut out = Vec::new();
+                if let Err(error) = self.nodes.get_mut(&node()).unwrap().group.shrink(now_us, &mut out) {
+                    let _ = writeln!(self.text, "{error}");
+                }
+                self.turn(node(), |_, _| out);
             }
             "resign" => self.turn(node(), |node, now_us| {
                 let mut out = Vec::new();

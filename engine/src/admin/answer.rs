@@ -96,6 +96,7 @@ fn of_reason(reason: Reason) -> (StatusCode, &'static str, bool) {
         Reason::NotAMember => (StatusCode::UNPROCESSABLE_ENTITY, "not_a_member", false),
         Reason::LastVoter => (StatusCode::CONFLICT, "last_voter", false),
         Reason::TooManyMembers => (StatusCode::CONFLICT, "too_many_members", false),
+        Reason::NotJoined(_) => (AWAY, "not_joined", true),
         Reason::NeedsUpgrade(_) => (StatusCode::CONFLICT, "needs_upgrade", false),
         Reason::NoLiveQuorum => (AWAY, "no_live_quorum", false),
         Reason::NotHandedOver => (AWAY, "not_handed_over", false),
@@ -123,6 +124,7 @@ impl From<Error> for Failed {
             Error::NoGroup(_) => (StatusCode::NOT_FOUND, "no_group"),
             Error::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Error::Place { .. } => (StatusCode::CONFLICT, "place"),
+            Error::Shrink { .. } => (StatusCode::CONFLICT, "shrink"),
             Error::Stopped(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         };

@@ -198,6 +198,19 @@ pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
     Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over }))
 }
 
+/// A node is gone for good, though groups have it as a member.
+pub(super) async fn lost(shared: &Shared, node: NodeId) -> Result<Value, Failed> {
+    let (first, nodes) = (shared.handles.inboxes.first().ok_or(crate::Error::Stopped(None))?, vec![node]);
+    told(ask(first, |reply| Command::Places(Word::Lose { nodes, reply }))).await?;
+    Ok(json!({ "node": node.0 }))
+}
+
+/// This node is a group's only member from now on.
+pub(super) async fn shrink(shared: &Shared, group: GroupId) -> Result<Value, Failed> {
+    told(ask(shared.handles.inbox(group), |reply| Command::Shrink { group, reply })).await?;
+    Ok(json!({ "group": group.0, "member": shared.handles.id.0 }))
+}
+
 /// A node's directory is gone for good: whoever comes next with its id and an empty one may have its place.
 pub(super) async fn replace(shared: &Shared, node: NodeId, body: &Value) -> Result<Value, Failed> {
     known_keys(body, &["force"])?;
@@ -261,6 +274,7 @@ fn tell_group(shared: &Shared, status: &GroupStatus) -> Value {
         "members_index": status.members_index.0,
         "restoring": status.restoring,
         "poisoned": status.poisoned,
+        "recovery_epoch": status.recovery_epoch,
         "suspect": status.suspect,
         "needs_snapshot": status.needs_snapshot,
     })

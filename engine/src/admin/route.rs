@@ -30,7 +30,9 @@ POST /api/groups/UID/add       {\"node\": 3, \"as\": \"promotable\"|\"voter\"|\"
 POST /api/groups/UID/remove    {\"node\": 3, \"force\": false}
 POST /api/groups/UID/transfer  {\"to\": 3}, or {}
 POST /api/groups/UID/elect     {}
+POST /api/groups/UID/shrink    {}: by force, when a majority is gone for good and was declared lost
 POST /api/drain                {}
+POST /api/nodes/ID/lost        {}: gone for good, though groups have it as a member
 POST /api/nodes/ID/replace     {\"force\": false}: its directory is gone; an empty one may take its place
 
 Changes need the header `content-type: application/json`. The tool: coracle --node HOST:PORT --help
@@ -49,7 +51,9 @@ pub(super) enum Call {
     Remove(GroupId),
     Transfer(GroupId),
     Elect(GroupId),
+    Shrink(GroupId),
     Drain,
+    Lost(NodeId),
     Replace(NodeId),
 }
 
@@ -77,6 +81,8 @@ async fn run(shared: &Shared, call: Call, body: &Value) -> Answer {
         Call::Remove(group) => operate::remove(shared, group, body).await.into(),
         Call::Transfer(group) => operate::transfer(shared, group, body).await.into(),
         Call::Elect(group) => operate::elect(shared, group).await.into(),
+        Call::Shrink(group) => operate::shrink(shared, group).await.into(),
+        Call::Lost(node) => operate::lost(shared, node).await.into(),
         Call::Drain => operate::drain(shared).await.into(),
         Call::Replace(node) => operate::replace(shared, node, body).await.into(),
     }
@@ -131,6 +137,10 @@ pub(super) fn call(path: &str, query: &str) -> Result<(Call, Method), Failed> {
         let uid = text.parse().map_err(|_| Failed::bad_request(format!("{text:?} is no group's uid")))?;
         Ok::<_, Failed>(GroupId(uid))
     };
+    let of_node = |text: &str| match text.parse() {
+        Ok(id) if id > 0 => Ok(NodeId(id)),
+        _ => Err(Failed::bad_request(format!("{text:?} is no node's id"))),
+    };
     Ok(match parts[..] {
         [""] => (Call::Help, Method::GET),
         ["metrics"] => (Call::Metrics, Method::GET),
@@ -141,16 +151,14 @@ pub(super) fn call(path: &str, query: &str) -> Result<(Call, Method), Failed> {
             (Call::Overview { after, limit }, Method::GET)
         }
         ["api", "drain"] => (Call::Drain, Method::POST),
-        ["api", "nodes", id, "replace"] => {
-            let id = id.parse().ok().filter(|id| *id > 0);
-            let node = id.ok_or_else(|| Failed::bad_request(format!("{path:?} names no node's id")))?;
-            (Call::Replace(NodeId(node)), Method::POST)
-        }
+        ["api", "nodes", id, "lost"] => (Call::Lost(of_node(id)?), Method::POST),
+        ["api", "nodes", id, "replace"] => (Call::Replace(of_node(id)?), Method::POST),
         ["api", "groups", uid] => (Call::Group(of_group(uid)?), Method::GET),
         ["api", "groups", uid, "add"] => (Call::Add(of_group(uid)?), Method::POST),
         ["api", "groups", uid, "remove"] => (Call::Remove(of_group(uid)?), Method::POST),
         ["api", "groups", uid, "transfer"] => (Call::Transfer(of_group(uid)?), Method::POST),
         ["api", "groups", uid, "elect"] => (Call::Elect(of_group(uid)?), Method::POST),
+        ["api", "groups", uid, "shrink"] => (Call::Shrink(of_group(uid)?), Method::POST),
         _ => return Err(unknown()),
     })
 }

@@ -59,6 +59,18 @@ impl Group {
         ask(&self.inbox, |reply| Command::Campaign { group: self.id, reply }).wait()
     }
 
+    /// Makes this node the only member of the group, by force, after a majority of its members is gone for good and was
+    /// declared so by [`Node::lose_nodes`]; call it on the node that holds most of the log (term, then last index, of
+    /// [`status`](Group::status)). What only the others had is lost. The node leads the group then, and others are added as
+    /// usual; [`recovery_epoch`](crate::GroupStatus::recovery_epoch) tells ever after.
+    ///
+    /// # Errors
+    /// [`Error::Shrink`]: a majority is there, or a member is neither lost nor up; [`Error::NoGroup`], [`Error::Stopped`],
+    /// [`Error::Busy`].
+    pub fn force_shrink(&self) -> Result<(), Error> {
+        ask(&self.inbox, |reply| Command::Shrink { group: self.id, reply }).wait()
+    }
+
     fn wish(&self, request: Request) -> Proposal {
         if !request.is_small() {
             return Proposal::refused(Reason::TooManyMembers);
@@ -105,6 +117,18 @@ impl Node {
     pub fn replace_node(&self, node: NodeId, force: bool) -> Result<(), Error> {
         let first = self.handles().inboxes.first().ok_or(Error::Stopped(None))?;
         ask(first, |reply| Command::Places(Word::GiveUp { node, force, reply })).wait()
+    }
+
+    /// Declares nodes lost for good, though groups have them as members: their directories are refused from now on, here and
+    /// on every node that hears of it, which are all that are up. For when majorities are gone: then
+    /// [`Group::force_shrink`] brings each group back, and [`replace_node`](Self::replace_node) lets empty directories have
+    /// their places.
+    ///
+    /// # Errors
+    /// [`Error::Place`]: one of them is up, or unknown; [`Error::Stopped`], [`Error::Busy`].
+    pub fn lose_nodes(&self, nodes: &[NodeId]) -> Result<(), Error> {
+        let (first, nodes) = (self.handles().inboxes.first().ok_or(Error::Stopped(None))?, nodes.to_vec());
+        ask(first, |reply| Command::Places(Word::Lose { nodes, reply })).wait()
     }
 
     /// Begins to hand over every group that this node leads and that another one can lead, if none of its members has to be

@@ -60,6 +60,8 @@ pub(crate) enum Command<S> {
     StartGroups { groups: Vec<Start>, started: Asked<Vec<Result<(), crate::Error>>> },
     /// Let the group's member here campaign now; whether it does.
     Campaign { group: GroupId, reply: Asked<bool> },
+    /// Make this node the only member of a group whose majority is gone for good.
+    Shrink { group: GroupId, reply: Asked<()> },
     /// Hand over every group that is led here; how many are left.
     Drain { reply: Asked<usize> },
     /// Tell about groups, in this order.

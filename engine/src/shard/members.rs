@@ -169,9 +169,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         tag: u64,
         origin: &Origin,
     ) -> Result<(), Reason> {
-        let is_node = |change: &Change| self.has_place(change.node());
-        if !changes.iter().all(|change| matches!(change, Change::Remove(_)) || is_node(change)) {
-            return Err(Reason::NotAMember);
+        let added = changes.iter().copied().filter(|change| !matches!(change, Change::Remove(_)));
+        if let Some(node) = added.map(Change::node).find(|node| !self.has_place(*node)) {
+            let is_peer = self.transport.link(node).is_some();
+            return Err(if is_peer { Reason::NotJoined(node) } else { Reason::NotAMember });
         }
         self.require_members(slot, changes.iter().map(|change| change.node()))?;
         // Not before the reserve that is for elections: a full disk may need another member.

@@ -19,6 +19,7 @@ mod receive;
 pub(crate) mod replies;
 mod restore;
 mod room;
+mod shrink;
 pub(crate) mod snapshots;
 mod start;
 pub(crate) mod status;

@@ -38,6 +38,8 @@ pub(crate) enum Word {
     News(News),
     /// An operator's wish, for the first shard: the directory of this node is gone for good.
     GiveUp { node: NodeId, force: bool, reply: Asked<()> },
+    /// And: these are gone for good, whoever is a member of what.
+    Lose { nodes: Vec<NodeId>, reply: Asked<()> },
     /// Has any of your groups one of these as a member?
     Check { number: u64, nodes: Vec<NodeId> },
     /// The answer: which, if any.
@@ -101,6 +103,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 Ok(cluster) => self.begin_change(cluster, vec![node], Some(reply)),
                 Err(reason) => reply.answer(Err(Error::Place { node, reason })),
             },
+            Word::Lose { nodes, reply } => match self.lost(&nodes) {
+                Ok(cluster) => self.begin_change(cluster, Vec::new(), Some(reply)),
+                Err(error) => reply.answer(Err(error)),
+            },
             Word::Check { number, nodes } => {
                 let (shard, held) = (self.transport.shard(), self.held(&nodes));
                 self.tell_shard(ShardId(0), Word::Checked { number, shard, held });
@@ -117,7 +123,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    fn cluster(&self) -> &Cluster {
+    pub(super) fn cluster(&self) -> &Cluster {
         self.places.identity.cluster.as_ref().expect("a shard runs once the cluster is formed")
     }
 
@@ -155,7 +161,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 // Of a node that nobody ever was before, no old promise can be.
                 let was_somebody =
                     |node: &NodeId| cluster.nodes().contains(node) || places.iter().any(|p| p.generation > 0);
-                let nodes = places.iter().map(|place| place.node).filter(was_somebody).collect();
+                let taken = places.iter().filter(|place| !place.is_lost());
+                let nodes = taken.map(|place| place.node).filter(was_somebody).collect();
                 (places.iter().fold(cluster.clone(), |cluster, place| cluster.with(*place)), nodes)
             }
         };
@@ -288,6 +295,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn take_cluster(&mut self, cluster: Cluster) {
         for place in cluster.places.iter().filter(|place| !self.cluster().places.contains(place)) {
             match place.incarnation {
+                _ if place.is_lost() => {
+                    tracing::warn!(node = %place.node, "lost: its directory is refused from now on")
+                }
                 0 => tracing::info!(node = %place.node, "its place is free: it waits for an empty directory"),
                 incarnation => tracing::info!(node = %place.node, incarnation, "has a place in the cluster"),
             }

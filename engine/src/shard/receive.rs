@@ -245,6 +245,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::Status { reply } => {
                 reply.answer(Ok(self.status()));
             }
+            Command::Shrink { group, reply } => reply.answer(self.shrink(group)),
             Command::Places(word) => self.on_place_word(word),
             Command::Adopt { socket, hello } => {
                 let conn = self.net.adopt(socket);

@@ -238,6 +238,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             members: one.raft.members().clone(),
             members_index: one.raft.hard_state().current.index,
             restoring: !one.is_ready() && one.is_whole(),
+            recovery_epoch: one.raft.hard_state().recovery_epoch,
             suspect: one.raft.suspect(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })

@@ -31,6 +31,8 @@ pub struct GroupStatus {
     pub members_index: Index,
     /// Its machine waits for its state: nothing is applied or answered yet.
     pub restoring: bool,
+    /// How often the group was made one member's alone by force, without a majority.
+    pub recovery_epoch: u32,
     /// Damage took a part of its log: it gives no vote and acknowledges nothing until a leader has brought it up to date.
     pub suspect: bool,
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and

@@ -70,7 +70,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.set_timer(slot);
     }
 
-    fn on_output(&mut self, slot: u32, output: Output) {
+    pub(super) fn on_output(&mut self, slot: u32, output: Output) {
         match output {
             Output::Persist { seq, hard_state, entries } => self.stage(slot, seq, hard_state, entries),
             Output::AppendNoop { index, term } => self.append_own(slot, index, term, EntryKind::Noop, 0, &[]),

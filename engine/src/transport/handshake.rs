@@ -171,6 +171,7 @@ impl Transport {
         let link = &mut self.links[at];
         link.boot_epoch = hello.boot_epoch;
         link.incarnation = Some(hello.incarnation);
+        link.places = hello.cluster.as_ref().map_or(Vec::new(), |cluster| cluster.places.clone());
         link.version = self.own.version_max.min(hello.version_max);
         match meeting {
             Meeting::Members => {

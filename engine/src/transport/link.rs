@@ -11,8 +11,10 @@ use coracle_base::limits::LINK_BYTES_MAX;
 use coracle_io::{ConnId, Net};
 
 use super::bulk::Bulk;
+
 use super::envelope::Builder;
 use super::frame::{self, FrameKind};
+use crate::cluster::Place;
 
 /// An envelope is closed when it has this much, so that the receiver can start on it.
 const ENVELOPE_BYTES_TARGET: usize = 1024 * 1024;
@@ -58,6 +60,8 @@ pub(crate) struct Link {
     pub(crate) boot_epoch: u64,
     /// What this peer said its incarnation is.
     pub(crate) incarnation: Option<u64>,
+    /// What it said, when it said hello, of the cluster's places.
+    pub(crate) places: Vec<Place>,
     /// The protocol version that both sides speak.
     pub(crate) version: u16,
     /// The second connection, while there is a session.
@@ -82,6 +86,7 @@ impl Link {
             attempts: 0,
             boot_epoch: 0,
             incarnation: None,
+            places: Vec::new(),
             version: 0,
             bulk: Bulk::new(),
             greeting: false,

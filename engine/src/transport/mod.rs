@@ -158,7 +158,8 @@ impl Transport {
         self.own.shard
     }
 
-    /// The cluster has other places than before: who is not who has them now starts over.
+    /// The cluster has other places than before: the links to whoever is not who has them now start over, and if somebody is
+    /// lost, all of them, so that everybody hears of it.
     pub(crate) fn set_cluster<N: Net>(
         &mut self,
         net: &mut N,
@@ -166,10 +167,12 @@ impl Transport {
         now_us: u64,
         out: &mut Vec<LinkEvent>,
     ) {
+        let known = self.own.cluster.as_ref().map_or(&[][..], |cluster| &cluster.places);
+        let is_news = cluster.places.iter().any(|place| place.is_lost() && !known.contains(place));
         for at in 0..self.links.len() {
             let link = &self.links[at];
             let is_other = link.incarnation.is_some() && link.incarnation != cluster.incarnation(link.node);
-            if is_other && link.conn().is_some() {
+            if (is_other || is_news) && link.conn().is_some() {
                 self.take_down(net, at, now_us, "its place in the cluster is not what it was", out);
             }
         }

@@ -25,21 +25,32 @@ fn change(cluster: &mut Cluster, at: usize, change: Change) {
     assert!(changed.is_ok(), "{change:?}: {changed:?}");
 }
 
-/// What an operator is told who gives up a node's place.
-fn give_up(cluster: &mut Cluster, at: usize, node: u64, force: bool) -> Result<(), String> {
-    let answer = cluster.node(at).replace_node(NodeId(node), force);
+/// What an operator is told.
+fn told(cluster: &mut Cluster, answer: impl Fn() -> Option<Result<(), Error>>) -> Result<(), String> {
     for _ in 0..2000 {
         match answer() {
             None => cluster.turn(),
-            Some(Ok(())) => return Ok(()),
-            Some(Err(Error::Place { node: about, reason })) => {
-                assert!(about == NodeId(node), "{about}: {reason}");
-                return Err(reason);
-            }
-            Some(Err(error)) => panic!("{error}"),
+            Some(result) => return result.map_err(|error| error.to_string()),
         }
     }
     panic!("no answer");
+}
+
+/// What an operator is told who gives up a node's place.
+fn give_up(cluster: &mut Cluster, at: usize, node: u64, force: bool) -> Result<(), String> {
+    let answer = cluster.node(at).replace_node(NodeId(node), force);
+    told(cluster, answer)
+}
+
+fn lose(cluster: &mut Cluster, at: usize, nodes: &[u64]) -> Result<(), String> {
+    let nodes: Vec<NodeId> = nodes.iter().copied().map(NodeId).collect();
+    let answer = cluster.node(at).lose_nodes(&nodes);
+    told(cluster, answer)
+}
+
+fn shrink(cluster: &mut Cluster, at: usize) -> Result<(), String> {
+    let answer = cluster.node(at).force_shrink(GROUP);
+    told(cluster, answer)
 }
 
 fn refused(cluster: &mut Cluster, at: usize, node: u64, what: &str) {
@@ -157,6 +168,61 @@ fn a_place_that_its_giver_cannot_give_away_any_more_is_forced_elsewhere() {
     cluster.turn_until("links to all that are there", |cluster| links_up(cluster, 0) == 3);
     change(&mut cluster, 3, Change::Promotable(NodeId(1)));
     cluster.turn_until("a promotion", |cluster| members(cluster, 2) == [1, 3, 4, 5]);
+}
+
+#[test]
+fn a_group_whose_majority_is_gone_for_good_goes_on_with_what_one_member_has() {
+    let mut cluster = group_of_all(5);
+    let says = |result: Result<(), String>, what: &str| {
+        let why = result.unwrap_err();
+        assert!(why.contains(what), "{why} does not say {what}");
+    };
+    agree(&mut cluster, &[0, 1, 2, 3, 4], 20);
+    says(shrink(&mut cluster, 0), "a majority of the members can be reached");
+    says(lose(&mut cluster, 0, &[5]), "it is up");
+    (2..5).for_each(|at| cluster.kill(at));
+    let lost: Vec<FakeDisk> = cluster.disks[2..].to_vec();
+    cluster.turn_until("no link to them", |cluster| (0..2).all(|at| links_up(cluster, at) == 1));
+    says(shrink(&mut cluster, 0), "was not declared lost");
+    assert_eq!(lose(&mut cluster, 0, &[3, 4, 5]), Ok(()));
+    // The other one that is left hears of it, and then says so.
+    for round in 0.. {
+        match shrink(&mut cluster, 0) {
+            Ok(()) => break,
+            Err(why) => {
+                assert!(round < 2000 && (why.contains("not heard") || why.contains("not up")), "{why}")
+            }
+        }
+        cluster.turn();
+    }
+    cluster.done(0, GROUP, b"count");
+    assert_eq!(members(&cluster, 0), [1]);
+    assert_eq!(cluster.status(0).recovery_epoch, 1);
+    assert_eq!(cluster.asked(0, GROUP), Ok(21));
+    // Interrupted and started again it is what it was; who was left out is added.
+    cluster.kill(0);
+    begin(&mut cluster, 0);
+    cluster.done(0, GROUP, b"count");
+    change(&mut cluster, 0, Change::Promotable(NodeId(2)));
+    cluster.turn_until("a promotion", |cluster| members(cluster, 1) == [1, 2]);
+    agree(&mut cluster, &[0, 1], 22);
+
+    // Those that are lost come back all the same: they have a majority of old, and get nowhere with the others.
+    for (at, disk) in (2..5).zip(lost) {
+        cluster.disks[at] = disk;
+        begin(&mut cluster, at);
+    }
+    (0..4000).for_each(|_| cluster.turn());
+    assert_eq!([0, 1].map(|at| links_up(&cluster, at)), [1, 1]);
+    assert_eq!(members(&cluster, 1), [1, 2]);
+    // With an empty directory one of them is welcome.
+    cluster.kill(2);
+    cluster.disks[2] = FakeDisk::new(93);
+    assert_eq!(give_up(&mut cluster, 0, 3, false), Ok(()));
+    begin(&mut cluster, 2);
+    change(&mut cluster, 1, Change::Promotable(NodeId(3)));
+    cluster.turn_until("a promotion", |cluster| members(cluster, 0) == [1, 2, 3]);
+    agree(&mut cluster, &[0, 1, 2], 22);
 }
 
 /// Every shard of a node has to agree: here real nodes of two, with a group on each.

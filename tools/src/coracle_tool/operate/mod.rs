@@ -59,6 +59,18 @@ start the others again with it among their peers, one after the other, then star
 One node gives a place away, and any other one names it. --force is for when that one is gone for good, too: on one node
 only, ever, or two directories could pass for one member.")]
     Replace(Replace),
+    /// Declares nodes gone for good, when so many are that groups have no majority any more; see `shrink`.
+    #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 lost 2 3")]
+    Lost(Lost),
+    /// Makes this node the only member of groups that have lost their majority. What only the others had is lost.
+    #[command(
+        after_help = "Example, nodes 2 and 3 of three are gone for good; ask the one that holds most of the log:
+  coracle --node 127.0.0.1:8001 lost 2 3
+  coracle --node 127.0.0.1:8001 shrink --all
+Then, as usual, with empty directories: `replace 2`, start node 2, `add 2 --all`. Nodes that are left and are not lost have to
+be up; they are members no more, and are added again. The node says ever after how often it was done: `recovery_epoch`."
+    )]
+    Shrink(Shrink),
     /// The node's counters, in Prometheus' text format.
     #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 metrics | grep applied")]
     Metrics(Common),
@@ -172,6 +184,23 @@ pub(super) struct Replace {
     common: Common,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Lost {
+    /// The nodes' ids.
+    #[arg(value_name = "NODE", required = true, value_parser = clap::value_parser!(u64).range(1..))]
+    ids: Vec<u64>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Shrink {
+    #[command(flatten)]
+    groups: Groups,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// What a node refused, or why it could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NodeError {
@@ -244,6 +273,11 @@ pub(super) fn run(node: Option<&str>, operation: &Operation) -> Result<(), Error
             node(&elect.common).change("elect", &json!({}), &elect.groups, elect.common, said)
         }
         Operation::Drain(common) => node(common).drain(*common),
+        Operation::Lost(lost) => node(&lost.common).lost(lost),
+        Operation::Shrink(shrink) => {
+            let said = |done: &Value| format!("node {} is the only member now", done["member"]);
+            node(&shrink.common).change("shrink", &json!({}), &shrink.groups, shrink.common, said)
+        }
         Operation::Replace(replace) => node(&replace.common).replace(replace),
         Operation::Metrics(common) => node(common).metrics(*common),
     }
@@ -277,6 +311,17 @@ impl Node {
                 _ => return Err(not_a_node(format!("status {}", reply.status))),
             }
         }
+    }
+
+    fn lost(&self, lost: &Lost) -> Result<(), Error> {
+        for id in &lost.ids {
+            let done = self.ask("POST", &format!("/api/nodes/{id}/lost"), Some(&json!({})))?;
+            match lost.common.json {
+                true => println!("{done}"),
+                false => println!("node {id} is lost: its directory is refused from now on"),
+            }
+        }
+        Ok(())
     }
 
     fn replace(&self, replace: &Replace) -> Result<(), Error> {

@@ -73,9 +73,11 @@ fn member(member: &Value) -> String {
 fn trouble(group: &Value) -> String {
     let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
     let suspect = (group["suspect"] == true).then(|| "  log damaged, waits for its leader".to_owned());
+    let forced = group["recovery_epoch"].as_u64().filter(|epoch| *epoch > 0);
+    let forced = forced.map(|epoch| format!("  shrunk by force ({epoch})"));
     let needs = group["needs_snapshot"].as_str().map(|why| format!("  needs a snapshot: {why}"));
     let poisoned = group["poisoned"].as_str().map(|why| format!("  stands still: {why}"));
-    restoring.into_iter().chain(suspect).chain(needs).chain(poisoned).collect()
+    restoring.into_iter().chain(suspect).chain(forced).chain(needs).chain(poisoned).collect()
 }
 
 fn rows(value: &Value) -> &[Value] {
