@@ -277,8 +277,11 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hex: String = sample().encode().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, include_str!("../testdata/identity-v1.hex").trim());
+        let hex = |identity: &Identity| -> String {
+            identity.encode().iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        assert_eq!(hex(&sample()), include_str!("../testdata/identity-v1.hex").trim());
+        assert_eq!(hex(&with_places()), include_str!("../testdata/identity-places.hex").trim());
     }
 
     fn with_places() -> Identity {

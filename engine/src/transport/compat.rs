@@ -1,18 +1,21 @@
-//! The frames that version 1 sent are still understood, to the last field. (Tests only.)
+//! The frames that earlier versions of the protocol sent are still understood, to the last field. (Tests only.)
 
 use coracle_base::codec::{Reader, Sink};
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId, RunHeader, RunRef, ShardId, Term};
-use coracle_raft::Message;
+use coracle_raft::{Change, Configured, Members, Message};
 
 use super::envelope::{Builder, Kind, Pieces};
 use super::frame::{self, Frame, FrameKind};
-use super::hello::Hello;
+use super::hello::{Hello, Lane};
 use crate::cluster::Cluster;
 use crate::identity::Identity;
+use crate::shard::transfer::wire::{Chunk, Key, Live, Offer, Part, Want};
 
-fn kept(name: &str, bytes: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat/v1/frames").join(name);
-    if std::env::var_os("COMPAT_WRITE").is_some() {
+/// The bytes of a frame as they were kept; `COMPAT_WRITE=protocol-1` keeps them anew.
+fn kept(protocol: u16, name: &str, bytes: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat");
+    let path = root.join(format!("v{protocol}/frames")).join(name);
+    if std::env::var("COMPAT_WRITE").is_ok_and(|wanted| wanted == format!("protocol-{protocol}")) {
         let hex: String = bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         std::fs::write(&path, hex + "\n").unwrap();
     }
@@ -80,7 +83,7 @@ fn framed(kind: FrameKind, head: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_hello_of_version_1_is_understood() {
-    let bytes = kept("hello.hex", || framed(FrameKind::Hello, &hello().encode()));
+    let bytes = kept(1, "hello.hex", || framed(FrameKind::Hello, &hello().encode()));
     let (frame, len) = Frame::parse(&bytes).unwrap().unwrap();
     assert_eq!((frame.kind, frame.seq, len), (FrameKind::Hello, 0, bytes.len()));
     assert_eq!(Hello::decode(frame.head), Ok(hello()));
@@ -88,14 +91,14 @@ fn the_hello_of_version_1_is_understood() {
 
 #[test]
 fn the_refusal_of_version_1_is_understood() {
-    let bytes = kept("refuse.hex", || framed(FrameKind::Refuse, b"not here"));
+    let bytes = kept(1, "refuse.hex", || framed(FrameKind::Refuse, b"not here"));
     let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
     assert_eq!((frame.kind, frame.head), (FrameKind::Refuse, &b"not here"[..]));
 }
 
 #[test]
 fn the_envelope_of_version_1_is_understood() {
-    let bytes = kept("envelope.hex", envelope);
+    let bytes = kept(1, "envelope.hex", envelope);
     let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
     assert_eq!((frame.kind, frame.seq, super::envelope::echo(frame.head)), (FrameKind::Envelope, 13, Ok(12)));
     let mut pieces = Pieces::new(frame.head, frame.tail).unwrap();
@@ -109,5 +112,98 @@ fn the_envelope_of_version_1_is_understood() {
         let piece = pieces.next().unwrap().unwrap();
         assert_eq!((piece.kind, piece.payload), (kind, payload));
     }
+    assert_eq!(pieces.next(), Ok(None));
+}
+
+/// Of the bulk connection, from a node that knows of places that were given away.
+fn hello_with_places() -> Hello {
+    let one = hello();
+    let cluster = one.cluster.as_ref().map(|cluster| {
+        let given_up = cluster.give_up(NodeId(3), NodeId(1));
+        given_up.take(NodeId(3), 34, NodeId(1)).take(NodeId(4), 44, NodeId(1)).lose(NodeId(1))
+    });
+    Hello { version_max: 2, lane: Lane::Bulk, cluster, ..one }
+}
+
+fn configured() -> Configured {
+    let members = Members::of_voters([NodeId(1), NodeId(2), NodeId(3)]);
+    let changes = [Change::Remove(NodeId(1)), Change::Voter(NodeId(4)), Change::Promotable(NodeId(5))];
+    let members = members.changed(&changes, coracle_base::Index(7)).unwrap();
+    Configured { index: coracle_base::Index(38), members }
+}
+
+/// What version 2 has beside those of version 1, in the order of [`parcels`].
+fn messages() -> Vec<Message> {
+    let (term, index, snap_term) = (Term(6), coracle_base::Index(40), Term(5));
+    vec![
+        Message::PreVote { term, last_index: index, last_term: snap_term, forced: true },
+        Message::Snapshot { term, index, snap_term, configured: Some(Box::new(configured())) },
+        Message::TimeoutNow { term },
+        Message::Removed { index: coracle_base::Index(38), commit: index, term: snap_term },
+    ]
+}
+
+fn key() -> Key {
+    Key { index: coracle_base::Index(40), term: Term(5), bytes: 600_000, crc: 0xC0AC1E }
+}
+
+fn offer() -> Offer {
+    let configured = Some(Box::new(configured()));
+    Offer { raft_term: Term(6), key: key(), live: 3, state_only: false, configured }
+}
+
+fn wants() -> [Want; 2] {
+    let chunks = Part::Chunks { next: 1, end: 3 };
+    [chunks, Part::Live { next: coracle_base::Index(17) }].map(|part| Want { key: key(), part })
+}
+
+fn envelope_2() -> Vec<u8> {
+    let mut builder = Builder::default();
+    for message in messages() {
+        builder.push(Kind::Raft, GroupId(9), false, |out| message.encode(out), |_| {});
+    }
+    builder.push(Kind::Offer, GroupId(9), false, |out| offer().encode(out), |_| {});
+    for want in wants() {
+        builder.push(Kind::Want, GroupId(9), false, |out| want.encode(out), |_| {});
+    }
+    let chunk = Chunk { key: key(), number: 2 };
+    builder.push(Kind::Chunk, GroupId(9), false, |out| chunk.encode(out), |out| out.put(b"a chunk"));
+    let live = Live { key: key(), from: coracle_base::Index(17), next: None };
+    builder.push(Kind::Live, GroupId(9), false, |out| live.encode(out), |out| out.put(&run()));
+    let mut out = Vec::new();
+    builder.take(12, |head, tail| frame::encode(FrameKind::Envelope, 13, head, tail, &mut out));
+    out
+}
+
+#[test]
+fn the_hello_of_version_2_with_places_is_understood() {
+    let bytes = kept(2, "hello.hex", || framed(FrameKind::Hello, &hello_with_places().encode()));
+    let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
+    assert_eq!(Hello::decode(frame.head), Ok(hello_with_places()));
+}
+
+#[test]
+fn the_envelope_of_version_2_is_understood() {
+    let bytes = kept(2, "envelope.hex", envelope_2);
+    let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
+    let mut pieces = Pieces::new(frame.head, frame.tail).unwrap();
+    for message in messages() {
+        let piece = pieces.next().unwrap().unwrap();
+        assert_eq!(piece.kind, Kind::Raft);
+        assert_eq!(Message::decode(&mut Reader::new(piece.fields)).unwrap(), message);
+    }
+    let mut next = |kind: Kind| {
+        let piece = pieces.next().unwrap().unwrap();
+        assert_eq!((piece.kind, piece.group), (kind, GroupId(9)));
+        piece
+    };
+    assert_eq!(Offer::decode(next(Kind::Offer).fields), Ok(offer()));
+    assert_eq!(wants().map(|_| Want::decode(next(Kind::Want).fields).unwrap()), wants());
+    let chunk = next(Kind::Chunk);
+    assert_eq!(Chunk::decode(chunk.fields), Ok(Chunk { key: key(), number: 2 }));
+    assert_eq!(chunk.payload, b"a chunk");
+    let live = next(Kind::Live);
+    assert_eq!(Live::decode(live.fields), Ok(Live { key: key(), from: coracle_base::Index(17), next: None }));
+    assert_eq!(live.payload, run());
     assert_eq!(pieces.next(), Ok(None));
 }
