@@ -141,7 +141,9 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         if recovery.report.created {
             Identity::begin_log(&mut parts.disk, shard)?;
         }
-        let (dir, damaged) = (log_dir(shard).join("snapshots"), recovery.report.is_incomplete());
+        // Of a group that has lost records nobody knows which of its files is the newest: they stay until it is whole.
+        let damaged = recovery.report.is_incomplete() || recovery.groups.iter().any(|group| group.suspect);
+        let dir = log_dir(shard).join("snapshots");
         let snapshots = Snapshots::open(
             &mut parts.disk,
             dir,

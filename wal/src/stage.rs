@@ -60,6 +60,8 @@ pub(crate) struct Stage {
     outline: Outline,
     /// Of the open batch, for the next one.
     roster: Roster,
+    /// There was a batch before the next one, in this start.
+    has_roster: bool,
     closed: VecDeque<Batch>,
     closed_bytes: usize,
     next_seq: u64,
@@ -82,6 +84,7 @@ impl Stage {
             open: None,
             outline: Outline::default(),
             roster: Roster::default(),
+            has_roster: false,
             closed: VecDeque::new(),
             closed_bytes: 0,
             next_seq: seq,
@@ -144,11 +147,9 @@ impl Stage {
         let need = BATCH_HEADER_BYTES + bytes;
         assert!(need as u64 <= largest, "a record of {bytes} bytes does not fit a batch of {largest}");
         let roster_bytes = RECORD_HEADER_BYTES + self.roster.body().len();
-        if (need + roster_bytes) as u64 > largest {
-            // Nobody knows then whom the batch before was about.
-            self.roster.clear();
-        }
-        let need = if self.roster.body().is_empty() { need } else { need + roster_bytes };
+        // Where it does not fit, nobody knows whom the batch before was about.
+        let has_roster = self.has_roster && (need + roster_bytes) as u64 <= largest;
+        let need = if has_roster { need + roster_bytes } else { need };
         let end = self.next_at;
         let rolls = std::mem::take(&mut self.file_ends) || end.offset + need as u64 > self.file_bytes;
         if rolls {
@@ -177,19 +178,21 @@ impl Stage {
             full: false,
             repeated_upto: 0,
         });
-        self.put_roster();
+        if has_roster {
+            self.put_roster();
+        }
+        self.roster.clear();
+        self.has_roster = true;
         rolls.then_some(end)
     }
 
     /// The open batch begins with what the one before was about.
     fn put_roster(&mut self) {
-        let batch = self.open.as_mut().expect("it was just opened");
-        if !self.roster.body().is_empty() {
+        if let Some(batch) = &mut self.open {
             record::put_header(RecordKind::Roster, false, self.roster.body().len(), &mut batch.buf);
             batch.buf.put(self.roster.body());
             batch.records += 1;
         }
-        self.roster.clear();
     }
 
     /// The open batch has a record of this group.

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //!   body   for each group, in the order of its records, but not twice in a row: its uid, as the difference to the one
-//!          before (zigzag, 7 bits a byte)
+//!          before (zigzag, 7 bits a byte); nothing, if the batch had no records of groups
 //! ```
+//!
+//! There is none in the first batch of a start, nor where it did not fit.
 
 use coracle_base::GroupId;
 
@@ -27,7 +29,7 @@ impl Roster {
         put(zigzag(group.0.wrapping_sub(before)), &mut self.body);
     }
 
-    /// The record's body; empty if there is nothing to tell.
+    /// The record's body.
     pub(crate) fn body(&self) -> &[u8] {
         &self.body
     }

@@ -122,7 +122,8 @@ pub struct Report {
     pub torn: bool,
     /// Durable batches may have been lost at the tail: groups that are not even named here may have had records.
     pub tail_suspect: bool,
-    /// Durable batches that cannot be read. The same holds for groups.
+    /// Durable batches that cannot be read. Which groups they were about is known if the batch after each of them says so:
+    /// otherwise the same holds.
     pub holes: Vec<Hole>,
     /// This start or an earlier one found that durable records are missing.
     pub incomplete: bool,

@@ -291,6 +291,23 @@ fn a_lost_batch_concerns_only_its_own_groups() {
 }
 
 #[test]
+fn a_lost_mark_concerns_nobody() {
+    let mut rig = Rig::fresh(11);
+    (1..=5).for_each(|group| rig.append(group, 0, 1, 1, 1, 20));
+    rig.settle();
+    let mark = tail_offset(&rig.disk.image());
+    rig.now_us += 1_000_000;
+    rig.settle();
+    assert_eq!(rig.wal.stats().marks, 1);
+    rig.append(2, 1, 1, 1, 1, 20);
+    rig.settle();
+    assert!(rig.disk.corrupt(path(1), mark + 40, Damage::FlipBit { bit: 3 }));
+    let (_, recovery) = Wal::open(&mut rig.disk.clone(), config(12), identity()).unwrap();
+    assert_eq!(recovery.report.holes.len(), 1, "{:?}", recovery.report);
+    assert!(!recovery.report.is_incomplete() && recovery.groups.iter().all(|group| !group.suspect));
+}
+
+#[test]
 fn a_missing_file_is_noticed() {
     let (image, model) = sound_log(true);
     let logs: Vec<u64> =
