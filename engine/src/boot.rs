@@ -80,7 +80,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     ) -> Result<Self, Error> {
         let mut rng = SmallRng::seed_from_u64(parts.seed);
         let shards = config.shards_in_force();
-        let identity = Identity::open(&mut parts.disk, config.id, shards, rng.random())?;
+        let identity = Identity::open(&mut parts.disk, config.id, shards, rng.random_range(1..u64::MAX))?;
         check_members(config, &identity)?;
         parts.net.listen(listen)?;
         let now_us = parts.clock.now_us();
@@ -261,18 +261,20 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
     }
 }
 
-/// Every node of the cluster must be among the peers of the configuration. Further ones may be: they come later.
+/// The nodes that formed the cluster, and are not lost since, must be among the peers of the configuration. Further ones may
+/// be: they come later. One that came later and is not named is not spoken to.
 fn check_members(config: &Config, identity: &Identity) -> Result<(), Error> {
     let Some(cluster) = &identity.cluster else { return Ok(()) };
-    let is_configured = |node: &NodeId| config.peers.iter().any(|peer| peer.id == *node);
-    match cluster.nodes().into_iter().find(|node| !is_configured(node)) {
-        None => Ok(()),
-        Some(node) => {
+    let is_named = |node: &NodeId| config.peers.iter().any(|peer| peer.id == *node);
+    for node in cluster.nodes().into_iter().filter(|node| !is_named(node)) {
+        if cluster.founders().contains(&node) {
             let reason =
                 format!("node {node} belongs to the cluster, and the configuration does not name it");
-            Err(Error::Config { key: "peers", reason })
+            return Err(Error::Config { key: "peers", reason });
         }
+        tracing::warn!(%node, "it has or had a place in the cluster, and is not among this node's peers");
     }
+    Ok(())
 }
 
 fn stop_error(error: ShardError) -> Error {
@@ -354,9 +356,9 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
             Command::Drain { reply } => reply.answer(Ok(0)),
             Command::Campaign { group, reply } => reply.answer(Err(Error::NoGroup(group))),
             Command::Shrink { group, reply } => reply.answer(Err(Error::NoGroup(group))),
-            Command::Places(Word::GiveUp { node, reply, .. }) => {
-                let reason = "this node waits for its own cluster: ask another one".into();
-                reply.answer(Err(Error::Place { node, reason }));
+            Command::Places(Word::GiveUp { reply, .. } | Word::Lose { reply, .. }) => {
+                let reason = "it waits for its own cluster: ask another one".into();
+                reply.answer(Err(Error::Place { node: self.identity.node, reason }));
             }
             command => command.refuse(crate::Reason::NoLeader),
         }
@@ -371,15 +373,15 @@ mod tests {
 
     #[test]
     fn whoever_belongs_to_the_cluster_has_to_be_named() {
-        let cluster = Cluster::new(7, vec![(NodeId(1), 11), (NodeId(2), 22)]).take(NodeId(3), 33, NodeId(1));
+        let cluster = Cluster::new(7, vec![(NodeId(1), 11), (NodeId(2), 22)]);
+        let cluster = cluster.with(cluster.take(NodeId(3), 33, NodeId(1)));
         let identity = Identity { node: NodeId(1), incarnation: 11, shards: 1, cluster: Some(cluster) };
         let judge = |ids: &[u64]| {
             let peer = |id: &u64| Peer { id: NodeId(*id), address: ([127, 0, 0, 1], 7000).into() };
             check_members(&Config::new(1, ids.iter().map(peer).collect(), "/unused"), &identity)
         };
         assert!(judge(&[1, 2, 3]).is_ok() && judge(&[1, 2, 3, 4]).is_ok(), "one more may come");
-        for lacking in [&[1, 2][..], &[1, 3, 4]] {
-            assert!(judge(lacking).unwrap_err().to_string().contains("belongs to the cluster"));
-        }
+        assert!(judge(&[1, 2]).is_ok(), "it was perhaps only heard of");
+        assert!(judge(&[1, 3, 4]).unwrap_err().to_string().contains("belongs to the cluster"));
     }
 }

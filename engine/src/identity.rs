@@ -286,8 +286,9 @@ mod tests {
 
     fn with_places() -> Identity {
         let cluster = sample().cluster.map(|cluster| {
-            let given_up = cluster.give_up(NodeId(3), NodeId(1));
-            given_up.take(NodeId(3), 34, NodeId(1)).take(NodeId(4), 44, NodeId(1))
+            let cluster = cluster.with(cluster.give_up(NodeId(3), NodeId(1)));
+            let cluster = cluster.with(cluster.take(NodeId(3), 34, NodeId(1)));
+            cluster.with(cluster.take(NodeId(4), 44, NodeId(1)))
         });
         Identity { cluster, ..sample() }
     }

@@ -75,7 +75,7 @@ pub enum Reason {
     /// This member runs a version that knows neither changes of members nor the handing over of leadership: upgrade it, or
     /// stop it, and try again.
     NeedsUpgrade(NodeId),
-    /// The leader's node has not met this node since it joined the cluster: start it, and try again soon.
+    /// The leader's node has no link to this node, or has not met it since it joined the cluster: start it, and try again.
     NotJoined(NodeId),
 }
 
@@ -141,7 +141,7 @@ impl fmt::Display for Reason {
             Reason::NotJoined(node) => {
                 return write!(
                     f,
-                    "node {node} has not joined the cluster yet, as far as the leader's node knows"
+                    "the leader's node has no link to node {node}: start it, or wait until it has joined the cluster"
                 );
             }
             Reason::NeedsUpgrade(node) => {

@@ -173,9 +173,13 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     }
 
     /// As [`Node::lose_nodes`](crate::Node::lose_nodes).
-    pub fn lose_nodes(&self, nodes: &[NodeId]) -> impl Fn() -> Option<Result<(), Error>> + use<D, N, C> {
+    pub fn lose_nodes(
+        &self,
+        nodes: &[NodeId],
+        force: bool,
+    ) -> impl Fn() -> Option<Result<(), Error>> + use<D, N, C> {
         let (reply, answer) = Asked::new();
-        let _ = self.inbox.push(Command::Places(Word::Lose { nodes: nodes.to_vec(), reply }));
+        let _ = self.inbox.push(Command::Places(Word::Lose { nodes: nodes.to_vec(), force, reply }));
         move || answer.take()
     }
 

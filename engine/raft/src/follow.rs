@@ -68,6 +68,9 @@ impl Group {
             // It resigned; this message was on the way already. Its entries are good, but it leads no more.
             return true;
         }
+        if !self.leader_live {
+            self.told_commit = None;
+        }
         self.leader = Some(from);
         self.leader_live = self.peer_at(from).is_some_and(|at| self.peers[at].link_up);
         match self.leader_live {
@@ -78,6 +81,7 @@ impl Group {
     }
 
     pub(crate) fn on_append(&mut self, now_us: u64, append: Received, out: &mut Vec<Output>) {
+        self.told_commit.get_or_insert(append.commit);
         if !self.can_hold(&append.changes) {
             return;
         }

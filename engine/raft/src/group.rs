@@ -264,6 +264,8 @@ pub struct Group {
     // Follower.
     /// The leader spoke in this session of its link, which is still up: it vouches for the leader.
     pub(crate) leader_live: bool,
+    /// What the leader said to be committed when it first spoke in this session.
+    pub(crate) told_commit: Option<Index>,
     /// The leader of this term has resigned.
     pub(crate) leader_gone: bool,
     /// Agrees with the leader of this term up to here.
@@ -332,6 +334,7 @@ impl Group {
             election_at: None,
             owed: SmallVec::new(),
             resigned: None,
+            told_commit: None,
             leader_live: false,
             leader_gone: false,
             matched: Index::ZERO,

@@ -30,7 +30,7 @@ use crate::progress::{Peer, Place};
 pub type Changes = Vec<(Index, Members)>;
 
 /// So often is a member that was removed asked whether it knows.
-const LEAVING_TRIES: u8 = 10;
+pub(crate) const LEAVING_TRIES: u8 = 10;
 
 /// Why the members were not changed. Nothing was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

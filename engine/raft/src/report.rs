@@ -84,6 +84,14 @@ impl Group {
         self.role
     }
 
+    /// Whether this member has all that was committed when its leader first spoke in the present session of their link: in a
+    /// later term than this leader's nothing is, and what is of its term has all before it (leader completeness).
+    pub fn knows_what_its_leader_said(&self) -> bool {
+        let is_of_its_term = self.log.term_at(self.commit) == Some(self.state.term);
+        let is_told = self.told_commit.is_some_and(|told| self.commit >= told);
+        self.role == Role::Follower && self.leader_live && is_of_its_term && is_told
+    }
+
     /// Whether we lead.
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader

@@ -6,12 +6,17 @@
 //!
 //! Invariants: (1) the recovery epoch rises with each time, durable together with the new members; (2) the first thing
 //! that the new leader says is who the members are, also if it was interrupted: until then the state says that it has not
-//! been said.
+//! been said; (3) who was left out and is there hears of it, as whoever was removed.
 
 use alloc::vec::Vec;
 
+use coracle_base::NodeId;
+use smallvec::SmallVec;
+
 use crate::group::{Group, Output, Role};
 use crate::member::{Configured, Members};
+use crate::membership::LEAVING_TRIES;
+use crate::progress::Place;
 
 /// Why a member did not become the only one. Nothing was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +52,12 @@ impl Group {
             self.become_follower(now_us, self.state.term, out);
         }
         self.state.recovery_epoch += 1;
+        let before: SmallVec<[NodeId; 8]> = self.members().iter().map(|member| member.id).collect();
         self.settle(Configured { index: self.state.current.index, members: Members::of_voters([own]) });
         self.state.is_unsaid = true;
+        // Those of them that are there hear that they are out.
+        let left_out = self.peers.iter_mut().filter(|peer| before.contains(&peer.id));
+        left_out.for_each(|peer| peer.place = Place::Leaving { tries: LEAVING_TRIES });
         self.campaign(now_us, true);
         Ok(())
     }

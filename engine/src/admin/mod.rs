@@ -17,7 +17,7 @@
 //!   POST /api/groups/UID/elect        {}: this node's member campaigns
 //!   POST /api/groups/UID/shrink       {}: this node is its only member from now on, when a majority is lost
 //!   POST /api/drain                   {}: every group that is led here is handed over
-//!   POST /api/nodes/ID/lost           {}: that node is gone for good, though groups have it as a member
+//!   POST /api/lost                    {"nodes": [2, 3], "force": false}: gone for good, though groups have them as members
 //!   POST /api/nodes/ID/replace        {"force": false}: that node's directory is gone, and an empty one may take its place
 //! ```
 //!

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use coracle_base::limits::MEMBERS_MAX;
 use coracle_base::{GroupId, NodeId};
 use coracle_raft::{Change, Member, Membership};
 use hyper::StatusCode;
@@ -198,11 +199,18 @@ pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
     Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over }))
 }
 
-/// A node is gone for good, though groups have it as a member.
-pub(super) async fn lost(shared: &Shared, node: NodeId) -> Result<Value, Failed> {
-    let (first, nodes) = (shared.handles.inboxes.first().ok_or(crate::Error::Stopped(None))?, vec![node]);
-    told(ask(first, |reply| Command::Places(Word::Lose { nodes, reply }))).await?;
-    Ok(json!({ "node": node.0 }))
+/// Nodes are gone for good, though groups have them as members.
+pub(super) async fn lost(shared: &Shared, body: &Value) -> Result<Value, Failed> {
+    known_keys(body, &["nodes", "force"])?;
+    let force = force(body)?;
+    let ids = body["nodes"].as_array().filter(|ids| !ids.is_empty() && ids.len() <= MEMBERS_MAX);
+    let ids = ids
+        .and_then(|ids| ids.iter().map(|id| id.as_u64().filter(|id| *id > 0)).collect::<Option<Vec<u64>>>());
+    let ids = ids.ok_or_else(|| Failed::bad_request("which nodes? \"nodes\": [2, 3]"))?;
+    let nodes = ids.iter().copied().map(NodeId).collect();
+    let first = shared.handles.inboxes.first().ok_or(crate::Error::Stopped(None))?;
+    told(ask(first, |reply| Command::Places(Word::Lose { nodes, force, reply }))).await?;
+    Ok(json!({ "nodes": ids }))
 }
 
 /// This node is a group's only member from now on.

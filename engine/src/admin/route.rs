@@ -32,7 +32,7 @@ POST /api/groups/UID/transfer  {\"to\": 3}, or {}
 POST /api/groups/UID/elect     {}
 POST /api/groups/UID/shrink    {}: by force, when a majority is gone for good and was declared lost
 POST /api/drain                {}
-POST /api/nodes/ID/lost        {}: gone for good, though groups have it as a member
+POST /api/lost                 {\"nodes\": [2, 3], \"force\": false}: gone for good, though groups have them as members
 POST /api/nodes/ID/replace     {\"force\": false}: its directory is gone; an empty one may take its place
 
 Changes need the header `content-type: application/json`. The tool: coracle --node HOST:PORT --help
@@ -53,7 +53,7 @@ pub(super) enum Call {
     Elect(GroupId),
     Shrink(GroupId),
     Drain,
-    Lost(NodeId),
+    Lost,
     Replace(NodeId),
 }
 
@@ -82,7 +82,7 @@ async fn run(shared: &Shared, call: Call, body: &Value) -> Answer {
         Call::Transfer(group) => operate::transfer(shared, group, body).await.into(),
         Call::Elect(group) => operate::elect(shared, group).await.into(),
         Call::Shrink(group) => operate::shrink(shared, group).await.into(),
-        Call::Lost(node) => operate::lost(shared, node).await.into(),
+        Call::Lost => operate::lost(shared, body).await.into(),
         Call::Drain => operate::drain(shared).await.into(),
         Call::Replace(node) => operate::replace(shared, node, body).await.into(),
     }
@@ -151,7 +151,7 @@ pub(super) fn call(path: &str, query: &str) -> Result<(Call, Method), Failed> {
             (Call::Overview { after, limit }, Method::GET)
         }
         ["api", "drain"] => (Call::Drain, Method::POST),
-        ["api", "nodes", id, "lost"] => (Call::Lost(of_node(id)?), Method::POST),
+        ["api", "lost"] => (Call::Lost, Method::POST),
         ["api", "nodes", id, "replace"] => (Call::Replace(of_node(id)?), Method::POST),
         ["api", "groups", uid] => (Call::Group(of_group(uid)?), Method::GET),
         ["api", "groups", uid, "add"] => (Call::Add(of_group(uid)?), Method::POST),

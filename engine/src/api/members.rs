@@ -60,9 +60,10 @@ impl Group {
     }
 
     /// Makes this node the only member of the group, by force, after a majority of its members is gone for good and was
-    /// declared so by [`Node::lose_nodes`]; call it on the node that holds most of the log (term, then last index, of
-    /// [`status`](Group::status)). What only the others had is lost. The node leads the group then, and others are added as
-    /// usual; [`recovery_epoch`](crate::GroupStatus::recovery_epoch) tells ever after.
+    /// declared so here by [`Node::lose_nodes`]; do both on the node that holds most of the log (term, then last index, of
+    /// [`status`](Group::status)). What only the others had is lost. When it returns, the node leads the group; others are
+    /// added as usual, those that were left out and are not lost among them.
+    /// [`recovery_epoch`](crate::GroupStatus::recovery_epoch) tells ever after. Done before, it does nothing.
     ///
     /// # Errors
     /// [`Error::Shrink`]: a majority is there, or a member is neither lost nor up; [`Error::NoGroup`], [`Error::Stopped`],
@@ -121,14 +122,16 @@ impl Node {
 
     /// Declares nodes lost for good, though groups have them as members: their directories are refused from now on, here and
     /// on every node that hears of it, which are all that are up. For when majorities are gone: then
-    /// [`Group::force_shrink`] brings each group back, and [`replace_node`](Self::replace_node) lets empty directories have
-    /// their places.
+    /// [`Group::force_shrink`] brings each group back, on this node and no other, and [`replace_node`](Self::replace_node)
+    /// lets empty directories have their places. `force`: although another node has declared them lost, which is gone for
+    /// good itself.
     ///
     /// # Errors
-    /// [`Error::Place`]: one of them is up, or unknown; [`Error::Stopped`], [`Error::Busy`].
-    pub fn lose_nodes(&self, nodes: &[NodeId]) -> Result<(), Error> {
+    /// [`Error::Place`]: one of them is up or was a moment ago, is unknown, or another node declared it lost;
+    /// [`Error::Stopped`], [`Error::Busy`].
+    pub fn lose_nodes(&self, nodes: &[NodeId], force: bool) -> Result<(), Error> {
         let (first, nodes) = (self.handles().inboxes.first().ok_or(Error::Stopped(None))?, nodes.to_vec());
-        ask(first, |reply| Command::Places(Word::Lose { nodes, reply })).wait()
+        ask(first, |reply| Command::Places(Word::Lose { nodes, force, reply })).wait()
     }
 
     /// Begins to hand over every group that this node leads and that another one can lead, if none of its members has to be

@@ -11,6 +11,7 @@ use coracle_segments::snapshot::{PartName, SnapshotName};
 use coracle_wal::{BatchSeq, IndexRange, SnapshotFile};
 
 use super::inbox::{Consistency, Origin};
+use super::replies::Asked;
 use super::restore::MachineState;
 use super::snapshots::Checkpoint;
 use super::transfer::receive::Incoming;
@@ -158,6 +159,8 @@ pub(crate) struct Slot {
     pub(crate) applying: bool,
     /// Who wants to know how the transfer of leadership ends.
     pub(crate) transfer_for: Vec<Successor>,
+    /// Who waits for it to be this node's alone.
+    pub(crate) shrinking: Vec<Asked<()>>,
 }
 
 impl Slot {
@@ -195,6 +198,7 @@ impl Slot {
             dirty: false,
             applying: false,
             transfer_for: Vec::new(),
+            shrinking: Vec::new(),
         }
     }
 

@@ -170,7 +170,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         origin: &Origin,
     ) -> Result<(), Reason> {
         let added = changes.iter().copied().filter(|change| !matches!(change, Change::Remove(_)));
-        if let Some(node) = added.map(Change::node).find(|node| !self.has_place(*node)) {
+        // Without a link it may be another directory by the same name that is meant, of which nothing is known here yet.
+        let is_there = |node: NodeId| node == self.settings.node || force || self.transport.is_up(node);
+        if let Some(node) = added.map(Change::node).find(|node| !(self.has_place(*node) && is_there(*node))) {
             let is_peer = self.transport.link(node).is_some();
             return Err(if is_peer { Reason::NotJoined(node) } else { Reason::NotAMember });
         }

@@ -1,15 +1,19 @@
-//! Who belongs to the cluster, while the node runs: places are given up on an operator's word, given to nodes that come
-//! with an empty directory, and learnt from other nodes' hellos. The rules are `cluster.rs`'s; here is what they need.
+//! Who belongs to the cluster, while the node runs: places are given up or lost on an operator's word, given to nodes that
+//! come with an empty directory, and learnt from other nodes' hellos. The rules are `cluster.rs`'s; here is what they need.
 //!
 //! ```text
-//!   give up, newcomer, news ─→ first shard: one at a time ─→ every shard: has no group that node as a member?
-//!                                                              │ none has
-//!                        links start over  ←─ every shard ←─  the identity file is written, durable
+//!   give up, lost, newcomer, news ─→ first shard: one change at a time
+//!        └─→ every shard: has a group its old directory as a member?   whose it is, its place stays as it is, for now
+//!              └─→ the identity file is written, durable ─→ every shard takes it, links start over ─→ answer
 //! ```
 //!
+//! A group here may still name the old directory because it was away: then its leader's node knows better. Once this member
+//! has all that its leader said to be committed when their link came up, and that node had taken the place by then, whoever
+//! is a member by that name is the new one: the leader's node took the place only when none of its groups had the old one.
+//!
 //! Invariants: (1) a place is another's only when that is durable here; (2) and when no group here, started or only found on
-//! the disk, has the node as a member, by its own configuration or the one before; (3) what cannot be now is dropped: a
-//! newcomer, and whoever has news, comes again with its next connection.
+//! the disk, has its old directory as a member, by its own configuration or one before that may be in force again; (3) what
+//! is heard and cannot be taken yet is tried again; (4) of a place the higher rank holds, whatever order words come in.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,12 +26,16 @@ use coracle_raft::HardState;
 use coracle_wal::RecoveredGroup;
 
 use super::Shard;
+use super::groups::Slot;
 use super::inbox::Command;
 use super::replies::Asked;
 use crate::Error;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Place};
 use crate::identity::{FILE, Identity, NEW_FILE};
 use crate::transport::hello::News;
+
+/// What was heard and could not be taken is tried again after so long.
+const AGAIN_US: u64 = 500_000;
 
 /// The word of all operations that are ours: there is one at a time.
 const TOKEN: u64 = 0x50 << 56;
@@ -39,33 +47,42 @@ pub(crate) enum Word {
     /// An operator's wish, for the first shard: the directory of this node is gone for good.
     GiveUp { node: NodeId, force: bool, reply: Asked<()> },
     /// And: these are gone for good, whoever is a member of what.
-    Lose { nodes: Vec<NodeId>, reply: Asked<()> },
-    /// Has any of your groups one of these as a member?
-    Check { number: u64, nodes: Vec<NodeId> },
-    /// The answer: which, if any.
-    Checked { number: u64, shard: ShardId, held: Option<(GroupId, NodeId)> },
+    Lose { nodes: Vec<NodeId>, force: bool, reply: Asked<()> },
+    /// Has any of your groups one of these nodes' old directories as a member?
+    Check { number: u64, places: Vec<Place> },
+    /// The answer: which.
+    Checked { number: u64, shard: ShardId, held: Vec<(GroupId, NodeId)> },
     /// It is durable.
-    Are(Cluster),
+    Are { number: u64, cluster: Cluster },
+    /// And this shard keeps to it.
+    Taken { number: u64, shard: ShardId },
 }
 
-/// The first shard's part. The others only have the identity.
+/// The first shard's part. The others have the identity, and words that did not fit an inbox.
 pub(super) struct Places {
     identity: Identity,
     change: Option<Change>,
     number: u64,
+    /// What was heard from other nodes and is not taken yet, the highest of each place.
+    news: Vec<Place>,
+    again_us: u64,
+    /// What was told of them, so that it is told once.
+    held: Vec<(GroupId, NodeId)>,
+    unsent: Vec<(ShardId, Word)>,
 }
 
 /// A change that is under way.
 struct Change {
-    cluster: Cluster,
+    places: Vec<Place>,
     /// Shards that have not answered.
     waiting: BTreeSet<ShardId>,
+    held: Vec<(GroupId, NodeId)>,
     reply: Option<Asked<()>>,
     step: Step,
     file: Option<FileId>,
 }
 
-/// The disk's last order.
+/// What is waited for: other shards, or the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Checking,
@@ -75,6 +92,7 @@ enum Step {
     Close,
     Rename,
     SyncDir,
+    Telling,
 }
 
 /// Whether a completion is ours.
@@ -84,7 +102,25 @@ pub(super) fn owns(token: u64) -> bool {
 
 impl Places {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, change: None, number: 0 }
+        Self {
+            identity,
+            change: None,
+            number: 0,
+            news: Vec::new(),
+            again_us: u64::MAX,
+            held: Vec::new(),
+            unsent: Vec::new(),
+        }
+    }
+
+    /// When there is something to do though nothing happens.
+    pub(super) fn deadline_us(&self) -> u64 {
+        if self.change.is_some() { u64::MAX } else { self.again_us }
+    }
+
+    /// Words wait for room in an inbox.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
     }
 }
 
@@ -98,28 +134,55 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(super) fn on_place_word(&mut self, word: Word) {
         match word {
-            Word::News(news) => self.on_news(news),
+            Word::News(News::Newcomer { node, incarnation }) => {
+                if self.cluster().is_free(node, self.settings.node) {
+                    let place = self.cluster().take(node, incarnation, self.settings.node);
+                    self.begin_change(vec![place], None);
+                }
+            }
+            Word::News(News::Places(places)) => {
+                places.into_iter().for_each(|place| self.note_news(place));
+                self.take_news();
+            }
             Word::GiveUp { node, force, reply } => match self.given_up(node, force) {
-                Ok(cluster) => self.begin_change(cluster, vec![node], Some(reply)),
-                Err(reason) => reply.answer(Err(Error::Place { node, reason })),
-            },
-            Word::Lose { nodes, reply } => match self.lost(&nodes) {
-                Ok(cluster) => self.begin_change(cluster, Vec::new(), Some(reply)),
+                Ok(place) => self.begin_change(vec![place], Some(reply)),
                 Err(error) => reply.answer(Err(error)),
             },
-            Word::Check { number, nodes } => {
-                let (shard, held) = (self.transport.shard(), self.held(&nodes));
+            Word::Lose { nodes, force, reply } => match self.lost(&nodes, force) {
+                Ok(places) if places.is_empty() => reply.answer(Ok(())),
+                Ok(places) => self.begin_change(places, Some(reply)),
+                Err(error) => reply.answer(Err(error)),
+            },
+            Word::Check { number, places } => {
+                let (shard, held) = (self.transport.shard(), self.held(&places));
                 self.tell_shard(ShardId(0), Word::Checked { number, shard, held });
             }
             Word::Checked { number, shard, held } => self.on_checked(number, shard, held),
-            Word::Are(cluster) => self.take_cluster(cluster),
+            Word::Are { number, cluster } => {
+                self.take_cluster(cluster);
+                let shard = self.transport.shard();
+                self.tell_shard(ShardId(0), Word::Taken { number, shard });
+            }
+            Word::Taken { number, shard } => self.on_taken(number, shard),
         }
     }
 
-    fn tell_shard(&self, shard: ShardId, word: Word) {
-        if let Some(sibling) = self.siblings.get(usize::from(shard.0)) {
-            // One that is too busy to take it: the change is dropped, and tried again some day.
-            let _ = sibling.push(Command::Places(word));
+    /// Once a turn: words that had no room, and news whose time has come.
+    pub(super) fn step_places(&mut self) {
+        for (shard, word) in std::mem::take(&mut self.places.unsent) {
+            self.tell_shard(shard, word);
+        }
+        if self.now_us >= self.places.again_us {
+            self.take_news();
+        }
+    }
+
+    fn tell_shard(&mut self, shard: ShardId, word: Word) {
+        let Some(sibling) = self.siblings.get(usize::from(shard.0)) else { return };
+        if let Err(Command::Places(word)) = sibling.push(Command::Places(word))
+            && !sibling.is_closed()
+        {
+            self.places.unsent.push((shard, word));
         }
     }
 
@@ -127,83 +190,111 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.places.identity.cluster.as_ref().expect("a shard runs once the cluster is formed")
     }
 
-    /// The cluster without whoever has this node's place.
-    fn given_up(&self, node: NodeId, force: bool) -> Result<Cluster, String> {
+    /// A node's place without whoever has it.
+    fn given_up(&self, node: NodeId, force: bool) -> Result<Place, Error> {
         let (own, cluster) = (self.settings.node, self.cluster());
-        if node == own {
-            return Err("a node does not give up its own place; ask another one".into());
-        }
-        if self.transport.link(node).is_none() || !cluster.nodes().contains(&node) {
-            return Err("it has no place here".into());
-        }
-        if self.transport.is_up(node) {
-            return Err(
-                "it is up: stop it first, or take it out of its groups if that is all you want".into()
-            );
-        }
+        self.require_gone(node)?;
         match cluster.giver(node) {
-            Some(giver) if giver != own && !force => Err(format!(
-                "its place is node {giver}'s to give away: ask there; only if that one is gone for good, force it here, \
-                 and nowhere else"
-            )),
+            Some(giver) if giver != own && !force => {
+                let reason = format!(
+                    "its place is node {giver}'s to give away: ask there; only if that one is gone for good, force it here, \
+                     and nowhere else"
+                );
+                Err(Error::Place { node, reason })
+            }
             _ => Ok(cluster.give_up(node, own)),
         }
     }
 
-    fn on_news(&mut self, news: News) {
-        let (own, cluster) = (self.settings.node, self.cluster());
-        let (next, nodes) = match news {
-            News::Newcomer { node, incarnation } if cluster.is_free(node, own) => {
-                (cluster.take(node, incarnation, own), Vec::new())
+    /// Refuses to take the place of a node that may be alive.
+    pub(super) fn require_gone(&self, node: NodeId) -> Result<(), Error> {
+        let wrong = |reason: &str| Err(Error::Place { node, reason: reason.into() });
+        let link = self.transport.link(node).filter(|_| self.cluster().nodes().contains(&node));
+        match link {
+            _ if node == self.settings.node => wrong("it is this node, which is there"),
+            None => wrong("it has no place here"),
+            Some(link) if link.session().is_some() => {
+                wrong("it is up: stop it first, or take it out of its groups if that is all you want")
             }
-            News::Newcomer { .. } => return,
-            News::Places(places) => {
-                // Of a node that nobody ever was before, no old promise can be.
-                let was_somebody =
-                    |node: &NodeId| cluster.nodes().contains(node) || places.iter().any(|p| p.generation > 0);
-                let taken = places.iter().filter(|place| !place.is_lost());
-                let nodes = taken.map(|place| place.node).filter(was_somebody).collect();
-                (places.iter().fold(cluster.clone(), |cluster, place| cluster.with(*place)), nodes)
+            Some(link) if !link.is_gone(self.now_us) => {
+                wrong("its link is down for a moment only: try again in some seconds")
             }
-        };
-        self.begin_change(next, nodes, None);
+            Some(_) => Ok(()),
+        }
     }
 
-    /// Asks every shard whether it may be, beginning with this one.
-    fn begin_change(&mut self, cluster: Cluster, nodes: Vec<NodeId>, reply: Option<Asked<()>>) {
+    fn note_news(&mut self, place: Place) {
+        let news = &mut self.places.news;
+        match news.iter_mut().find(|known| known.node == place.node) {
+            Some(known) if known.rank() < place.rank() => *known = place,
+            Some(_) => {}
+            // As many as a cluster has nodes; a hello has no more.
+            None => news.push(place),
+        }
+    }
+
+    /// What was heard and is news still.
+    fn take_news(&mut self) {
         if self.places.change.is_some() {
-            return refuse(reply, NodeId::NONE, "another change of places is under way: try again");
+            return;
+        }
+        let mut news = std::mem::take(&mut self.places.news);
+        news.retain(|place| self.cluster().is_news(place, self.settings.node));
+        self.places.again_us = if news.is_empty() { u64::MAX } else { self.now_us + AGAIN_US };
+        self.places.news = news.clone();
+        if !news.is_empty() {
+            self.begin_change(news, None);
+        }
+    }
+
+    /// Asks every shard what of it may be, beginning with this one.
+    fn begin_change(&mut self, places: Vec<Place>, reply: Option<Asked<()>>) {
+        let node = places.first().map_or(NodeId::NONE, |place| place.node);
+        if self.places.change.is_some() {
+            return refuse(reply, node, "another change of places is under way: try again");
+        }
+        if !self.cluster().has_room_for(&places) {
+            return refuse(reply, node, "the cluster has as many nodes as it can have");
         }
         self.places.number += 1;
         let number = self.places.number;
-        let others = if nodes.is_empty() { 0 } else { self.siblings.len() as u16 };
-        let waiting: BTreeSet<ShardId> = (1..others).map(ShardId).collect();
-        let asked: Vec<ShardId> = waiting.iter().copied().collect();
-        let held = self.held(&nodes);
-        self.places.change = Some(Change { cluster, waiting, reply, step: Step::Checking, file: None });
-        for shard in asked {
-            self.tell_shard(shard, Word::Check { number, nodes: nodes.clone() });
+        let waiting: BTreeSet<ShardId> = (0..self.siblings.len().max(1) as u16).map(ShardId).collect();
+        let others: Vec<ShardId> = waiting.iter().copied().skip(1).collect();
+        let held = self.held(&places);
+        for shard in others {
+            self.tell_shard(shard, Word::Check { number, places: places.clone() });
         }
+        let change = Change { places, waiting, held: Vec::new(), reply, step: Step::Checking, file: None };
+        self.places.change = Some(change);
         self.on_checked(number, ShardId(0), held);
     }
 
-    fn on_checked(&mut self, number: u64, shard: ShardId, held: Option<(GroupId, NodeId)>) {
+    fn on_checked(&mut self, number: u64, shard: ShardId, held: Vec<(GroupId, NodeId)>) {
         let Some(change) = self.places.change.as_mut().filter(|change| change.step == Step::Checking) else {
             return;
         };
-        if number != self.places.number {
+        if number != self.places.number || !change.waiting.remove(&shard) {
             return;
         }
-        if let Some((group, node)) = held {
+        change.held.extend(held);
+        if !change.waiting.is_empty() {
+            return;
+        }
+        let held = std::mem::take(&mut change.held);
+        change.places.retain(|place| held.iter().all(|(_, node)| *node != place.node));
+        if let Some((group, node)) = held.first().filter(|_| self.places.held != held) {
+            tracing::warn!(%node, %group, "a node's place is not another's yet: a group here has the old one as a member");
+        }
+        let is_nothing_left = change.places.is_empty();
+        let first = held.first().copied();
+        self.places.held = held;
+        if is_nothing_left {
             let reply = self.places.change.take().and_then(|change| change.reply);
+            let (group, node) = first.unwrap_or_default();
             let reason = format!("group {group} here has it as a member: take it out of its groups first");
-            tracing::warn!(%node, reason, "a node's place is not another's yet");
             return refuse(reply, node, &reason);
         }
-        change.waiting.remove(&shard);
-        if change.waiting.is_empty() {
-            self.start_place(Step::Open, DiskOp::Open { path: NEW_FILE.into(), mode: FileMode::Write });
-        }
+        self.start_place(Step::Open, DiskOp::Open { path: NEW_FILE.into(), mode: FileMode::Write });
     }
 
     /// Whether a node belongs to the cluster, so that it can be made a member of a group.
@@ -211,24 +302,37 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.cluster().incarnation(node).is_some()
     }
 
-    /// A group here that has one of these nodes as a member, as far as it is known.
-    fn held(&self, nodes: &[NodeId]) -> Option<(GroupId, NodeId)> {
-        let founders = self.cluster().founders();
-        let among = |state: Option<&HardState>, commit: Index| match state {
-            Some(state) => {
-                // What was before a change that is committed decides nothing any more.
-                let previous = state.previous.as_deref().filter(|_| state.current.index > commit);
-                let each = [Some(&state.current), previous].into_iter().flatten();
-                nodes.iter().copied().find(|node| each.clone().any(|one| one.members.contains(*node)))
-            }
-            None => nodes.iter().copied().find(|node| founders.contains(node)),
+    /// Groups here that have the old directories of these places as members, as far as it is known.
+    fn held(&self, places: &[Place]) -> Vec<(GroupId, NodeId)> {
+        let cluster = self.cluster();
+        // Of a node that nobody ever was before, no old promise can be; to refuse one is always safe.
+        let was_somebody = |place: &&Place| {
+            !place.is_lost() && (cluster.nodes().contains(&place.node) || place.generation > 0)
         };
-        let started = self.slots.iter();
-        let started = started.map(|one| (one.id, among(Some(one.raft.hard_state()), one.raft.commit())));
-        let state_of = |one: &RecoveredGroup| HardState::decode(&one.state).ok();
-        let found = self.recovered.values();
-        let found = found.map(|one| (one.group, among(state_of(one).as_ref(), Index::ZERO)));
-        started.chain(found).find_map(|(group, node)| Some((group, node?)))
+        let mut held = Vec::new();
+        for place in places.iter().filter(was_somebody) {
+            let started = self.slots.iter().filter(|one| self.names_the_old_one(one, place));
+            let state_of = |one: &&RecoveredGroup| HardState::decode(&one.state).ok();
+            let is_member = |one: &&RecoveredGroup| match state_of(one) {
+                Some(state) => names(&state, place.node, Index::ZERO),
+                None => cluster.founders().contains(&place.node),
+            };
+            let found = self.recovered.values().filter(is_member).map(|one| one.group);
+            held.extend(started.map(|one| one.id).chain(found).map(|group| (group, place.node)).take(1));
+        }
+        held
+    }
+
+    fn names_the_old_one(&self, one: &Slot, place: &Place) -> bool {
+        let raft = &one.raft;
+        if !names(raft.hard_state(), place.node, raft.commit()) {
+            return false;
+        }
+        let has_taken = |leader: NodeId| {
+            let told = self.transport.link(leader).map_or(&[][..], |link| &link.places);
+            told.iter().any(|told| told.node == place.node && told.rank() >= place.rank())
+        };
+        !(raft.knows_what_its_leader_said() && raft.leader().is_some_and(has_taken))
     }
 
     fn start_place(&mut self, step: Step, op: DiskOp) {
@@ -236,6 +340,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             change.step = step;
             self.disk.start(TOKEN, op);
         }
+    }
+
+    /// The cluster as it is to be; what became old meanwhile does not count.
+    fn changed(&self, places: &[Place]) -> Cluster {
+        let cluster = self.cluster();
+        let newer = places.iter().filter(|place| cluster.is_news(place, NodeId::NONE));
+        newer.fold(cluster.clone(), |cluster, place| cluster.with(*place))
     }
 
     /// A step of writing the identity is done.
@@ -251,8 +362,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match (step, file, done.result) {
             (_, _, Err(error)) => self.fail_change(&error.to_string()),
             (Step::Open, Some(file), Ok(_)) => {
-                let identity =
-                    Identity { cluster: Some(change.cluster.clone()), ..self.places.identity.clone() };
+                let places = change.places.clone();
+                let cluster = Some(self.changed(&places));
+                let identity = Identity { cluster, ..self.places.identity.clone() };
                 let mut buf = self.disk.buffer(BLOCK_BYTES);
                 buf.put(&identity.encode());
                 buf.resize(BLOCK_BYTES);
@@ -265,7 +377,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.start_place(Step::Rename, DiskOp::Rename { from: NEW_FILE.into(), to: FILE.into() });
             }
             (Step::Rename, ..) => self.start_place(Step::SyncDir, DiskOp::SyncDir { path: PathBuf::new() }),
-            (Step::SyncDir, ..) => self.finish_change(),
+            (Step::SyncDir, ..) => self.tell_change(),
             (step, ..) => self.fail_change(&format!("{step:?} did not give a file")),
         }
     }
@@ -280,15 +392,34 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         refuse(change.reply, NodeId::NONE, &format!("the identity file could not be written: {error}"));
     }
 
-    fn finish_change(&mut self) {
-        let Some(change) = self.places.change.take() else { return };
-        for shard in 1..self.siblings.len() as u16 {
-            self.tell_shard(ShardId(shard), Word::Are(change.cluster.clone()));
+    /// It is durable: now it holds, on every shard.
+    fn tell_change(&mut self) {
+        let Some(change) = &mut self.places.change else { return };
+        change.step = Step::Telling;
+        let places = change.places.clone();
+        let cluster = self.changed(&places);
+        let (number, shards) = (self.places.number, self.siblings.len().max(1) as u16);
+        if let Some(change) = &mut self.places.change {
+            change.waiting = (0..shards).map(ShardId).collect();
         }
-        self.take_cluster(change.cluster);
-        if let Some(reply) = change.reply {
+        for shard in 1..shards {
+            self.tell_shard(ShardId(shard), Word::Are { number, cluster: cluster.clone() });
+        }
+        self.take_cluster(cluster);
+        self.on_taken(number, ShardId(0));
+    }
+
+    fn on_taken(&mut self, number: u64, shard: ShardId) {
+        let Some(change) = self.places.change.as_mut().filter(|change| change.step == Step::Telling) else {
+            return;
+        };
+        if number != self.places.number || !change.waiting.remove(&shard) || !change.waiting.is_empty() {
+            return;
+        }
+        if let Some(reply) = self.places.change.take().and_then(|change| change.reply) {
             reply.answer(Ok(()));
         }
+        self.take_news();
     }
 
     /// From now on this is the cluster.
@@ -307,6 +438,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.transport.set_cluster(&mut self.net, cluster, self.now_us, &mut self.link_events);
         self.on_link_events();
     }
+}
+
+/// Whether a node is a member, by the newest configuration, or by one before that may be in force again.
+fn names(state: &HardState, node: NodeId, commit: Index) -> bool {
+    // What was before a change that is committed decides nothing any more.
+    let previous = state.previous.as_deref().filter(|_| state.current.index > commit);
+    let mut each = [Some(&state.current), previous].into_iter().flatten();
+    each.any(|one| one.members.contains(node))
 }
 
 fn refuse(reply: Option<Asked<()>>, node: NodeId, reason: &str) {

@@ -39,6 +39,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
         }
         self.complete()?;
+        self.step_places();
         self.tick();
         Ok(())
     }
@@ -245,7 +246,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::Status { reply } => {
                 reply.answer(Ok(self.status()));
             }
-            Command::Shrink { group, reply } => reply.answer(self.shrink(group)),
+            Command::Shrink { group, reply } => self.on_shrink(group, reply),
             Command::Places(word) => self.on_place_word(word),
             Command::Adopt { socket, hello } => {
                 let conn = self.net.adopt(socket);

@@ -314,6 +314,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if role == Role::Leader {
             self.status.elections_won += 1;
             self.hurry(slot);
+            self.answer_shrunk();
         }
         self.settle_transfer(slot, role, leader);
         self.release_parked(slot);

@@ -64,6 +64,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             || !self.applying.is_empty()
             // Answers that step 6 gave to other nodes' commands leave with the next turn's envelopes.
             || self.transport.has_unsent()
+            || self.places.has_unsent()
             || self.wal.has_finished_read()
             || self.compaction_is_due()
     }
@@ -74,6 +75,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
         let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready()));
         let transfers = self.snapshots.sends.deadline_us().min(self.snapshots.receives.deadline_us());
-        due.min(transfers).min(self.transport.deadline_us()).min(timers).min(forwards)
+        due.min(self.places.deadline_us())
+            .min(transfers)
+            .min(self.transport.deadline_us())
+            .min(timers)
+            .min(forwards)
     }
 }

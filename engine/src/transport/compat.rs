@@ -119,8 +119,10 @@ fn the_envelope_of_version_1_is_understood() {
 fn hello_with_places() -> Hello {
     let one = hello();
     let cluster = one.cluster.as_ref().map(|cluster| {
-        let given_up = cluster.give_up(NodeId(3), NodeId(1));
-        given_up.take(NodeId(3), 34, NodeId(1)).take(NodeId(4), 44, NodeId(1)).lose(NodeId(1))
+        let cluster = cluster.with(cluster.give_up(NodeId(3), NodeId(1)));
+        let cluster = cluster.with(cluster.take(NodeId(3), 34, NodeId(1)));
+        let cluster = cluster.with(cluster.take(NodeId(4), 44, NodeId(1)));
+        cluster.with(cluster.lose(NodeId(1), NodeId(2)))
     });
     Hello { version_max: 2, lane: Lane::Bulk, cluster, ..one }
 }

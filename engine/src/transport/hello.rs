@@ -244,7 +244,8 @@ mod tests {
         assert_eq!(news(&two, &newcomer), None, "not its to give");
         assert_eq!(news(&newcomer, &one), None, "it has no cluster");
         let with_place = |hello: &Hello| {
-            let cluster = hello.cluster.as_ref().map(|cluster| cluster.take(node, 30, NodeId(1)));
+            let cluster =
+                hello.cluster.as_ref().map(|cluster| cluster.with(cluster.take(node, 30, NodeId(1))));
             Hello { cluster, ..hello.clone() }
         };
         let one = with_place(&one);

@@ -19,6 +19,9 @@ use crate::cluster::Place;
 /// An envelope is closed when it has this much, so that the receiver can start on it.
 const ENVELOPE_BYTES_TARGET: usize = 1024 * 1024;
 
+/// A link that is down for so long is not coming up again at once.
+const GONE_US: u64 = 3_000_000;
+
 /// How a link stands.
 #[derive(Debug)]
 pub(crate) enum State {
@@ -60,6 +63,8 @@ pub(crate) struct Link {
     pub(crate) boot_epoch: u64,
     /// What this peer said its incarnation is.
     pub(crate) incarnation: Option<u64>,
+    /// Since when it is down, or was for the last time.
+    pub(crate) down_since_us: u64,
     /// What it said, when it said hello, of the cluster's places.
     pub(crate) places: Vec<Place>,
     /// The protocol version that both sides speak.
@@ -86,6 +91,7 @@ impl Link {
             attempts: 0,
             boot_epoch: 0,
             incarnation: None,
+            down_since_us: dial_at_us,
             places: Vec::new(),
             version: 0,
             bulk: Bulk::new(),
@@ -96,6 +102,11 @@ impl Link {
             frames: 0,
             beats: 0,
         }
+    }
+
+    /// Whether it is down for so long that it is no mere reconnection.
+    pub(crate) fn is_gone(&self, now_us: u64) -> bool {
+        self.session().is_none() && now_us > self.down_since_us + GONE_US
     }
 
     /// Whether a peer with this directory and boot epoch was further once: it is an older copy.

@@ -158,8 +158,8 @@ impl Transport {
         self.own.shard
     }
 
-    /// The cluster has other places than before: the links to whoever is not who has them now start over, and if somebody is
-    /// lost, all of them, so that everybody hears of it.
+    /// The cluster has other places than before: the links to whoever is not who has them now start over, and if a place was
+    /// taken from somebody, all of them, so that everybody hears of it.
     pub(crate) fn set_cluster<N: Net>(
         &mut self,
         net: &mut N,
@@ -168,7 +168,7 @@ impl Transport {
         out: &mut Vec<LinkEvent>,
     ) {
         let known = self.own.cluster.as_ref().map_or(&[][..], |cluster| &cluster.places);
-        let is_news = cluster.places.iter().any(|place| place.is_lost() && !known.contains(place));
+        let is_news = cluster.places.iter().any(|place| !place.is_taken() && !known.contains(place));
         for at in 0..self.links.len() {
             let link = &self.links[at];
             let is_other = link.incarnation.is_some() && link.incarnation != cluster.incarnation(link.node);
@@ -352,6 +352,9 @@ impl Transport {
     ) {
         let link = &mut self.links[at];
         let (node, session) = (link.node, link.session().map(|session| session.id));
+        if session.is_some() {
+            link.down_since_us = now_us;
+        }
         if let Some(conn) = link.conn() {
             net.close(conn);
             self.routes.remove(&conn);

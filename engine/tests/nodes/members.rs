@@ -33,7 +33,9 @@ pub(crate) fn done(cluster: &mut Cluster, ask: impl Fn(&Cluster) -> Answer) -> R
         cluster.turn_until("an answer", |_| answer.get().is_some());
         match answer.get().unwrap() {
             Outcome::Done(done) => return Ok(done.leader),
-            Outcome::NotDone(why) if matches!(why.reason, Reason::ChangeUnderWay | Reason::NoLeader) => {
+            Outcome::NotDone(why)
+                if matches!(why.reason, Reason::ChangeUnderWay | Reason::NoLeader | Reason::NotJoined(_)) =>
+            {
                 cluster.turn();
             }
             Outcome::NotDone(why) => return Err(why.reason),

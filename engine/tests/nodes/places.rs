@@ -42,10 +42,15 @@ fn give_up(cluster: &mut Cluster, at: usize, node: u64, force: bool) -> Result<(
     told(cluster, answer)
 }
 
-fn lose(cluster: &mut Cluster, at: usize, nodes: &[u64]) -> Result<(), String> {
+fn lose(cluster: &mut Cluster, at: usize, nodes: &[u64], force: bool) -> Result<(), String> {
     let nodes: Vec<NodeId> = nodes.iter().copied().map(NodeId).collect();
-    let answer = cluster.node(at).lose_nodes(&nodes);
+    let answer = cluster.node(at).lose_nodes(&nodes, force);
     told(cluster, answer)
+}
+
+/// Until a link that is down is taken for more than a reconnection.
+fn some_seconds(cluster: &mut Cluster) {
+    (0..8000).for_each(|_| cluster.turn());
 }
 
 fn shrink(cluster: &mut Cluster, at: usize) -> Result<(), String> {
@@ -78,11 +83,12 @@ fn a_node_that_lost_its_disk_comes_back_as_a_member_of_nothing_and_its_old_disk_
     let old = std::mem::replace(&mut cluster.disks[2], FakeDisk::new(33));
     // Without a place it waits, and is told why.
     cluster.open(2);
-    (0..4000).for_each(|_| cluster.turn());
+    refused(&mut cluster, 0, 3, "for a moment only");
+    some_seconds(&mut cluster);
     assert!(!cluster.node(2).is_running());
     refused(&mut cluster, 0, 3, "take it out of its groups");
     refused(&mut cluster, 1, 3, "node 1's to give away");
-    refused(&mut cluster, 0, 1, "its own place");
+    refused(&mut cluster, 0, 1, "this node");
     refused(&mut cluster, 0, 9, "no place here");
     change(&mut cluster, 0, Change::Remove(NodeId(3)));
     cluster.turn_until("both to know", |cluster| (0..2).all(|at| members(cluster, at) == [1, 2]));
@@ -113,6 +119,33 @@ fn a_node_that_lost_its_disk_comes_back_as_a_member_of_nothing_and_its_old_disk_
     (0..4000).for_each(|_| cluster.turn());
     assert_eq!(links_up(&cluster, 2), 0);
     cluster.done(0, GROUP, b"count");
+}
+
+/// One of the others was away all the time that a node was replaced: it comes to know the new one, also if it was killed on
+/// its way.
+#[test]
+fn who_was_away_while_a_node_was_replaced_learns_of_it_with_its_groups() {
+    for killed in [false, true] {
+        let mut cluster = group_of_all(5);
+        cluster.kill(1);
+        cluster.kill(2);
+        some_seconds(&mut cluster);
+        change(&mut cluster, 0, Change::Remove(NodeId(3)));
+        assert_eq!(give_up(&mut cluster, 0, 3, false), Ok(()));
+        cluster.disks[2] = FakeDisk::new(33);
+        begin(&mut cluster, 2);
+        change(&mut cluster, 3, Change::Promotable(NodeId(3)));
+        cluster.turn_until("a promotion", |cluster| members(cluster, 2) == [1, 2, 3, 4, 5]);
+        (0..20).for_each(|_| cluster.done(0, GROUP, b"count"));
+        begin(&mut cluster, 1);
+        if killed {
+            cluster.turn_until("its log", |cluster| cluster.status(1).applied == cluster.status(0).applied);
+            cluster.kill(1);
+            begin(&mut cluster, 1);
+        }
+        cluster.turn_until("all links", |cluster| (0..5).all(|at| links_up(cluster, at) == 4));
+        agree(&mut cluster, &[0, 1, 2, 3, 4], 40);
+    }
 }
 
 #[test]
@@ -149,6 +182,7 @@ fn a_place_that_its_giver_cannot_give_away_any_more_is_forced_elsewhere() {
     change(&mut cluster, 2, Change::Remove(NodeId(1)));
     change(&mut cluster, 2, Change::Remove(NodeId(2)));
     (0..2).for_each(|at| cluster.kill(at));
+    some_seconds(&mut cluster);
     cluster.turn_until("a leader", |cluster| leader(cluster, GROUP).is_some());
     cluster.turn_until("all to know", |cluster| (2..5).all(|at| members(cluster, at) == [3, 4, 5]));
     refused(&mut cluster, 2, 1, "node 2's to give away");
@@ -179,12 +213,14 @@ fn a_group_whose_majority_is_gone_for_good_goes_on_with_what_one_member_has() {
     };
     agree(&mut cluster, &[0, 1, 2, 3, 4], 20);
     says(shrink(&mut cluster, 0), "a majority of the members can be reached");
-    says(lose(&mut cluster, 0, &[5]), "it is up");
+    says(lose(&mut cluster, 0, &[5], false), "it is up");
     (2..5).for_each(|at| cluster.kill(at));
     let lost: Vec<FakeDisk> = cluster.disks[2..].to_vec();
     cluster.turn_until("no link to them", |cluster| (0..2).all(|at| links_up(cluster, at) == 1));
+    some_seconds(&mut cluster);
     says(shrink(&mut cluster, 0), "was not declared lost");
-    assert_eq!(lose(&mut cluster, 0, &[3, 4, 5]), Ok(()));
+    assert_eq!(lose(&mut cluster, 0, &[3, 4, 5], false), Ok(()));
+    assert_eq!(lose(&mut cluster, 0, &[3, 4, 5], false), Ok(()), "it has said so");
     // The other one that is left hears of it, and then says so.
     for round in 0.. {
         match shrink(&mut cluster, 0) {
@@ -198,6 +234,15 @@ fn a_group_whose_majority_is_gone_for_good_goes_on_with_what_one_member_has() {
     cluster.done(0, GROUP, b"count");
     assert_eq!(members(&cluster, 0), [1]);
     assert_eq!(cluster.status(0).recovery_epoch, 1);
+    assert_eq!(shrink(&mut cluster, 0), Ok(()), "it is so already");
+    assert_eq!(cluster.status(0).recovery_epoch, 1);
+    // The other one that is left cannot be shrunk, too: it is told where that was done, and that it is out.
+    says(lose(&mut cluster, 1, &[3], false), "node 1 has declared it lost");
+    says(shrink(&mut cluster, 1), "");
+    cluster.turn_until("who is out to know", |cluster| members(cluster, 1) == [1]);
+    assert_eq!(lose(&mut cluster, 1, &[3, 4, 5], true), Ok(()));
+    cluster.turn_until("links", |cluster| links_up(cluster, 1) == 1);
+    says(shrink(&mut cluster, 1), "no member of the group");
     assert_eq!(cluster.asked(0, GROUP), Ok(21));
     // Interrupted and started again it is what it was; who was left out is added.
     cluster.kill(0);
@@ -218,6 +263,7 @@ fn a_group_whose_majority_is_gone_for_good_goes_on_with_what_one_member_has() {
     // With an empty directory one of them is welcome.
     cluster.kill(2);
     cluster.disks[2] = FakeDisk::new(93);
+    some_seconds(&mut cluster);
     assert_eq!(give_up(&mut cluster, 0, 3, false), Ok(()));
     begin(&mut cluster, 2);
     change(&mut cluster, 1, Change::Promotable(NodeId(3)));
@@ -248,6 +294,10 @@ fn a_node_of_several_shards_gives_a_place_away_once_none_of_them_has_it_as_a_mem
     nodes.pop().unwrap().stop().unwrap();
     handles.pop();
     std::fs::remove_dir_all(dir.path().join("3")).unwrap();
+    until("the link to be down for long enough", || {
+        let why = nodes[0].replace_node(NodeId(3), false).unwrap_err().to_string();
+        why.contains("take it out").then_some(())
+    });
     for (at, group) in handles[0].iter().enumerate() {
         let why = nodes[0].replace_node(NodeId(3), false).unwrap_err().to_string();
         assert!(why.contains("take it out"), "before group {at}: {why}");

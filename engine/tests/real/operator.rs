@@ -5,13 +5,17 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use serde_json::{Value, json};
 
+use crate::process::wait_for;
+
 /// Longer than a listener takes for any answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For a member to come back while nodes fail around it, several times as long as it ever took.
+const WHOLE_WITHIN: Duration = Duration::from_secs(120);
 /// Between two wishes.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -39,12 +43,7 @@ impl<'a> Operator<'a> {
 
     /// Changes groups until told to stop; then all of them have all members.
     pub(crate) fn work(mut self) -> Changes {
-        let groups = loop {
-            if let Some(groups) = self.groups() {
-                break groups;
-            }
-            thread::park_timeout(PAUSE);
-        };
+        let groups = wait_for("the groups as a listener tells them", || self.groups());
         while !self.stop.load(Ordering::Relaxed) {
             let group = groups[rand::rng().random_range(0..groups.len())];
             let is_done = match rand::rng().random_range(0..3) {
@@ -67,9 +66,11 @@ impl<'a> Operator<'a> {
         is_removed
     }
 
-    /// Takes up who is missing, until all nodes vote in a group.
+    /// Takes up who is missing, until all nodes vote in a group. That this ends, whatever fails meanwhile, is tested, too.
     fn make_whole(&mut self, group: u64) {
+        let begun = Instant::now();
         while let Some(node) = (1..=self.admins.len() as u64).find(|node| !self.has_voter(group, *node)) {
+            assert!(begun.elapsed() < WHOLE_WITHIN, "node {node} does not come back into group {group}");
             let role = if rand::rng().random() { "voter" } else { "promotable" };
             self.changes.failed += u64::from(!self.wish(group, "add", &json!({ "node": node, "as": role })));
             thread::park_timeout(PAUSE);

@@ -59,10 +59,10 @@ fn a_snapshot_whose_receiver_is_killed_twice_is_hardly_sent_more_than_once() {
     let received = |node: usize| metric(cluster.admins[node], "transfer_received_bytes_total");
     for kill in 1..=2 {
         processes[2] = cluster.start(3);
-        let part = wait_for("a third of it", || received(2).filter(|received| *received > bytes / 3));
+        let part = wait_for("a fifth of it", || received(2).filter(|received| *received > bytes / 5));
         processes[2].kill();
         eprintln!("killed for the {kill}. time after {part} bytes");
-        assert!(part < bytes / 2, "{part} bytes at once: too fast to be killed midway");
+        assert!(part < bytes * 3 / 5, "{part} bytes at once: too fast to be killed midway");
     }
     processes[2] = cluster.start(3);
     let address = ready(&mut processes[2]);

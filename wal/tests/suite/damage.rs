@@ -29,7 +29,7 @@ enum Outcome {
     TailCut,
 }
 
-fn path(file_no: u64) -> String {
+pub(crate) fn path(file_no: u64) -> String {
     format!("{DIR}/{file_no:08}.wal")
 }
 
@@ -258,53 +258,6 @@ fn suspicion_outlives_checkpoints_until_it_is_cleared() {
     let suspect: Vec<_> = recovery.groups.iter().map(|group| (group.group.0, group.suspect)).collect();
     assert_eq!(suspect, [(1, false), (2, true), (3, true)]);
     drop(model);
-}
-
-/// The batch after a lost one tells whose records were in it.
-#[test]
-fn a_lost_batch_concerns_only_its_own_groups() {
-    let lost = |groups: &[u64]| {
-        let mut rig = Rig::fresh(11);
-        for group in 1..=60 {
-            rig.append(group, 0, 1, 1, 1, 20);
-            rig.put_state(group, b"voted");
-        }
-        rig.settle();
-        let before = tail_offset(&rig.disk.image());
-        groups.iter().for_each(|group| rig.append(*group, rig.model().last(*group), 1, 1, 1, 100));
-        rig.settle();
-        for group in 50..=60 {
-            rig.append(group, rig.model().last(group), 1, 1, 1, 20);
-        }
-        rig.settle();
-        assert_eq!(last_file_in_use(&rig.disk.image()), 1);
-        assert!(rig.disk.corrupt(path(1), before + 512, Damage::FlipBit { bit: 3 }));
-        let (_, recovery) = Wal::open(&mut rig.disk.clone(), config(12), identity()).unwrap();
-        assert_eq!((recovery.groups.len(), recovery.report.holes.len()), (60, 1), "{:?}", recovery.report);
-        let suspect = recovery.groups.iter().filter(|group| group.suspect).map(|group| group.group.0);
-        (suspect.collect::<Vec<_>>(), recovery.report.is_incomplete())
-    };
-    let named = [3, 5, 8, 13, 21, 34, 55];
-    assert_eq!(lost(&named), (named.to_vec(), false), "and no group is unknown");
-    let all: Vec<u64> = (1..=60).collect();
-    assert_eq!(lost(&all), (all, false));
-}
-
-#[test]
-fn a_lost_mark_concerns_nobody() {
-    let mut rig = Rig::fresh(11);
-    (1..=5).for_each(|group| rig.append(group, 0, 1, 1, 1, 20));
-    rig.settle();
-    let mark = tail_offset(&rig.disk.image());
-    rig.now_us += 1_000_000;
-    rig.settle();
-    assert_eq!(rig.wal.stats().marks, 1);
-    rig.append(2, 1, 1, 1, 1, 20);
-    rig.settle();
-    assert!(rig.disk.corrupt(path(1), mark + 40, Damage::FlipBit { bit: 3 }));
-    let (_, recovery) = Wal::open(&mut rig.disk.clone(), config(12), identity()).unwrap();
-    assert_eq!(recovery.report.holes.len(), 1, "{:?}", recovery.report);
-    assert!(!recovery.report.is_incomplete() && recovery.groups.iter().all(|group| !group.suspect));
 }
 
 #[test]
@@ -577,13 +530,13 @@ fn a_log_without_any_sound_head_is_refused() {
 }
 
 /// The file that the newest sound batch lies in: the newest that has one.
-fn last_file_in_use(image: &DiskImage) -> u64 {
+pub(crate) fn last_file_in_use(image: &DiskImage) -> u64 {
     let used = |no: &u64| image.read(path(*no)).is_some_and(|bytes| bytes.get(8192..8196) == Some(b"CWB1"));
     (1..20).filter(used).max().unwrap()
 }
 
 /// Where the batches of that file end.
-fn tail_offset(image: &DiskImage) -> u64 {
+pub(crate) fn tail_offset(image: &DiskImage) -> u64 {
     let disk = FakeDisk::from_image(image.clone(), 9);
     let (_, recovery) = Wal::open(&mut disk.clone(), config(99), identity()).unwrap();
     let (file, offset) = recovery.report.tail.unwrap();

@@ -16,6 +16,7 @@ mod pins;
 mod placed;
 mod reads;
 mod real;
+mod rosters;
 mod start;
 mod sweep;
 mod walk;

@@ -60,7 +60,9 @@ One node gives a place away, and any other one names it. --force is for when tha
 only, ever, or two directories could pass for one member.")]
     Replace(Replace),
     /// Declares nodes gone for good, when so many are that groups have no majority any more; see `shrink`.
-    #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 lost 2 3")]
+    #[command(
+        after_help = "Example, on the node where groups are to be shrunk, and on no other:\n  coracle --node 127.0.0.1:8001 lost 2 3"
+    )]
     Lost(Lost),
     /// Makes this node the only member of groups that have lost their majority. What only the others had is lost.
     #[command(
@@ -189,6 +191,9 @@ pub(super) struct Lost {
     /// The nodes' ids.
     #[arg(value_name = "NODE", required = true, value_parser = clap::value_parser!(u64).range(1..))]
     ids: Vec<u64>,
+    /// Though another node has declared them lost: that one is gone for good, too.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -314,12 +319,14 @@ impl Node {
     }
 
     fn lost(&self, lost: &Lost) -> Result<(), Error> {
-        for id in &lost.ids {
-            let done = self.ask("POST", &format!("/api/nodes/{id}/lost"), Some(&json!({})))?;
-            match lost.common.json {
-                true => println!("{done}"),
-                false => println!("node {id} is lost: its directory is refused from now on"),
-            }
+        let body = json!({ "nodes": lost.ids, "force": lost.force });
+        let done = self.ask("POST", "/api/lost", Some(&body))?;
+        if lost.common.json {
+            println!("{done}");
+        } else {
+            lost.ids
+                .iter()
+                .for_each(|id| println!("node {id} is lost: its directory is refused from now on"));
         }
         Ok(())
     }
