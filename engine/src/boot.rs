@@ -21,7 +21,7 @@ use crate::identity::{Identity, log_dir};
 use crate::shard::inbox::{Command, Inbox};
 use crate::shard::places::Word;
 use crate::shard::snapshots::Snapshots;
-use crate::shard::{Settings, Shard, ShardError, Turn};
+use crate::shard::{Settings, Shard, ShardError, ShardStatus, Turn};
 use crate::transport::hello::Hello;
 use crate::transport::{LinkEvent, Transport};
 
@@ -159,6 +159,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             node: identity.node,
             founders: cluster.founders(),
             election_us: config.election_us,
+            disk_stall_us: config.stall_in_force_us(),
             command_timeout_us: config.command_timeout_us,
             entry_cache_bytes: config.entry_cache_bytes,
             root: std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone()).into(),
@@ -351,9 +352,12 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
             command @ Command::StartGroups { .. } => self.waiting_starts.push(command),
             Command::GroupStatus { groups, reply } => reply.answer(Ok(vec![None; groups.len()])),
             Command::Compact { begun } => begun.answer(Ok(())),
-            Command::Status { reply } => reply.answer(Ok(Default::default())),
+            Command::Status { reply } => {
+                reply.answer(Ok(ShardStatus { forming: true, ..Default::default() }))
+            }
+            #[cfg(feature = "admin")]
             Command::GroupsAfter { reply, .. } => reply.answer(Ok(Vec::new())),
-            Command::Drain { reply } => reply.answer(Ok(0)),
+            Command::Drain { reply } => reply.answer(Ok(Default::default())),
             Command::Campaign { group, reply } => reply.answer(Err(Error::NoGroup(group))),
             Command::Shrink { group, reply } => reply.answer(Err(Error::NoGroup(group))),
             Command::Places(Word::GiveUp { reply, .. } | Word::Lose { reply, .. }) => {

@@ -48,6 +48,10 @@ pub struct Config {
     pub beat_us: u64,
     /// Shortest election timeout, microseconds; the longest is twice that. At least three beats; default 300,000.
     pub election_us: u64,
+    /// A disk that has not finished a write for so long stalls: this node hands over what it leads to members whose disks
+    /// answer, and stops leading after twice that, microseconds. 0: never. Less than the longest election timeout means that
+    /// timeout: a handing over may take so long. Default 2,000,000.
+    pub disk_stall_us: u64,
     /// How long a command may take before it is answered `Unknown` (or `NotDone`, if it never reached a log),
     /// microseconds. Default 5,000,000.
     pub command_timeout_us: u64,
@@ -93,6 +97,7 @@ impl Config {
             wal_write_strategy: Strategy::Direct,
             beat_us: 100_000,
             election_us: 300_000,
+            disk_stall_us: 2_000_000,
             command_timeout_us: 5_000_000,
             entry_cache_bytes: coracle_base::limits::ARENA_BYTES,
             pin_us: 30_000_000,
@@ -105,6 +110,11 @@ impl Config {
             pin_threads: false,
             metrics_key: String::new(),
         }
+    }
+
+    /// Age of a write at which the disk stalls; 0: it never does.
+    pub(crate) fn stall_in_force_us(&self) -> u64 {
+        if self.disk_stall_us == 0 { 0 } else { self.disk_stall_us.max(2 * self.election_us) }
     }
 
     /// Shards in force for this machine if the cluster is formed now.

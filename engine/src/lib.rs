@@ -82,5 +82,6 @@ pub use machine::{
 };
 pub use node::Node;
 pub use outcome::{Done, NotDone, Outcome, Reason, Unknown};
+pub use shard::members::Drained;
 pub use shard::replies::Completions;
 pub use shard::{GroupStatus, ShardStatus};

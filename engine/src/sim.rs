@@ -15,7 +15,7 @@ use crate::shard::places::Word;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
 use crate::transport::hello::PROTOCOL;
 use crate::{
-    Config, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
+    Config, Drained, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
 };
 
 pub use crate::shard::Turn;
@@ -191,9 +191,10 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     }
 
     /// Begins to hand over every group that the node leads.
-    pub fn drain(&self) {
-        let (reply, _) = Asked::new();
+    pub fn drain(&self) -> Pending<Drained> {
+        let (reply, parcel) = Asked::new();
         let _ = self.inbox.push(Command::Drain { reply });
+        Pending::waiting(parcel)
     }
 
     fn wish(&self, group: GroupId, request: Request) -> Answer {

@@ -156,6 +156,8 @@ impl Cluster {
             self.tally.mark_many("transfers_abandoned", status.transfers_abandoned);
             self.tally.mark_many("transfers_needless", status.transfers_needless);
             self.tally.mark_many("transfers_asked_again", status.transfers_asked_again);
+            self.tally.mark_many("stall_transfers", status.stall_transfers);
+            self.tally.mark_many("stall_resignations", status.stall_resignations);
             self.tally.mark_many("live_entries_received", status.live_entries_received);
         }
     }

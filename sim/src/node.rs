@@ -273,6 +273,7 @@ fn config(plan: &Plan, id: NodeId) -> Config {
     config.wal_max_size_bytes = plan.settings.wal_bytes;
     config.beat_us = plan.settings.beat_us;
     config.election_us = plan.settings.election_us;
+    config.disk_stall_us = plan.settings.disk_stall_us;
     config.command_timeout_us = plan.settings.command_timeout_us;
     config.min_snapshot_interval = plan.settings.min_snapshot_interval;
     config.min_checkpoint_interval = plan.settings.min_checkpoint_interval;

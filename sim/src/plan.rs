@@ -88,6 +88,8 @@ pub(crate) struct Settings {
     pub(crate) beat_us: u64,
     pub(crate) election_us: u64,
     pub(crate) command_timeout_us: u64,
+    /// A write may take so long before leaders hand over; the longest election timeout, if that is more.
+    pub(crate) disk_stall_us: u64,
     /// A turn takes so long.
     pub(crate) turn_us: (u64, u64),
     /// A group is started at most so long after its node.
@@ -291,6 +293,7 @@ impl Settings {
             command_timeout_us: pick(rng, &[500_000, 2_000_000, 5_000_000]),
             turn_us: pick(rng, &[(5, 20), (20, 100), (50, 500)]),
             late_start_us: pick(rng, &[0, 0, 0, 5_000, 500_000]),
+            disk_stall_us: pick(own, &[1, 1, 2_000_000, 0]),
         }
     }
 }

@@ -99,6 +99,7 @@ pub(crate) struct Flight {
     pub(crate) end: Position,
     pub(crate) chain: u64,
     pub(crate) bytes: usize,
+    pub(crate) since_us: u64,
     pub(crate) done: bool,
 }
 

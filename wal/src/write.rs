@@ -125,7 +125,7 @@ impl Wal {
             file.busy += 1;
         }
         let (seq, end, bytes) = (batch.seq, batch.end(), batch.buf.len());
-        let flight = Flight { seq, end, chain: self.chain, bytes, done: false };
+        let flight = Flight { seq, end, chain: self.chain, bytes, since_us: self.now_us, done: false };
         self.flight.push_back(flight);
         DiskOp::Write { file, offset: batch.at.offset, buf: batch.buf }
     }
@@ -216,6 +216,12 @@ impl Wal {
             return Durable(BatchSeq(self.flight.back().map_or(self.durable, |flight| flight.seq)));
         }
         Durable(BatchSeq(self.durable))
+    }
+
+    /// Since when the oldest batch that is not durable is being written; `None` while nothing is. That long the disk has
+    /// made nothing durable.
+    pub fn unfinished_since_us(&self) -> Option<u64> {
+        self.flight.front().map(|oldest| oldest.since_us)
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------

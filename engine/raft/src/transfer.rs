@@ -123,12 +123,15 @@ impl Group {
         begins
     }
 
-    /// Stops leading at once, though the links are up: this member's own disk does not answer.
-    pub fn resign(&mut self, now_us: u64, out: &mut Vec<Output>) {
-        if self.role == Role::Leader {
+    /// Stops leading at once, though the links are up: this member's own disk does not answer. Whether it did; whoever is
+    /// the only voter has nobody to leave it to.
+    pub fn resign(&mut self, now_us: u64, out: &mut Vec<Output>) -> bool {
+        let resigns = self.role == Role::Leader && !self.members().is_alone(self.config.id);
+        if resigns {
             self.become_follower(now_us, self.state.term, out);
             self.tell_role(out);
         }
+        resigns
     }
 
     fn can_win(&self) -> bool {

@@ -32,6 +32,10 @@ const METRICS: &[Metric] = &[
     counter("frames_total", "Frames sent to other nodes that carried a message.", |s| s.frames),
     counter("beats_total", "Frames sent to other nodes without one.", |s| s.beats),
     counter("elections_won_total", "Elections that groups of this shard won.", |s| s.elections_won),
+    gauge("disk_stalled", "1 while the disk does not finish a write.", |s| s.disk_stalled.into()),
+    counter("disk_stalls_total", "How often the disk began to stall.", |s| s.disk_stalls),
+    counter("stall_transfers_total", "Groups begun to be handed over for a stall.", |s| s.stall_transfers),
+    counter("stall_resignations_total", "Groups no longer led for a stall.", |s| s.stall_resignations),
     gauge("groups", "Groups that run here.", |s| s.groups),
     counter("groups_damaged_total", "Groups of whose logs the start found a part damaged.", |s| {
         s.groups_damaged

@@ -16,7 +16,7 @@
 //!   POST /api/groups/UID/transfer     {"to": 3}, or {}: to the voter that holds most of the log
 //!   POST /api/groups/UID/elect        {}: this node's member campaigns
 //!   POST /api/groups/UID/shrink       {}: this node is its only member from now on, when a majority is lost
-//!   POST /api/drain                   {}: every group that is led here is handed over
+//!   POST /api/drain                   {}: every group that is led here is handed over; `kept`: those that cannot be
 //!   POST /api/lost                    {"nodes": [2, 3], "force": false}: gone for good, though groups have them as members
 //!   POST /api/nodes/ID/replace        {"force": false}: that node's directory is gone, and an empty one may take its place
 //! ```

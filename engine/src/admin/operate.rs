@@ -73,6 +73,15 @@ pub(super) fn live(shared: &Shared) -> Result<Value, Failed> {
 }
 
 pub(super) async fn ready(shared: &Shared) -> Result<Value, Failed> {
+    // The first shard forms the cluster; until then there are no others to answer.
+    if let Some(first) = shared.handles.inboxes.first()
+        && told(ask(first, |reply| Command::Status { reply })).await?.forming
+    {
+        let others = shared.peers.len() - 1;
+        let message =
+            format!("the node waits for its cluster: every one of its {others} peers has to be there");
+        return Err(Failed::not_done(StatusCode::SERVICE_UNAVAILABLE, "forming", message));
+    }
     shards(shared).await?;
     live(shared)
 }
@@ -183,10 +192,13 @@ pub(super) async fn elect(shared: &Shared, group: GroupId) -> Result<Value, Fail
 pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
     let inboxes = shared.handles.inboxes.iter();
     let asked: Vec<_> = inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply })).collect();
-    let (mut handing_over, mut told_by, mut failed) = (0, 0, None);
+    let (mut handing_over, mut kept, mut told_by, mut failed) = (0, 0, 0, None);
     for pending in asked {
         match told(pending).await {
-            Ok(groups) => (handing_over, told_by) = (handing_over + groups, told_by + 1),
+            Ok(one) => {
+                (handing_over, kept, told_by) =
+                    (handing_over + one.handing_over, kept + one.kept, told_by + 1)
+            }
             Err(why) => failed = Some(why),
         }
     }
@@ -196,7 +208,7 @@ pub(super) async fn drain(shared: &Shared) -> Result<Value, Failed> {
         Some(why) => return Err(why),
         None => {}
     }
-    Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over }))
+    Ok(json!({ "node": shared.handles.id.0, "handing_over": handing_over, "kept": kept }))
 }
 
 /// Nodes are gone for good, though groups have them as members.
@@ -266,6 +278,8 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "batch_bytes": status.batch_bytes,
         "elections_won": status.elections_won,
         "disk_full": status.disk_full,
+        "disk_stalled": status.disk_stalled,
+        "disk_stalls": status.disk_stalls,
     })
 }
 

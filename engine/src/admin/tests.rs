@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_base::{GroupId, NodeId};
@@ -129,6 +130,35 @@ fn a_shard_that_does_not_answer_is_unknown_and_one_that_stopped_says_so() {
     }
     let (status, answer) = post(at, "/api/groups/1/remove", r#"{"node": 3}"#);
     assert_eq!((status, &answer["outcome"]), (503, &"not_done".into()), "{answer}");
+}
+
+#[test]
+fn a_node_that_waits_for_its_cluster_is_live_and_not_ready() {
+    let (admin, inbox) = listener();
+    let at = admin.address();
+    for (forming, expected) in [(true, 503), (false, 200)] {
+        let inbox = inbox.clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let shard = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Some(Command::Status { reply }) = inbox.pop() {
+                        reply.answer(Ok(ShardStatus { forming, ..Default::default() }));
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let (status, answer) = parts(&get(at, "/health/ready"));
+        assert_eq!(status, expected, "{answer}");
+        if forming {
+            assert_eq!(answer["reason"], "forming");
+        }
+        assert_eq!(parts(&get(at, "/health/live")).0, 200);
+        stop.store(true, Ordering::Relaxed);
+        shard.join().unwrap();
+    }
 }
 
 #[test]

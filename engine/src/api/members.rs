@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::node::Node;
 use crate::outcome::Reason;
 use crate::shard::inbox::{Command, Start};
-use crate::shard::members::Request;
+use crate::shard::members::{Drained, Request};
 use crate::shard::places::Word;
 
 impl Group {
@@ -135,13 +135,17 @@ impl Node {
     }
 
     /// Begins to hand over every group that this node leads and that another one can lead, if none of its members has to be
-    /// upgraded first. How many that were: called
-    /// again after a while, 0 says that it is done. Nothing keeps the node from being elected again later.
+    /// upgraded first. Called again after a while, nothing that is being handed over says that it is done, but for what is
+    /// kept. Nothing keeps the node from being elected again later.
     ///
     /// # Errors
     /// [`Error::Stopped`], [`Error::Busy`].
-    pub fn drain(&self) -> Result<usize, Error> {
-        let inboxes = self.handles().inboxes.iter();
-        inboxes.map(|inbox| ask(inbox, |reply| Command::Drain { reply }).wait()).sum()
+    pub fn drain(&self) -> Result<Drained, Error> {
+        let mut all = Drained::default();
+        for inbox in self.handles().inboxes.iter() {
+            let one = ask(inbox, |reply| Command::Drain { reply }).wait()?;
+            (all.handing_over, all.kept) = (all.handing_over + one.handing_over, all.kept + one.kept);
+        }
+        Ok(all)
     }
 }

@@ -17,6 +17,7 @@ use super::replies::{Asked, ClientQueue, Completions, Slot};
 use crate::api::entries::{ReadEntry, ReadPlan};
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Reason};
+use crate::shard::members::Drained;
 use crate::shard::status::{GroupStatus, ShardStatus};
 
 /// Commands waiting in one inbox.
@@ -63,10 +64,11 @@ pub(crate) enum Command<S> {
     /// Make this node the only member of a group whose majority is gone for good.
     Shrink { group: GroupId, reply: Asked<()> },
     /// Hand over every group that is led here; how many are left.
-    Drain { reply: Asked<usize> },
+    Drain { reply: Asked<Drained> },
     /// Tell about groups, in this order.
     GroupStatus { groups: Vec<GroupId>, reply: Asked<Vec<Option<GroupStatus>>> },
     /// Tell about the next groups in the order of their uids, so many at most.
+    #[cfg(feature = "admin")]
     GroupsAfter { after: GroupId, count: usize, reply: Asked<Vec<GroupStatus>> },
     /// Read entries of a group's log, or plan to.
     ReadEntries { group: GroupId, indexes: Vec<Index>, max_bytes: usize, to: ReadTo },
@@ -223,6 +225,7 @@ impl<S> Command<S> {
         match self {
             Command::StartGroups { groups, .. } => groups.len(),
             Command::GroupStatus { groups, .. } => groups.len(),
+            #[cfg(feature = "admin")]
             Command::GroupsAfter { count, .. } => *count,
             _ => 0,
         }

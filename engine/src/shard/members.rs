@@ -27,6 +27,15 @@ const VERSION: u8 = 1;
 /// Who may wait for one transfer.
 const TRANSFERS_MAX: usize = 64;
 
+/// What became of a node's groups when it was asked to give up leading.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Groups that are on their way to another leader.
+    pub handing_over: usize,
+    /// Groups that stay: a member runs a version that does not know of this, or no other voter can be reached and trusted.
+    pub kept: usize,
+}
+
 /// A wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -279,18 +288,29 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Ok(begins)
     }
 
-    /// Begins to hand over every group that is led here and has somebody else to lead it; how many those are.
-    pub(super) fn drain_groups(&mut self) -> usize {
-        let mut left = 0;
+    /// Begins to hand over every group that is led here and has somebody else to lead it.
+    pub(super) fn drain_groups(&mut self) -> Drained {
+        let mut drained = Drained::default();
         for slot in 0..self.slots.len() as u32 {
-            let can = self.require_members(slot, None).is_ok();
-            let raft = &mut self.slots[slot as usize].raft;
-            if can && raft.role() == Role::Leader && raft.transfer(self.now_us, None).is_ok() {
-                left += 1;
-                self.touch(slot);
+            if self.slots[slot as usize].raft.role() != Role::Leader {
+                continue;
+            }
+            match self.begin_transfer(slot) {
+                true => drained.handing_over += 1,
+                false => drained.kept += 1,
             }
         }
-        left
+        drained
+    }
+
+    /// Begins to hand over a group that is led here, to whoever is best; whether it is on its way.
+    pub(super) fn begin_transfer(&mut self, slot: u32) -> bool {
+        let can = self.require_members(slot, None).is_ok();
+        let begun = can && self.slots[slot as usize].raft.transfer(self.now_us, None).is_ok();
+        if begun {
+            self.touch(slot);
+        }
+        begun
     }
 }
 

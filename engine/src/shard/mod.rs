@@ -21,6 +21,7 @@ mod restore;
 mod room;
 mod shrink;
 pub(crate) mod snapshots;
+mod stall;
 mod start;
 pub(crate) mod status;
 mod step;
@@ -49,6 +50,7 @@ use places::Places;
 use reads::Reader;
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
+use stall::Stall;
 use sweep::Sweeping;
 
 pub use status::{GroupStatus, ShardStatus};
@@ -84,6 +86,7 @@ pub(crate) struct Settings {
     /// and of one that does, those of them that are here.
     pub(crate) founders: Vec<NodeId>,
     pub(crate) election_us: u64,
+    pub(crate) disk_stall_us: u64,
     pub(crate) command_timeout_us: u64,
     pub(crate) entry_cache_bytes: usize,
     /// The data directory, for readers with handles of their own.
@@ -142,6 +145,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     snapshots: Snapshots,
     next_token: u64,
     forwards: Forwards,
+    stall: Stall,
     completions: Vec<(Arc<ClientQueue>, Completions)>,
     /// Bytes of entries in memory, and of commands that wait.
     arena_bytes: usize,

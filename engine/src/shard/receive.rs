@@ -40,6 +40,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.complete()?;
         self.step_places();
+        self.watch_disk();
         self.tick();
         Ok(())
     }
@@ -235,6 +236,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Command::GroupStatus { groups, reply } => {
                 reply.answer(Ok(groups.into_iter().map(|group| self.group_status(group)).collect()));
             }
+            #[cfg(feature = "admin")]
             Command::GroupsAfter { after, count, reply } => reply.answer(Ok(self.groups_after(after, count))),
             Command::ReadEntries { group, indexes, max_bytes, to } => {
                 self.on_read_entries(group, &indexes, max_bytes, to);

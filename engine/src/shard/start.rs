@@ -1,7 +1,6 @@
 //! Opening a shard and taking up groups.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use coracle_base::run::Entries;
@@ -63,6 +62,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             snapshots,
             next_token: 0,
             forwards: Default::default(),
+            stall: Default::default(),
             completions: Vec::new(),
             arena_bytes: 0,
             cache_hand: 0,
@@ -245,8 +245,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     /// The next groups here in the order of their uids.
+    #[cfg(feature = "admin")]
     pub(super) fn groups_after(&self, after: GroupId, count: usize) -> Vec<GroupStatus> {
-        let next = self.by_group.range((Bound::Excluded(after), Bound::Unbounded)).take(count);
+        let next = {
+            use std::ops::Bound::{Excluded, Unbounded};
+            self.by_group.range((Excluded(after), Unbounded)).take(count)
+        };
         next.filter_map(|(group, _)| self.group_status(*group)).collect()
     }
 

@@ -43,6 +43,8 @@ pub struct GroupStatus {
 /// Counters of one shard since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShardStatus {
+    /// The node waits for its cluster to form: it has no groups, and there is nothing else to tell.
+    pub forming: bool,
     /// Turns of its loop.
     pub turns: u64,
     /// System calls of its loop: entering the ring. Waking clients is not counted.
@@ -67,6 +69,14 @@ pub struct ShardStatus {
     pub links_lost: u64,
     /// Elections that groups of this shard won.
     pub elections_won: u64,
+    /// Whether the disk stalls now: it has not finished a write for longer than it may take.
+    pub disk_stalled: bool,
+    /// How often it began to.
+    pub disk_stalls: u64,
+    /// Groups that were begun to be handed over because of it.
+    pub stall_transfers: u64,
+    /// Groups that this node stopped leading because of it.
+    pub stall_resignations: u64,
     /// Groups.
     pub groups: u64,
     /// Groups of whose logs the recovery found a part damaged or lost.

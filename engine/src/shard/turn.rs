@@ -73,7 +73,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let timers = self.timers.first().map_or(u64::MAX, |(at, _)| *at);
         let forwards = self.forwards.deadline_us();
         let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
-        let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready()));
+        let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready())).min(self.stall_deadline_us());
         let transfers = self.snapshots.sends.deadline_us().min(self.snapshots.receives.deadline_us());
         due.min(self.places.deadline_us())
             .min(transfers)

@@ -148,6 +148,10 @@ impl Cluster {
         self.node(at).start_group(group, Box::new(Count(0, fault)));
     }
 
+    pub(crate) fn now_us(&self) -> u64 {
+        self.clock.true_us()
+    }
+
     pub(crate) fn turn(&mut self) {
         self.clock.advance(500);
         let now_us = self.clock.true_us();

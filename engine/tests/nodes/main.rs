@@ -16,6 +16,7 @@ mod peers;
 mod places;
 mod reads;
 mod snapshots;
+mod stall;
 mod stops;
 mod sweep;
 mod transfer;

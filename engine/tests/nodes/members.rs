@@ -1,7 +1,7 @@
 //! Groups whose members change, and whose leadership is handed over, on whole nodes.
 
 use coracle::sim::Answer;
-use coracle::{Change, GroupId, Membership, NodeId, Outcome, Reason};
+use coracle::{Change, Drained, GroupId, Membership, NodeId, Outcome, Reason};
 
 use crate::cluster::{Cluster, Count, Fault, GROUP};
 
@@ -176,8 +176,9 @@ fn a_node_is_drained_of_all_its_groups_at_once() {
     let batches =
         |cluster: &Cluster| (0..3).map(|at| cluster.node(at).status().unwrap().batches).sum::<u64>();
     let begun = batches(&cluster);
-    cluster.node(node).drain();
+    let drained = cluster.node(node).drain();
     cluster.turn_until("another leader of each", |cluster| led(cluster, node) == 0 && all(cluster));
+    assert_eq!(drained.wait().unwrap(), Drained { handing_over: before, kept: 0 });
     // Many elections share a batch: far fewer than one a group and voter.
     let used = batches(&cluster) - begun;
     assert!(used < before as u64 * 2, "{used} batches for {before} groups");

@@ -1,7 +1,7 @@
 //! Clusters in the middle of an upgrade: what an older version does not know is refused by name, and never said to it.
 
 use coracle::sim::Answer;
-use coracle::{Change, Membership, NodeId, Outcome, Reason};
+use coracle::{Change, Drained, Membership, NodeId, Outcome, Reason};
 
 use crate::cluster::{Cluster, Count, Fault, GROUP};
 
@@ -85,8 +85,15 @@ fn members_and_leaders_stay_while_a_member_runs_an_older_version_and_it_is_told_
         }
     }
     (0..2).for_each(|at| cluster.node(at).trigger_election(GROUP));
-    (0..2).for_each(|at| cluster.node(at).drain());
+    let mut drained = cluster.node(first).drain();
+    let other = cluster.node(1 - first).drain();
     (0..1000).for_each(|_| cluster.turn());
+    assert_eq!(
+        drained.take().unwrap().unwrap(),
+        Drained { handing_over: 0, kept: 1 },
+        "nobody may take it over"
+    );
+    assert_eq!(other.wait().unwrap(), Drained::default());
     assert_eq!(leader(&cluster), Some(first));
 
     // One that is down holds up nobody.

@@ -455,14 +455,22 @@ impl Node {
             let left = done["handing_over"].as_u64().unwrap_or(0);
             handed_over = left.max(handed_over);
             if left == 0 {
-                let node = &done["node"];
+                let (node, kept) = (&done["node"], done["kept"].as_u64().unwrap_or(0));
                 match common.json {
                     true => {
-                        writeln!(io::stdout(), "{}", json!({ "node": node, "handed_over": handed_over }))?
+                        let told = json!({ "node": node, "handed_over": handed_over, "kept": kept });
+                        writeln!(io::stdout(), "{told}")?
                     }
                     false => writeln!(io::stdout(), "node {node} has handed over {handed_over} groups")?,
                 }
-                return Ok(());
+                return match kept {
+                    0 => Ok(()),
+                    kept => Err(NodeError::NotDone(format!(
+                        "node {node} still leads {kept} groups, which it cannot hand over: no other voter of theirs can \
+                         be reached, or a member has to be upgraded first"
+                    ))
+                    .into()),
+                };
             }
             if self.left() <= DRAIN_LOOK {
                 return Err(NodeError::Late(format!("{left} groups are still being handed over")).into());
