@@ -12,7 +12,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coracle_base::{GroupId, Index, NodeId, RunRef, Term};
+use coracle_base::run::ENTRY_HEADER_BYTES;
+use coracle_base::{GroupId, Index, NodeId, RunHeader, RunRef, Term};
 use coracle_io::{Clock, Disk, DiskDone, Net};
 use coracle_raft::{Input, Message};
 use coracle_segments::snapshot::{
@@ -55,6 +56,9 @@ struct Receiving {
     asked_us: u64,
     /// It ends: whole, kept or removed.
     is_ending: bool,
+    /// Its last write is under way, or done: what came of it, which waits for an offer that is current.
+    is_finishing: bool,
+    whole: Option<SnapshotFile>,
 }
 
 impl Receiving {
@@ -133,7 +137,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             // Our own is of less than what comes.
             return self.snapshots.abandon_own(&mut self.disk, token);
         };
-        if offer.raft_term < receiving.offer.raft_term || receiving.is_ending {
+        if offer.raft_term < receiving.offer.raft_term || receiving.is_ending && !receiving.is_finishing {
             return;
         }
         let is_same = (offer.key, offer.live, offer.state_only)
@@ -142,17 +146,19 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let is_new = receiving.from != from || receiving.is_quiet(self.now_us, ASK_AGAIN_US);
             (receiving.from, receiving.session, receiving.offer) = (from, session, offer);
             self.again = true;
-            if is_new && receiving.end.is_some() {
+            if is_new && receiving.end.is_some() && !receiving.is_finishing {
                 self.ask(token);
             }
+            return;
+        }
+        if receiving.is_ending {
             return;
         }
         // Two are never mixed: the next offer begins anew.
         let key = receiving.offer.key;
         tracing::info!(index = %offer.key.index, "a {} is given up: another one is offered", With(from, key));
         self.status.transfers_restarted += 1;
-        receiving.is_ending = true;
-        receiving.writer.abandon(&mut self.disk);
+        self.give_up_receiving(token);
     }
 
     fn begin_receive(&mut self, slot: u32, from: NodeId, offer: Offer) {
@@ -196,6 +202,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             heard_us: self.now_us,
             asked_us: self.now_us,
             is_ending: false,
+            is_finishing: false,
+            whole: None,
         };
         self.snapshots.receives.open.insert(token, receiving);
         self.again = true;
@@ -253,21 +261,22 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if self.disk_is_behind() || !self.may_write(Need::Freeing, payload.len()) {
             return Ok(());
         }
+        // Neighbours came in one run, whatever files the sender has.
         let bytes_max = self.wal.run_bytes_max();
-        let largest = runs.iter().map(|run| run.body.len()).max().unwrap_or(0);
+        let runs: Option<Vec<_>> = runs.into_iter().map(|run| split_run(run, bytes_max)).collect();
         let Some((token, receiving)) = self.receiving(slot, live.key) else { return Ok(()) };
         if receiving.live_next != Some(live.from) || receiving.live_done {
             return Ok(());
         }
         receiving.heard_us = now_us;
-        if largest > bytes_max {
+        let Some(runs) = runs else {
             let (from, key) = (receiving.from, receiving.offer.key);
-            tracing::error!(%group, largest, bytes_max, "a {} has entries that this log's files are too small for", With(from, key));
+            tracing::error!(%group, bytes_max, "a {} has entries that this log's files are too small for", With(from, key));
             self.give_up_receiving(token);
             return Ok(());
-        }
-        for run in &runs {
-            receiving.live.push(IndexRange { first: run.header.first(), count: u64::from(run.header.count) });
+        };
+        for (header, _) in runs.iter().flatten() {
+            receiving.live.push(IndexRange { first: header.first(), count: u64::from(header.count) });
         }
         receiving.live_next = live.next.or(receiving.live_next);
         receiving.live_done = live.next.is_none();
@@ -281,11 +290,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.give_up_receiving(token);
             return Ok(());
         }
-        for run in runs {
-            self.status.live_entries_received += u64::from(run.header.count);
+        for (header, body) in runs.into_iter().flatten() {
+            self.status.live_entries_received += u64::from(header.count);
             // Placed for a try before this one: one copy is enough, or tries without end would fill the disk.
-            if !self.wal.has_placed(&run.header) {
-                self.slots[slot as usize].staged = self.wal.place(&run.header, &[run.body]);
+            if !self.wal.has_placed(&header) {
+                self.slots[slot as usize].staged = self.wal.place(&header, &[body]);
             }
         }
         if !is_done {
@@ -296,10 +305,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// It goes, and what came of it.
     fn give_up_receiving(&mut self, token: u64) {
-        if let Some(receiving) = self.snapshots.receives.open.get_mut(&token) {
-            receiving.is_ending = true;
-            receiving.writer.abandon(&mut self.disk);
+        let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return };
+        if let Some(file) = receiving.whole {
+            self.slots[receiving.slot as usize].writing = None;
+            self.snapshots.receives.open.remove(&token);
+            return self.snapshots.remove(&mut self.disk, SnapshotName::Snapshot { file_no: file.file_no });
         }
+        receiving.is_ending = true;
+        receiving.writer.abandon(&mut self.disk);
+    }
+
+    /// Whether Raft would hear of it: it was offered in this term, in this session of the offering leader's link.
+    fn is_current(&self, receiving: &Receiving) -> bool {
+        let raft_term = self.slots[receiving.slot as usize].raft.term();
+        let is_session = receiving.session == self.transport.session_of(receiving.from);
+        receiving.offer.state_only || receiving.offer.raft_term == raft_term && is_session
     }
 
     /// Once a turn: chunks go to the disk, what is lacking is asked for, what nobody answers is put aside.
@@ -315,6 +335,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Some(receiving) = self.snapshots.receives.open.get_mut(&token) else { return };
         if receiving.is_ending {
             return;
+        }
+        if receiving.whole.is_some() {
+            return self.step_whole(token);
         }
         if now_us > receiving.heard_us + PATIENCE_US && receiving.end.is_some() {
             receiving.is_ending = true;
@@ -368,13 +391,27 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             return;
         }
-        let raft_term = self.slots[receiving.slot as usize].raft.term();
-        // In a term or a session in which no leader has offered it, Raft would not hear of it: one will, or offers another.
-        let is_current = receiving.offer.raft_term == raft_term
-            && receiving.session == self.transport.session_of(receiving.from);
-        if receiving.offer.state_only || is_current {
-            receiving.is_ending = true;
+        // Else a leader of this term will offer it, or another one.
+        let Some(receiving) = self.snapshots.receives.open.get(&token) else { return };
+        let is_current = self.is_current(receiving);
+        if let Some(receiving) = self.snapshots.receives.open.get_mut(&token).filter(|_| is_current) {
+            (receiving.is_ending, receiving.is_finishing) = (true, true);
             receiving.writer.write(&mut self.disk, true);
+        }
+    }
+
+    /// The file is whole; while its last write was under way the link broke, or the term ended. The next offer of the same
+    /// snapshot is all that is lacking.
+    fn step_whole(&mut self, token: u64) {
+        let Some(receiving) = self.snapshots.receives.open.get(&token) else { return };
+        if self.is_current(receiving) {
+            let Some(receiving) = self.snapshots.receives.open.remove(&token) else { return };
+            self.slots[receiving.slot as usize].writing = None;
+            if let Some(file) = receiving.whole {
+                self.on_received(receiving, file);
+            }
+        } else if self.now_us > receiving.heard_us + PATIENCE_US {
+            self.give_up_receiving(token);
         }
     }
 
@@ -387,7 +424,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if written == Written::Going {
             return None;
         }
-        let receiving = self.snapshots.receives.open.remove(&token)?;
+        let mut receiving = self.snapshots.receives.open.remove(&token)?;
+        if let Written::Whole(file) = written
+            && !self.is_current(&receiving)
+        {
+            (receiving.whole, receiving.is_ending, receiving.heard_us) = (Some(file), false, self.now_us);
+            self.snapshots.receives.open.insert(token, receiving);
+            return None;
+        }
         let one = &mut self.slots[receiving.slot as usize];
         one.writing = None;
         match written {
@@ -405,13 +449,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn on_received(&mut self, receiving: Receiving, file: SnapshotFile) {
-        let Receiving { slot, from, session, offer, live, .. } = receiving;
+        let Receiving { slot, from, offer, live, .. } = receiving;
         let Key { index, term, .. } = offer.key;
         // The state alone was fetched: what lives on below it is what lives on here.
         let live = (!offer.state_only).then_some(live);
         self.status.snapshot_files += 1;
         self.slots[slot as usize].incoming = Some(Incoming { file, live });
-        if !offer.state_only && session == self.transport.session_of(from) {
+        if !offer.state_only {
             self.tell_raft(slot, from, &offer);
         }
         self.adopt(slot, index, term, &[]);
@@ -446,6 +490,29 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.abandon_receiving(slot);
         }
     }
+}
+
+/// A run of live entries as runs of at most so many bytes, each as long as can be; `None` if an entry alone has more.
+fn split_run(run: RunRef<'_>, bytes_max: usize) -> Option<Vec<(RunHeader, &[u8])>> {
+    let mut runs = Vec::new();
+    let (mut header, mut start, mut end) = (RunHeader { count: 0, body_bytes: 0, ..run.header }, 0, 0);
+    for entry in run.entries() {
+        let bytes = ENTRY_HEADER_BYTES + entry.payload.len();
+        if bytes > bytes_max {
+            return None;
+        }
+        if end - start + bytes > bytes_max {
+            runs.push((header, &run.body[start..end]));
+            let prev_index = entry.index.prev();
+            header = RunHeader { prev_index, count: 0, body_bytes: 0, ..header };
+            start = end;
+        }
+        header.count += 1;
+        header.body_bytes += bytes as u32;
+        end += bytes;
+    }
+    runs.push((header, &run.body[start..end]));
+    Some(runs)
 }
 
 /// The runs of live entries, each checked, in order, and all of them below the snapshot.
