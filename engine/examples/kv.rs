@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
-use coracle::{Admin, Config, GroupId, Node, NodeId, Peer, Strategy};
+use coracle::{Admin, Config, Consistency, GroupId, Node, NodeId, Peer, Strategy};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -66,6 +66,10 @@ struct Args {
     /// acknowledged commands).
     #[arg(long, value_name = "S", default_value_t = Strategy::Direct)]
     strategy: Strategy,
+    /// Who answers GET, linearizable either way: `leader`, the one of the key's group, or `here`, this node, which asks the
+    /// leader only how far it must have come.
+    #[arg(long, value_name = "WHO", default_value = "leader", value_parser = reads)]
+    reads: Consistency,
     /// Size of a log file: bytes, or KiB, MiB, GiB. Small ones are for tests; 2 MiB hold any command.
     #[arg(long, value_name = "N", default_value = "128MiB", value_parser = size)]
     wal_file: u64,
@@ -147,7 +151,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let groups = (1..=args.groups).map(|uid| node.start_group(GroupId(uid), Store::default()));
     // If the node failed meanwhile, its end says why.
     let groups = groups.collect::<Result<_, _>>().map_err(|error| node.stop().err().unwrap_or(error))?;
-    let service = Service::new(groups, node.client());
+    let service = Service::new(groups, node.client(), args.reads);
     let server = Rc::new(Server { service, info, connections: Cell::new(0) });
 
     let stop = async {
@@ -195,6 +199,14 @@ fn peer(text: &str) -> Result<Peer, String> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let mut found = text.to_socket_addrs().map_err(|error| format!("{text}: {error}"))?;
     found.next().ok_or_else(|| format!("{text} has no address"))
+}
+
+fn reads(text: &str) -> Result<Consistency, String> {
+    match text {
+        "leader" => Ok(Consistency::Linearizable),
+        "here" => Ok(Consistency::LinearizableHere),
+        other => Err(format!("{other}: there are leader and here")),
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -10,25 +10,26 @@ mod client;
 pub(crate) mod entries;
 mod members;
 mod proposal;
+pub(crate) mod query;
 #[cfg(test)]
 mod tests;
 mod typed;
 
 use std::sync::Arc;
 
-use coracle_base::limits::ENTRY_BYTES_MAX;
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId};
 
 pub use client::Client;
 pub use entries::{LogEntry, NoEntry, Pending, ReadEntry, ReadPlan};
 pub use proposal::Proposal;
+pub use query::Consistency;
 pub use typed::{TypedGroup, TypedProposal};
 
 use crate::Error;
 use crate::machine::{Machine, Typed, TypedMachine};
 use crate::node::{Node, Socket};
 use crate::outcome::{NotDone, Reason};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin, Start};
+use crate::shard::inbox::{Command, Inbox, Origin, Start};
 use crate::shard::replies::{Asked, Slot};
 use crate::shard::status::{GroupStatus, ShardStatus};
 
@@ -225,25 +226,6 @@ impl Group {
             return Proposal::refused(Reason::TooLarge);
         }
         self.send(|origin| Command::Propose { group: self.id, entries, origin })
-    }
-
-    /// Asks the machine a question; the answer covers everything acknowledged before (linearizable).
-    pub fn query(&self, query: &[u8]) -> Proposal {
-        self.query_with(Consistency::Linearizable, query)
-    }
-
-    /// Asks the leader's machine as it is. Quicker than [`query`](Self::query), and not linearizable: for a moment, a
-    /// leader may not know that it is one no longer.
-    pub fn query_leader(&self, query: &[u8]) -> Proposal {
-        self.query_with(Consistency::Leader, query)
-    }
-
-    fn query_with(&self, consistency: Consistency, query: &[u8]) -> Proposal {
-        if query.len() > ENTRY_BYTES_MAX {
-            return Proposal::refused(Reason::TooLarge);
-        }
-        let query = query.to_vec();
-        self.send(|origin| Command::Query { group: self.id, consistency, tag: 0, query, origin })
     }
 
     /// The group as this node sees it; `None` if it does not run here.

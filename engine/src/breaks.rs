@@ -8,6 +8,8 @@ pub struct Breaks {
     pub raft: coracle_raft::Breaks,
     /// A group hears that its writes are durable when they are staged.
     pub ack_before_durable: bool,
+    /// A member that does not lead answers linearizable questions as it is, without asking the leader.
+    pub read_here_at_once: bool,
     /// One of the log's.
     pub wal: Option<coracle_wal::breaks::Break>,
 }
@@ -23,6 +25,9 @@ impl Breaks {
         // Of the same name in the log; here it is that of the group.
         if name == "ack-before-durable" {
             return Some(Self { ack_before_durable: true, ..Self::default() });
+        }
+        if name == "read-here-at-once" {
+            return Some(Self { read_here_at_once: true, ..Self::default() });
         }
         match coracle_wal::breaks::Break::ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, bug)) => Some(Self { wal: Some(bug), ..Self::default() }),

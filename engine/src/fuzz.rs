@@ -10,7 +10,7 @@ use coracle_raft::Message;
 use crate::identity::Identity;
 use crate::shard::transfer::receive::live_runs;
 use crate::shard::transfer::wire::{Chunk, Live, Offer, Want};
-use crate::shard::{check_payload, check_replies};
+use crate::shard::{check_indexes, check_payload, check_replies};
 use crate::transport::envelope::{Builder, Kind, Piece, Pieces, echo};
 use crate::transport::frame::{self, FRAME_HEADER_BYTES, Frame};
 use crate::transport::hello::Hello;
@@ -95,6 +95,9 @@ fn message(piece: Piece<'_>) -> Judged {
         }
         Kind::Query => Ok(()),
         Kind::Replies => check_replies(piece.payload).map_err(|error| text(&error)),
+        Kind::WantIndexes | Kind::Indexes => {
+            check_indexes(piece.kind, piece.payload).map_err(|error| text(&error))
+        }
         Kind::Offer => Offer::decode(piece.fields).map(drop).map_err(|error| text(&error)),
         Kind::Want => Want::decode(piece.fields).map(drop).map_err(|error| text(&error)),
         Kind::Chunk => Chunk::decode(piece.fields).map(drop).map_err(|error| text(&error)),

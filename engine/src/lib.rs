@@ -69,7 +69,8 @@ mod transport;
 #[cfg(feature = "admin")]
 pub use admin::Admin;
 pub use api::{
-    Client, Group, LogEntry, NoEntry, Pending, Proposal, ReadEntry, ReadPlan, TypedGroup, TypedProposal,
+    Client, Consistency, Group, LogEntry, NoEntry, Pending, Proposal, ReadEntry, ReadPlan, TypedGroup,
+    TypedProposal,
 };
 pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};

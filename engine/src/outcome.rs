@@ -23,7 +23,7 @@ pub struct Done<R = Vec<u8>> {
     pub reply: R,
     /// Its place in the group's log; for a query, the index that was applied when it was answered.
     pub index: Index,
-    /// The node that led the group and answered.
+    /// The node that answered: the group's leader, or this one for a question that its own machine answers.
     pub leader: NodeId,
 }
 
@@ -77,6 +77,10 @@ pub enum Reason {
     NeedsUpgrade(NodeId),
     /// The leader's node has no link to this node, or has not met it since it joined the cluster: start it, and try again.
     NotJoined(NodeId),
+    /// This node's machine has not come so far in time.
+    NotApplied,
+    /// The log with the entry asked for is released: whether it was of that term, nobody knows any more.
+    Released,
 }
 
 impl Reason {
@@ -100,16 +104,21 @@ impl Reason {
     ];
     const NEEDS_UPGRADE: u8 = 16;
     const NOT_JOINED: u8 = 17;
+    /// And these from 18 on. Only what a node answers itself ends so: older versions never hear of them.
+    const LATER: [Self; 2] = [Self::NotApplied, Self::Released];
 
     /// Its number between nodes, and the node that it is about.
     pub(crate) fn encode(self) -> (u8, NodeId) {
         match self {
             Self::NeedsUpgrade(node) => (Self::NEEDS_UPGRADE, node),
             Self::NotJoined(node) => (Self::NOT_JOINED, node),
-            plain => {
-                let at = Self::PLAIN.iter().take_while(|one| **one != plain).count();
-                (at as u8 + 1, NodeId::NONE)
-            }
+            other => match Self::LATER.iter().position(|one| *one == other) {
+                Some(at) => (Self::NOT_JOINED + 1 + at as u8, NodeId::NONE),
+                None => {
+                    let at = Self::PLAIN.iter().take_while(|one| **one != other).count();
+                    (at as u8 + 1, NodeId::NONE)
+                }
+            },
         }
     }
 
@@ -117,7 +126,8 @@ impl Reason {
         match number {
             Self::NEEDS_UPGRADE => Some(Self::NeedsUpgrade(node)),
             Self::NOT_JOINED => Some(Self::NotJoined(node)),
-            number => Self::PLAIN.get(usize::from(number).checked_sub(1)?).copied(),
+            ..Self::NEEDS_UPGRADE => Self::PLAIN.get(usize::from(number).checked_sub(1)?).copied(),
+            later => Self::LATER.get(usize::from(later - Self::NOT_JOINED - 1)).copied(),
         }
     }
 
@@ -125,7 +135,8 @@ impl Reason {
     pub(crate) fn retry_after(self) -> Duration {
         Duration::from_millis(match self {
             Reason::Busy | Reason::Overwritten => 10,
-            Reason::NoLeader
+            Reason::NotApplied
+            | Reason::NoLeader
             | Reason::NoGroup
             | Reason::ChangeUnderWay
             | Reason::NotHandedOver
@@ -150,6 +161,8 @@ impl fmt::Display for Reason {
                     "node {node} runs a version that does not know of this: upgrade it, or stop it first"
                 );
             }
+            Reason::NotApplied => "this node's machine has not come so far",
+            Reason::Released => "the log with that entry is released",
             Reason::NoLeader => "no leader could be reached",
             Reason::Busy => "the shard is busy",
             Reason::DiskFull => "the disk is full",
@@ -223,11 +236,13 @@ mod tests {
             (Reason::NotHandedOver, 15, 0),
             (Reason::NeedsUpgrade(NodeId(7)), 16, 7),
             (Reason::NotJoined(NodeId(7)), 17, 7),
+            (Reason::NotApplied, 18, 0),
+            (Reason::Released, 19, 0),
         ] {
             assert_eq!(reason.encode(), (number, NodeId(node)));
             assert_eq!(Reason::decode(number, NodeId(node)), Some(reason));
         }
         assert!(Reason::PLAIN.iter().all(|one| Reason::decode(one.encode().0, NodeId::NONE) == Some(*one)));
-        assert!([0, 18, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
+        assert!([0, 20, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
     }
 }

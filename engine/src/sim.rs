@@ -9,13 +9,14 @@ use coracle_raft::Change;
 
 use crate::api::entries::read_command;
 use crate::boot::{Parts, Server};
-use crate::shard::inbox::{Command, Consistency, Inbox, Origin, ReadTo, Start};
+use crate::shard::inbox::{Command, Inbox, Origin, ReadTo, Start};
 use crate::shard::members::Request;
 use crate::shard::places::Word;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
 use crate::transport::hello::PROTOCOL;
 use crate::{
-    Config, Drained, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus,
+    Config, Consistency, Drained, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason,
+    ShardStatus,
 };
 
 pub use crate::shard::Turn;
@@ -241,8 +242,13 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
 
     /// Asks a question whose answer covers everything acknowledged before.
     pub fn query(&self, group: GroupId, query: &[u8]) -> Answer {
+        self.query_as(group, Consistency::Linearizable, query)
+    }
+
+    /// As [`Group::query_as`](crate::Group::query_as).
+    pub fn query_as(&self, group: GroupId, consistency: Consistency, query: &[u8]) -> Answer {
         let slot = Arc::new(Slot::default());
-        let (query, consistency) = (query.to_vec(), Consistency::Linearizable);
+        let query = query.to_vec();
         self.push(&slot, |origin| Command::Query { group, consistency, query, tag: 0, origin });
         Answer(slot)
     }

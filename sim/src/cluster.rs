@@ -5,7 +5,7 @@
 
 use coracle::breaks::Breaks;
 use coracle::sim::SimNode;
-use coracle::{GroupId, GroupStatus, Index, Members, NodeId, Outcome, Term};
+use coracle::{Consistency, GroupId, GroupStatus, Index, Members, NodeId, Outcome, Term};
 use coracle_base::checksum::crc32c;
 use coracle_base::checksum::mix64;
 use coracle_io::fake::{Completing, FakeClock, FakeDisk, FakeNet, FakeNetwork};
@@ -338,11 +338,19 @@ impl Cluster {
         self.nodes[at].wake();
     }
 
-    /// A client asks a question through a node that is up.
+    /// A client asks a question through a node that is up. Whoever answers, and however it makes sure, the answer includes
+    /// what was acknowledged before.
     pub(crate) fn query(&mut self, at: usize, group: usize) {
         let Some(process) = &mut self.nodes[at].process else { return };
-        let asked = Asked::Query(group, self.oracle.acknowledged(group));
-        let answer = process.sim.query(GroupId(group as u64 + 1), &[]);
+        let floor = self.oracle.acknowledged(group);
+        let asked = Asked::Query(group, floor);
+        let (consistency, name) = match self.queries % 4 {
+            0 | 2 => (Consistency::Linearizable, "queries_by_the_leader"),
+            1 => (Consistency::LinearizableHere, "queries_with_a_read_index"),
+            _ => (Consistency::Local { index: floor, term: None }, "queries_with_a_condition"),
+        };
+        self.tally.mark(name);
+        let answer = process.sim.query_as(GroupId(group as u64 + 1), consistency, &[]);
         process.waiting.push(Waiting { asked, answer });
         self.queries += 1;
         self.nodes[at].wake();
@@ -392,7 +400,7 @@ impl Cluster {
     /// A node is to lead nothing any more.
     pub(crate) fn drain(&mut self, at: usize) {
         let Some(process) = &self.nodes[at].process else { return };
-        process.sim.drain();
+        drop(process.sim.drain());
         self.nodes[at].wake();
     }
 

@@ -37,13 +37,15 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 20] = [
+pub const BREAKS: [&str; 22] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
     "torn-tail-accepted",
     "stale-completion",
     "read-without-noop",
+    "read-without-quorum",
+    "read-here-at-once",
     "snapshot-match-counts-early",
     "stale-append-truncates",
     "removed-voter-counts",

@@ -77,6 +77,8 @@ fn planted_bugs_are_noticed() {
     caught_within("vote-not-persisted", Worlds::Cluster, 60);
     caught_within("old-term-commit-by-count", Worlds::Cluster, 20);
     caught_within("read-without-noop", Worlds::Cluster, 40);
+    caught_within("read-without-quorum", Worlds::Cluster, 40);
+    caught_within("read-here-at-once", Worlds::Cluster, 20);
     caught_in("torn-tail-accepted", Worlds::Cluster, 16..60);
     caught_in("stale-completion", Worlds::Cluster, 16..150);
     caught_in("snapshot-match-counts-early", Worlds::Cluster, 16..120);

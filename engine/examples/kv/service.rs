@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use coracle::{Client, Group, NotDone, Outcome, Reason};
+use coracle::{Client, Consistency, Group, NotDone, Outcome, Reason};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
@@ -23,6 +23,8 @@ pub(crate) type Reply = oneshot::Receiver<Vec<u8>>;
 pub(crate) struct Service {
     groups: Vec<Group>,
     client: Client,
+    /// Who answers what is read.
+    reads: Consistency,
     state: RefCell<State>,
     gathered: Notify,
 }
@@ -38,10 +40,10 @@ struct State {
 
 impl Service {
     /// A service over `groups`, at least one, among which the keys are spread.
-    pub(crate) fn new(groups: Vec<Group>, client: Client) -> Self {
+    pub(crate) fn new(groups: Vec<Group>, client: Client, reads: Consistency) -> Self {
         let commands = vec![Vec::new(); groups.len()];
         let state = RefCell::new(State { commands, ..State::default() });
-        Self { groups, client, state, gathered: Notify::new() }
+        Self { groups, client, reads, state, gathered: Notify::new() }
     }
 
     /// Takes a change on its way.
@@ -65,7 +67,7 @@ impl Service {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let tag = state.waiting.insert(sender) as u64;
-        if let Err(why) = self.client.query(&self.groups[self.place(key)], tag, key) {
+        if let Err(why) = self.client.query_as(&self.groups[self.place(key)], tag, self.reads, key) {
             state.answer(tag, &Outcome::NotDone(why));
         }
         reply

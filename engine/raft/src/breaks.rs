@@ -45,6 +45,8 @@ breaks! {
     stale_completion,
     /// Reads are answered before the leader has committed an entry of its own term.
     read_without_noop,
+    /// Reads are answered without asking a majority whether it still follows.
+    read_without_quorum,
     /// A snapshot that was received counts as durable before its mark is.
     snapshot_match_counts_early,
     /// An append that is held already cuts the log behind it, as if nothing could come late.

@@ -17,12 +17,16 @@ pub struct Config {
     /// The voters that the group was made with; a restored hard state knows better. Nobody: this node waits to be made
     /// a member, and learns from the leader who the others are.
     pub voters: Voters,
-    /// An election starts this long after the leader was lost, at least.
+    /// An election that comes to nothing is followed by the next one after this long, at least; the first ones after a leader
+    /// was lost come sooner, one member after the other.
     pub election_us_min: u64,
     /// And at most; each wait is drawn anew, so that two nodes rarely collide.
     pub election_us_max: u64,
     /// Seeds those draws; give every node of a group a different one.
     pub seed: u64,
+    /// Seeds the order in which the members campaign when a leader is lost; the same on all nodes of a group, and different
+    /// from group to group, so that the groups of a node that died spread over those that are left.
+    pub order: u64,
     /// No further append goes to a member while this many bytes are unacknowledged (the last one may exceed it).
     pub window_bytes: u32,
     /// No further append goes to a member while this many are unacknowledged.
@@ -46,6 +50,7 @@ impl Config {
             election_us_min: 300_000,
             election_us_max: 600_000,
             seed: id.0,
+            order: 0,
             window_bytes: PEER_WINDOW_BYTES,
             window_messages: PEER_WINDOW_MESSAGES,
             append_bytes_max: 256 * 1024,

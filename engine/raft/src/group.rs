@@ -506,8 +506,8 @@ impl Group {
             if self.reaches_majority() {
                 self.quorum_at = None;
             }
-        } else if self.election_at.is_none() && !self.leader_is_live() {
-            self.arm_election(now_us);
+        } else if !self.leader_is_live() {
+            self.wait_for_all(now_us);
         }
     }
 
@@ -521,7 +521,7 @@ impl Group {
             }
         } else if self.leader == Some(node) && self.leader_live {
             self.leader_live = false;
-            self.arm_election(now_us);
+            self.arm_succession(now_us);
         }
     }
 

@@ -182,7 +182,7 @@ impl Members {
     }
 
     /// Whether nobody but `node` decides.
-    pub(crate) fn is_alone(&self, node: NodeId) -> bool {
+    pub fn is_alone(&self, node: NodeId) -> bool {
         self.is_voter(node)
             && self.list.iter().all(|member| member.id == node || !member.has(VOTER | OUTGOING))
     }

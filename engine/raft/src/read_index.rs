@@ -64,7 +64,8 @@ impl Group {
     }
 
     fn release_reads(&mut self, out: &mut Vec<Output>) {
-        if !self.reads.open() || !self.reads.acks.won(self.members()) {
+        let won = self.reads.acks.won(self.members()) || self.config.breaks.read_without_quorum();
+        if !self.reads.open() || !won {
             return;
         }
         let index = self.reads.index;

@@ -98,6 +98,8 @@ fn of_reason(reason: Reason) -> (StatusCode, &'static str, bool) {
         Reason::TooManyMembers => (StatusCode::CONFLICT, "too_many_members", false),
         Reason::NotJoined(_) => (AWAY, "not_joined", true),
         Reason::NeedsUpgrade(_) => (StatusCode::CONFLICT, "needs_upgrade", false),
+        Reason::NotApplied => (AWAY, "not_applied", true),
+        Reason::Released => (StatusCode::GONE, "released", false),
         Reason::NoLiveQuorum => (AWAY, "no_live_quorum", false),
         Reason::NotHandedOver => (AWAY, "not_handed_over", false),
     }

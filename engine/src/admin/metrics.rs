@@ -32,6 +32,8 @@ const METRICS: &[Metric] = &[
     counter("frames_total", "Frames sent to other nodes that carried a message.", |s| s.frames),
     counter("beats_total", "Frames sent to other nodes without one.", |s| s.beats),
     counter("elections_won_total", "Elections that groups of this shard won.", |s| s.elections_won),
+    counter("read_index_wishes_total", "Wishes for read indexes sent to leaders.", |s| s.read_index_wishes),
+    gauge("elections_waiting", "Groups that wait to campaign behind others.", |s| s.elections_waiting),
     gauge("disk_stalled", "1 while the disk does not finish a write.", |s| s.disk_stalled.into()),
     counter("disk_stalls_total", "How often the disk began to stall.", |s| s.disk_stalls),
     counter("stall_transfers_total", "Groups begun to be handed over for a stall.", |s| s.stall_transfers),

@@ -14,8 +14,9 @@ use coracle_base::{EntryBatch, EntryKind};
 
 use super::proposal::block_on;
 use super::{Group, push, refusal};
+use crate::api::query::Consistency;
 use crate::outcome::{NotDone, Reason};
-use crate::shard::inbox::{Command, Consistency, Origin};
+use crate::shard::inbox::{Command, Origin};
 use crate::shard::replies::{ClientQueue, Completions};
 
 /// Commands that one ring may have in flight.
@@ -81,11 +82,25 @@ impl Client {
     /// # Errors
     /// As [`propose`](Self::propose).
     pub fn query(&self, group: &Group, tag: u64, query: &[u8]) -> Result<(), NotDone> {
+        self.query_as(group, tag, Consistency::Linearizable, query)
+    }
+
+    /// Asks a group's machine a question as [`Group::query_as`] does; the answer comes under `tag`.
+    ///
+    /// # Errors
+    /// As [`propose`](Self::propose).
+    pub fn query_as(
+        &self,
+        group: &Group,
+        tag: u64,
+        consistency: Consistency,
+        query: &[u8],
+    ) -> Result<(), NotDone> {
         if query.len() > ENTRY_BYTES_MAX {
             return Err(refusal(Reason::TooLarge));
         }
         let origin = Origin::Client(self.ring.queue.clone());
-        let (consistency, query) = (Consistency::Linearizable, query.to_vec());
+        let query = query.to_vec();
         self.send(1, group, Command::Query { group: group.id, consistency, tag, query, origin })
     }
 

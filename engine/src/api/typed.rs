@@ -7,7 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Group, Proposal};
+use coracle_base::Index;
+
+use super::{Consistency, Group, Proposal};
 use crate::machine::{TypedMachine, Wire};
 use crate::outcome::{Done, Outcome, Unknown};
 
@@ -36,6 +38,21 @@ impl<M: TypedMachine> TypedGroup<M> {
     /// Asks the machine a question; the answer covers everything acknowledged before (linearizable).
     pub fn query(&self, query: &M::Query) -> TypedProposal<M::Answer> {
         TypedProposal::new(self.group.query(&encoded(query)))
+    }
+
+    /// As [`query`](Self::query), answered by this node's machine, which the leader tells how far it must have come.
+    pub fn query_here(&self, query: &M::Query) -> TypedProposal<M::Answer> {
+        self.query_as(Consistency::LinearizableHere, query)
+    }
+
+    /// Asks this node's machine as it is, however old that may be, once it has applied the entry at `index`; 0: at once.
+    pub fn query_local(&self, query: &M::Query, index: Index) -> TypedProposal<M::Answer> {
+        self.query_as(Consistency::Local { index, term: None }, query)
+    }
+
+    /// Asks the machine a question, as [`Group::query_as`] does.
+    pub fn query_as(&self, consistency: Consistency, query: &M::Query) -> TypedProposal<M::Answer> {
+        TypedProposal::new(self.group.query_as(consistency, &encoded(query)))
     }
 
     /// Asks the leader's machine as it is; quicker, and not linearizable.

@@ -5,7 +5,7 @@ use coracle_base::{EntryKind, EntryRef, Index, NodeId};
 use coracle_io::{Clock, Disk, Net};
 use coracle_wal::{ReadError, ReadOut};
 
-use super::groups::{Slot, question_bytes};
+use super::groups::Slot;
 use super::step::poison;
 use super::waiting::Decision;
 use super::{Answers, Shard, replies};
@@ -97,48 +97,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.answer_reads(slot);
         self.take_snapshots(slot);
         self.evict(slot);
-    }
-
-    /// Answers the queries whose read index is applied.
-    pub(super) fn answer_reads(&mut self, slot: u32) {
-        let node = self.settings.node;
-        let one = &mut self.slots[slot as usize];
-        if one.reads.is_empty() || !one.is_ready() && one.poisoned.is_none() {
-            return;
-        }
-        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        let (applied, poisoned) = (one.applied, one.poisoned.is_some());
-        let ready =
-            one.reads.extract_if(.., |_, read| read.index.is_some_and(|index| index <= applied) || poisoned);
-        for (_, read) in ready {
-            self.waiting_bytes -= question_bytes(&read.query);
-            if poisoned {
-                answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)));
-                continue;
-            }
-            self.reply_scratch.clear();
-            let machine = &one.machine;
-            let scratch = &mut self.reply_scratch;
-            match caught(|| machine.query(&read.query, scratch)) {
-                Ok(()) => {
-                    answers.give(&read.origin, read.tag, &replies::done(&self.reply_scratch, applied, node))
-                }
-                Err(_) => {
-                    answers.give(&read.origin, read.tag, &Outcome::not_done(Reason::Poisoned, Some(node)))
-                }
-            }
-        }
-        self.again = true;
-    }
-
-    /// The leader could not make sure that it still leads: ask again, of whoever does.
-    pub(super) fn fail_read(&mut self, slot: u32, token: u64) {
-        let one = &mut self.slots[slot as usize];
-        let Some(read) = one.reads.remove(&token) else { return };
-        self.waiting_bytes -= question_bytes(&read.query);
-        let outcome = Outcome::not_done(Reason::NoLeader, one.raft.leader());
-        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        answers.give(&read.origin, read.tag, &outcome);
     }
 
     /// One wake-up a client.

@@ -10,7 +10,9 @@ use coracle_base::limits::FORWARDED_REPLY_BYTES_MAX;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 
 use super::Answers;
-use super::inbox::{Consistency, Origin};
+use super::inbox::Origin;
+use super::queries::Question;
+use crate::api::query::Consistency;
 use crate::outcome::{Done, NotDone, Outcome, Reason, Unknown};
 use crate::transport::envelope::{Builder, Kind};
 
@@ -85,26 +87,16 @@ impl Forwards {
     }
 
     /// Sends a question to the leader.
-    #[allow(clippy::too_many_arguments)] // the parts of one question and where it goes
-    pub(crate) fn query(
-        &mut self,
-        envelope: &mut Builder,
-        session: u64,
-        group: GroupId,
-        consistency: Consistency,
-        query: &[u8],
-        tag: u64,
-        origin: Origin,
-        deadline_us: u64,
-    ) {
+    pub(crate) fn query(&mut self, envelope: &mut Builder, session: u64, group: GroupId, question: Question) {
         self.next += 1;
         let request = self.next;
+        let Question { consistency, query, tag, origin, deadline_us } = question;
         let fields = |out: &mut Vec<u8>| {
             out.put_u64(request);
-            out.put_u8((consistency == Consistency::Linearizable).into());
+            out.put_u8((consistency != Consistency::Leader).into());
             out.put_u64(tag);
         };
-        envelope.push(Kind::Query, group, false, fields, |out| out.put(query));
+        envelope.push(Kind::Query, group, false, fields, |out| out.put(&query));
         let forwarded =
             Forwarded { session, tags: vec![tag], answered: 0, origin, is_query: true, deadline_us };
         self.insert(request, forwarded);

@@ -10,7 +10,8 @@ use coracle_raft::Group;
 use coracle_segments::snapshot::{PartName, SnapshotName};
 use coracle_wal::{BatchSeq, IndexRange, SnapshotFile};
 
-use super::inbox::{Consistency, Origin};
+use super::inbox::Origin;
+use super::queries::Question;
 use super::replies::Asked;
 use super::restore::MachineState;
 use super::snapshots::Checkpoint;
@@ -24,7 +25,7 @@ use crate::panics::caught;
 #[derive(Debug)]
 pub(crate) enum Parked {
     Propose { entries: EntryBatch, origin: Origin, deadline_us: u64 },
-    Query { consistency: Consistency, query: Vec<u8>, tag: u64, origin: Origin, deadline_us: u64 },
+    Query(Question),
 }
 
 /// Somebody waits to hear who leads after a transfer.
@@ -35,6 +36,27 @@ pub(crate) struct Successor {
     pub(crate) deadline_us: u64,
 }
 
+impl Parked {
+    /// When it waits no longer.
+    pub(crate) fn deadline_us(&self) -> u64 {
+        match self {
+            Self::Propose { deadline_us, .. } => *deadline_us,
+            Self::Query(question) => question.deadline_us,
+        }
+    }
+}
+
+/// What is done for a question when its read index is known, and applied here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// The machine answers.
+    Answer,
+    /// The machine answers, if the entry there is of this term.
+    AnswerIf(Term),
+    /// Another member's machine answers: it wants to know the index.
+    Index,
+}
+
 /// A query that waits for its read index, or for its read index to be applied.
 #[derive(Debug)]
 pub(crate) struct Reading {
@@ -42,6 +64,7 @@ pub(crate) struct Reading {
     pub(crate) tag: u64,
     pub(crate) origin: Origin,
     pub(crate) deadline_us: u64,
+    pub(crate) wants: Wants,
     /// Known once the quorum has answered.
     pub(crate) index: Option<Index>,
 }
@@ -155,6 +178,8 @@ pub(crate) struct Slot {
     /// Entries read back for followers that are behind memory: (member, first, count, bytes).
     pub(crate) fetched: Vec<(NodeId, Index, u32, Vec<u8>)>,
     pub(crate) timer_us: Option<u64>,
+    /// Its time to campaign has come, and it waits to be let through.
+    pub(crate) election_waits: bool,
     pub(crate) dirty: bool,
     pub(crate) applying: bool,
     /// Who wants to know how the transfer of leadership ends.
@@ -195,6 +220,7 @@ impl Slot {
             apply_read: false,
             fetched: Vec::new(),
             timer_us: None,
+            election_waits: false,
             dirty: false,
             applying: false,
             transfer_for: Vec::new(),
@@ -238,13 +264,11 @@ impl Slot {
 
     /// When this group wants to be looked at though nothing happens.
     pub(crate) fn deadline_us(&self) -> Option<u64> {
-        let parked = self.parked.front().map(|one| match one {
-            Parked::Propose { deadline_us, .. } | Parked::Query { deadline_us, .. } => *deadline_us,
-        });
+        let parked = self.parked.front().map(Parked::deadline_us);
         let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
         let transfer = self.transfer_for.first().map(|one| one.deadline_us);
-        let raft = self.raft.deadline_us().filter(|_| !self.diverged);
+        let raft = self.raft.deadline_us().filter(|_| !self.diverged && !self.election_waits);
         let ask = match self.state {
             MachineState::Needed { ask_us, .. } => Some(ask_us),
             _ => None,

@@ -15,6 +15,7 @@ use crossbeam_queue::ArrayQueue;
 use super::places::Word;
 use super::replies::{Asked, ClientQueue, Completions, Slot};
 use crate::api::entries::{ReadEntry, ReadPlan};
+use crate::api::query::Consistency;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Reason};
 use crate::shard::members::Drained;
@@ -32,15 +33,6 @@ pub(crate) enum Origin {
     Slot(Arc<Slot>),
     /// Another node that forwarded the command, by its request number in that link's session.
     Peer { node: NodeId, session: u64, request: u64 },
-}
-
-/// What a query must be consistent with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Consistency {
-    /// The leader's machine as it is: not linearizable while an old leader does not know that it is one.
-    Leader,
-    /// Everything acknowledged before the query was asked is seen (Raft thesis 6.4).
-    Linearizable,
 }
 
 /// A group to be taken up.

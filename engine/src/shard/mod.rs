@@ -8,12 +8,15 @@
 mod apply;
 mod cache;
 mod compact;
+mod elections;
 mod forward;
 pub(crate) mod groups;
 pub(crate) mod inbox;
 pub(crate) mod members;
 mod parked;
 pub(crate) mod places;
+pub(crate) mod queries;
+mod read_index;
 mod reads;
 mod receive;
 pub(crate) mod replies;
@@ -43,10 +46,12 @@ use coracle_wal::{BatchSeq, RecoveredGroup, Wal, WalError};
 
 use crate::transport::{LinkEvent, Transport};
 use compact::Compaction;
+use elections::Elections;
 use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
 use places::Places;
+use read_index::IndexReads;
 use reads::Reader;
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
@@ -58,6 +63,8 @@ pub use turn::Turn;
 
 #[cfg(feature = "fuzz")]
 pub(crate) use forward::check_replies;
+#[cfg(feature = "fuzz")]
+pub(crate) use read_index::check_indexes;
 #[cfg(feature = "fuzz")]
 pub(crate) use receive::check_payload;
 
@@ -145,7 +152,9 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     snapshots: Snapshots,
     next_token: u64,
     forwards: Forwards,
+    index_reads: IndexReads,
     stall: Stall,
+    elections: Elections,
     completions: Vec<(Arc<ClientQueue>, Completions)>,
     /// Bytes of entries in memory, and of commands that wait.
     arena_bytes: usize,

@@ -47,9 +47,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     self.status.proposed -= u64::from(entries.count());
                     self.on_propose(group, entries, origin, true);
                 }
-                Parked::Query { consistency, query, tag, origin, .. } => {
-                    self.waiting_bytes -= question_bytes(&query);
-                    self.on_query(group, consistency, query, tag, origin);
+                Parked::Query(question) => {
+                    self.waiting_bytes -= question_bytes(&question.query);
+                    self.on_query(group, question);
                 }
             }
         }

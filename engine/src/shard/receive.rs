@@ -8,12 +8,13 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
 use coracle_segments::Compactor;
 
-use super::groups::{Parked, Reading, question_bytes};
-use super::inbox::{Command, Consistency, Origin};
-use super::parked::PARKED_MAX;
+use super::groups::{Parked, question_bytes};
+use super::inbox::{Command, Origin};
+use super::queries::Question;
 use super::room::Need;
 use super::waiting::Waiting;
 use super::{Answers, OnDurable, ReadFor, Shard, ShardError, members, places, snapshots};
+use crate::api::query::Consistency;
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
 use crate::transport::envelope::{EnvelopeError, Kind, Piece, Pieces};
@@ -23,8 +24,6 @@ use crate::transport::hello::Lane;
 const COMMANDS_PER_TURN: usize = 1024;
 /// Groups that are taken up or told about in one turn, but for the rest of the last command.
 const GROUPS_PER_TURN: usize = 256;
-/// Questions of a group that may wait for a quorum, or to be applied.
-const READS_MAX: usize = 4096;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn receive(&mut self) -> Result<(), ShardError> {
@@ -79,6 +78,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 let mut answers =
                     Answers { completions: &mut self.completions, transport: &mut self.transport };
                 self.forwards.on_session_end(session, &mut answers);
+                self.lose_index_wishes(session);
                 self.on_link(node, false);
             }
             LinkEvent::Envelopes { node, lane, session, inbound } => {
@@ -126,6 +126,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut pieces = Pieces::new(head, tail)?;
         while let Some(piece) = pieces.next()? {
             match piece.kind {
+                kind if self.transport.link(node).is_some_and(|link| !link.speaks(kind)) => {
+                    return Err(EnvelopeError::Message(format!(
+                        "{kind:?} of a newer version than was agreed"
+                    )));
+                }
                 kind if lane == Lane::Bulk && !matches!(kind, Kind::Chunk | Kind::Live) => {
                     return Err(EnvelopeError::Message(format!("{kind:?} on the bulk connection")));
                 }
@@ -139,6 +144,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                         self.on_want_snapshot(slot, node, base);
                     }
                 }
+                Kind::WantIndexes => self.on_want_indexes(node, session, piece.payload)?,
+                Kind::Indexes => self.on_indexes(session, piece.payload)?,
                 Kind::Replies => {
                     let mut answers =
                         Answers { completions: &mut self.completions, transport: &mut self.transport };
@@ -205,13 +212,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let consistency = if linearizable { Consistency::Linearizable } else { Consistency::Leader };
         // A query's tag goes round with the request: the other side knows it.
         let tag = fields.u64()?;
-        self.on_query(
-            piece.group,
-            consistency,
-            piece.payload.to_vec(),
-            tag,
-            Origin::Peer { node, session, request },
-        );
+        let (query, origin) = (piece.payload.to_vec(), Origin::Peer { node, session, request });
+        let deadline_us = self.now_us + self.settings.command_timeout_us;
+        self.on_query(piece.group, Question { consistency, query, tag, origin, deadline_us });
         Ok(())
     }
 
@@ -221,7 +224,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         match command {
             Command::Propose { group, entries, origin } => self.on_propose(group, entries, origin, true),
             Command::Query { group, consistency, query, tag, origin } => {
-                self.on_query(group, consistency, query, tag, origin);
+                let deadline_us = self.now_us + self.settings.command_timeout_us;
+                self.on_query(group, Question { consistency, query, tag, origin, deadline_us });
             }
             Command::StartGroups { groups, started } => {
                 let results = groups.into_iter().map(|start| self.start_group(start));
@@ -380,81 +384,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.touch(slot);
     }
 
-    /// A question: answered here if the group is led here, or sent to the leader.
-    pub(super) fn on_query(
-        &mut self,
-        group: GroupId,
-        consistency: Consistency,
-        query: Vec<u8>,
-        tag: u64,
-        origin: Origin,
-    ) {
-        let Some(slot) = self.by_group.get(&group).copied() else {
-            let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-            return answers.give(&origin, tag, &Outcome::not_done(Reason::NoGroup, None));
-        };
-        let deadline_us = self.now_us + self.settings.command_timeout_us;
-        let token = self.token();
-        let bytes = question_bytes(&query);
-        let no_room = self.waiting_bytes + bytes > SHARD_UNCOMMITTED_BYTES;
-        let one = &mut self.slots[slot as usize];
-        let is_leader = one.raft.role() == Role::Leader;
-        let refusal = if one.diverged || is_leader && one.poisoned.is_some() {
-            Some(Reason::Poisoned)
-        } else if no_room || is_leader && one.reads.len() >= READS_MAX {
-            Some(Reason::Busy)
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
-            let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-            return answers.give(&origin, tag, &Outcome::not_done(reason, one.raft.leader()));
-        }
-        if is_leader {
-            let index = (consistency == Consistency::Leader).then_some(Index::ZERO);
-            let accepted = index.is_some() || one.raft.read(token).is_ok();
-            if accepted {
-                self.waiting_bytes += bytes;
-                one.reads.insert(token, Reading { query, tag, origin, deadline_us, index });
-                if index.is_some() {
-                    self.answer_reads(slot);
-                }
-                self.ask_machine(slot);
-                return self.touch(slot);
-            }
-        }
-        let leader = one.raft.leader();
-        let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        if matches!(origin, Origin::Peer { .. }) {
-            return answers.give(&origin, tag, &Outcome::not_done(Reason::NoLeader, leader));
-        }
-        let link = leader.and_then(|leader| answers.transport.link(leader));
-        let session = link.and_then(|link| link.session()).map(|s| s.id);
-        if self.forwards.is_full() || link.is_some_and(|link| link.queued_bytes() > LINK_BYTES_HIGH) {
-            return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, leader));
-        }
-        if let (Some(leader), Some(session)) = (leader, session)
-            && let Some(envelope) = answers.transport.envelope(leader)
-        {
-            return self.forwards.query(
-                envelope,
-                session,
-                group,
-                consistency,
-                &query,
-                tag,
-                origin,
-                deadline_us,
-            );
-        }
-        if one.parked.len() >= PARKED_MAX {
-            return answers.give(&origin, tag, &Outcome::not_done(Reason::Busy, None));
-        }
-        self.waiting_bytes += bytes;
-        one.parked.push_back(Parked::Query { consistency, query, tag, origin, deadline_us });
-        self.set_timer(slot);
-    }
-
     // ---- the disk -------------------------------------------------------------------------------------------------
 
     /// The disk has answered: only now do groups vote, acknowledge, and count themselves.
@@ -514,12 +443,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.timers.pop_first();
             self.slots[slot as usize].timer_us = None;
             if self.slots[slot as usize].raft.deadline_us().is_some_and(|at| at <= self.now_us) {
-                self.input(slot, Input::Tick);
+                self.on_group_timer(slot);
             }
             self.give_up_late(slot);
             self.ask_for_snapshot(slot);
             self.touch(slot);
         }
+        self.begin_elections();
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         self.forwards.on_tick(self.now_us, &mut answers);
     }
@@ -538,9 +468,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for late in one.transfer_for.extract_if(.., |late| late.deadline_us <= now_us) {
             answers.give(&late.origin, late.tag, &Outcome::Unknown(Unknown::TimedOut));
         }
-        let is_late = |parked: &mut Parked| match parked {
-            Parked::Propose { deadline_us, .. } | Parked::Query { deadline_us, .. } => *deadline_us <= now_us,
-        };
+        let is_late = |parked: &mut Parked| parked.deadline_us() <= now_us;
         let refusal = Outcome::not_done(Reason::NoLeader, None);
         while let Some(late) = one.parked.pop_front_if(is_late) {
             match late {
@@ -550,17 +478,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                         answers.give(&origin, entry.header.tag, &refusal);
                     }
                 }
-                Parked::Query { query, tag, origin, .. } => {
-                    self.waiting_bytes -= question_bytes(&query);
-                    answers.give(&origin, tag, &refusal);
+                Parked::Query(question) => {
+                    self.waiting_bytes -= question_bytes(&question.query);
+                    answers.give(&question.origin, question.tag, &refusal);
                 }
             }
         }
-        while let Some(first) = one.reads.first_entry().filter(|read| read.get().deadline_us <= now_us) {
-            let late = first.remove();
-            self.waiting_bytes -= question_bytes(&late.query);
-            answers.give(&late.origin, late.tag, &refusal);
-        }
+        self.give_up_reads(slot);
     }
 }
 

@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_oldest_write_is_judged_by_its_age() {
-        let of = |age_us| judge(Some(1_000), 1_000 + age_us, 50);
+        let of = |age_us: u64| judge(Some(1_000), 1_000 + age_us, 50);
         assert_eq!(
             [0, 49, 50, 99].map(of),
             [Verdict::Sound, Verdict::Sound, Verdict::HandOver, Verdict::HandOver]

@@ -20,6 +20,9 @@ use crate::Error;
 use crate::identity::Identity;
 use crate::transport::Transport;
 
+/// The order in which a group's members campaign is the same on all of them, and has nothing to do with their shard.
+const ORDER_SEED: u64 = 0x00c0_4ac1_e0de_4000;
+
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A shard over a WAL that is open and links that are being made.
     #[allow(clippy::too_many_arguments)] // the parts that a shard is made of
@@ -62,7 +65,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             snapshots,
             next_token: 0,
             forwards: Default::default(),
+            index_reads: Default::default(),
             stall: Default::default(),
+            elections: Default::default(),
             completions: Vec::new(),
             arena_bytes: 0,
             cache_hand: 0,
@@ -173,6 +178,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let mut config = RaftConfig::new(settings.node, founders);
         config.seed = seed;
+        config.order = coracle_base::checksum::mix64(ORDER_SEED, group.0);
         config.election_us_min = settings.election_us;
         config.election_us_max = 2 * settings.election_us;
         #[cfg(feature = "breaks")]

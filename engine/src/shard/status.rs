@@ -63,12 +63,16 @@ pub struct ShardStatus {
     pub frames: u64,
     /// Beats sent: frames without one.
     pub beats: u64,
+    /// Wishes for read indexes sent to leaders: one a group and round, of however many questions.
+    pub read_index_wishes: u64,
     /// Links to other nodes that are up.
     pub links_up: u64,
     /// Sessions of links that have ended.
     pub links_lost: u64,
     /// Elections that groups of this shard won.
     pub elections_won: u64,
+    /// Groups whose time to campaign has come, and that wait because many others do so.
+    pub elections_waiting: u64,
     /// Whether the disk stalls now: it has not finished a write for longer than it may take.
     pub disk_stalled: bool,
     /// How often it began to.

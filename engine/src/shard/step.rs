@@ -94,12 +94,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     self.applying.push(slot);
                 }
             }
-            Output::ReadReady { token, index } => {
-                if let Some(read) = self.slots[slot as usize].reads.get_mut(&token) {
-                    read.index = Some(index);
-                }
-                self.answer_reads(slot);
-            }
+            Output::ReadReady { token, index } => self.on_read_ready(slot, token, index),
             Output::ReadFailed { token } => self.fail_read(slot, token),
             Output::Role { role, leader, term } => self.on_role(slot, role, leader, term),
             Output::CaughtUp => {
@@ -177,6 +172,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.wal.keep_together(state.len(), header.count, header.body_bytes as usize);
             }
             batch = self.wal.put_state(one.id, &state);
+            if one.raft.role() == Role::Candidate {
+                self.elections.on_vote_staged(batch);
+            }
         }
         if let Some((first, last)) = entries {
             let mut from = first;

@@ -91,14 +91,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                             answers.give(&origin, entry.header.tag, &stopping);
                         }
                     }
-                    Parked::Query { tag, origin, .. } => answers.give(&origin, tag, &stopping),
+                    Parked::Query(question) => answers.give(&question.origin, question.tag, &stopping),
                 }
             }
             for one in slot.transfer_for.drain(..) {
                 answers.give(&one.origin, one.tag, &Outcome::Unknown(Unknown::Stopped));
             }
             for read in std::mem::take(&mut slot.reads).into_values() {
-                answers.give(&read.origin, read.tag, &stopping);
+                answers.refuse_read(&read, Reason::Stopping, None);
             }
         }
         self.forwards.stop(&mut answers);

@@ -50,6 +50,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn send(&mut self) {
+        self.send_index_wishes();
         self.transport.flush(&mut self.net, self.now_us);
     }
 

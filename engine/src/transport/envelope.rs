@@ -5,7 +5,8 @@
 //!          8   4  messages
 //!          12  .. messages, each:
 //!                 1  kind         1 raft, 2 forward, 3 query, 4 replies, 5 snapshot wanted;
-//!                                 since version 2: 6 offer, 7 want, 8 chunk, 9 live (`shard/transfer/wire.rs`)
+//!                                 since version 2: 6 offer, 7 want, 8 chunk, 9 live (`shard/transfer/wire.rs`);
+//!                                 since version 3: 10 read indexes wanted, 11 read indexes
 //!                 8  group
 //!                 4  payload_bytes, in the tail, in order
 //!                 4  payload_crc  crc32c of the payload; 0 for a raft append: a run has checksums of its own
@@ -15,6 +16,9 @@
 //!   query fields:   request u64, consistency u8 (0 leader, 1 linearizable), tag u64; payload: the question
 //!   replies payload: records {request u64, tag u64, status u8, index u64, leader u64, bytes u32, reply}
 //!                   status 0 done, 1..=99 not done by reason, 100.. unknown
+//!   read indexes wanted payload: records {request u64, group u64}
+//!   read indexes payload: records {request u64, status u8, index u64}
+//!                   status 0: what was committed up to index is all that was acknowledged before; 1..=99 as above
 //!   snapshot wanted fields: base u64, the last entry that the sender's own, damaged one covered
 //! ```
 
@@ -44,6 +48,21 @@ pub(crate) enum Kind {
     Chunk = 8,
     /// Entries that live on below it; on the bulk connection.
     Live = 9,
+    /// How far must a member have come whose machine is to answer questions? Of many groups.
+    WantIndexes = 10,
+    /// So far.
+    Indexes = 11,
+}
+
+impl Kind {
+    /// The first version of the protocol that knows it.
+    pub(crate) fn since(self) -> u16 {
+        match self {
+            Self::Raft | Self::Forward | Self::Query | Self::Replies | Self::WantSnapshot => 1,
+            Self::Offer | Self::Want | Self::Chunk | Self::Live => 2,
+            Self::WantIndexes | Self::Indexes => 3,
+        }
+    }
 }
 
 /// Why an envelope is not understood: the connection is closed.
@@ -74,8 +93,10 @@ pub(crate) struct Builder {
     head: Vec<u8>,
     tail: Vec<u8>,
     messages: u32,
-    /// Answers gather here and leave as one message.
+    /// Answers gather here and leave as one message; so do the two of read indexes.
     replies: Vec<u8>,
+    want_indexes: Vec<u8>,
+    indexes: Vec<u8>,
 }
 
 impl Builder {
@@ -115,25 +136,47 @@ impl Builder {
         &mut self.replies
     }
 
+    /// Where wishes for read indexes are appended.
+    pub(crate) fn want_indexes(&mut self) -> &mut Vec<u8> {
+        &mut self.want_indexes
+    }
+
+    /// Where read indexes are appended.
+    pub(crate) fn indexes(&mut self) -> &mut Vec<u8> {
+        &mut self.indexes
+    }
+
     /// Whether it carries nothing.
     pub(crate) fn is_empty(&self) -> bool {
-        self.messages == 0 && self.replies.is_empty()
+        self.messages == 0 && self.gathered_bytes() == 0
+    }
+
+    fn gathered_bytes(&self) -> usize {
+        self.replies.len() + self.want_indexes.len() + self.indexes.len()
     }
 
     /// Bytes in it.
     pub(crate) fn bytes(&self) -> usize {
         let messages = if self.messages == 0 { 0 } else { self.head.len() + self.tail.len() };
-        messages + self.replies.len()
+        messages + self.gathered_bytes()
+    }
+
+    /// What was gathered becomes one message; its memory is kept.
+    fn push_gathered(&mut self, kind: Kind, gathered: fn(&mut Self) -> &mut Vec<u8>) {
+        if gathered(self).is_empty() {
+            return;
+        }
+        let mut bytes = std::mem::take(gathered(self));
+        self.push(kind, GroupId(0), false, |_| {}, |payload| payload.put(&bytes));
+        bytes.clear();
+        *gathered(self) = bytes;
     }
 
     /// Closes the envelope: hands head and tail to `seal`, and is empty again.
     pub(crate) fn take(&mut self, echo: u64, seal: impl FnOnce(&[u8], &[u8])) {
-        if !self.replies.is_empty() {
-            let mut replies = std::mem::take(&mut self.replies);
-            self.push(Kind::Replies, GroupId(0), false, |_| {}, |payload| payload.put(&replies));
-            replies.clear();
-            self.replies = replies;
-        }
+        self.push_gathered(Kind::Replies, Self::replies);
+        self.push_gathered(Kind::WantIndexes, Self::want_indexes);
+        self.push_gathered(Kind::Indexes, Self::indexes);
         if self.messages == 0 {
             self.head.clear();
             self.tail.clear();
@@ -189,6 +232,8 @@ impl<'a> Pieces<'a> {
             7 => Kind::Want,
             8 => Kind::Chunk,
             9 => Kind::Live,
+            10 => Kind::WantIndexes,
+            11 => Kind::Indexes,
             other => return Err(EnvelopeError::Kind(other)),
         };
         let group = GroupId(self.head.u64()?);

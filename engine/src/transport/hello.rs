@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Place, decode_formed, decode_places, encode_formed
 use crate::identity::Identity;
 
 /// The protocol version that this build speaks, and the oldest one that it still does.
-pub(crate) const PROTOCOL: u16 = 2;
+pub(crate) const PROTOCOL: u16 = 3;
 pub(crate) const PROTOCOL_MIN: u16 = 1;
 /// Longest text of a refusal.
 pub(crate) const REFUSAL_BYTES_MAX: usize = 300;
@@ -264,9 +264,9 @@ mod tests {
     #[test]
     fn other_versions_and_shard_counts_are_refused() {
         let mut other = hello(2, 20, None);
-        other.version_min = 3;
-        other.version_max = 4;
-        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 3 to 4"));
+        other.version_min = 4;
+        other.version_max = 5;
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 4 to 5"));
         let mut other = hello(2, 20, None);
         other.shards = 4;
         assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("1 shards here, 4 there"));

@@ -11,8 +11,7 @@ use coracle_base::limits::LINK_BYTES_MAX;
 use coracle_io::{ConnId, Net};
 
 use super::bulk::Bulk;
-
-use super::envelope::Builder;
+use super::envelope::{Builder, Kind};
 use super::frame::{self, FrameKind};
 use crate::cluster::Place;
 
@@ -137,6 +136,11 @@ impl Link {
     /// Whether the other side knows changes of members, and the handing over of leadership.
     pub(crate) fn speaks_members(&self) -> bool {
         self.version >= 2
+    }
+
+    /// Whether the other side knows a kind of message.
+    pub(crate) fn speaks(&self, kind: Kind) -> bool {
+        self.version >= kind.since()
     }
 
     /// Of each pair the node with the greater id dials.

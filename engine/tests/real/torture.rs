@@ -219,6 +219,8 @@ fn whatever_happens_to_nodes_and_links_the_history_is_linearizable() {
     let links = Links::new(nodes);
     let mut cluster = Cluster::seeing(links.seen.clone(), GROUPS);
     cluster.admins = free_addresses(nodes);
+    // Whoever does not lead answers by itself, with a read index.
+    cluster.more = vec!["--reads", "here"];
     let (mut processes, addresses): (Vec<Process>, Vec<_>) = cluster.start_all().into_iter().unzip();
     let shared = Shared {
         begun: Instant::now(),
