@@ -180,8 +180,8 @@ impl Faults {
             Fault::WriteError => cluster.nodes[one].disk.fail_next(OpKind::Write, None, EIO),
             Fault::SlowDisk => {
                 let slow_us = self.rng.random_range(5_000..500_000);
-                // One in four is so slow that leaders hand over, or resign.
-                let slow_us = if slow_us % 4 == 0 { 20 * slow_us } else { slow_us };
+                // One in two is so slow that leaders hand over; few of them resign.
+                let slow_us = if slow_us % 2 == 0 { 20 * slow_us } else { slow_us };
                 self.slow_disk(cluster, one, slow_us);
                 self.after_a_while(cluster, Later::FastDisk(one));
             }

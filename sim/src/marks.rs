@@ -1,7 +1,7 @@
 //! States that the cluster's world is there for, by name.
 
 /// Some dozen seeds must reach each of them: a world that does not get into the corners shows nothing of them.
-pub const CLUSTER_MARKS: [&str; 15] = [
+pub const CLUSTER_MARKS: [&str; 14] = [
     "change_committed",
     "change_undone",
     "joint_change_committed",
@@ -12,7 +12,6 @@ pub const CLUSTER_MARKS: [&str; 15] = [
     "live_entries_read",
     "live_entries_received",
     "removal_told",
-    "stall_resignations",
     "stall_transfers",
     "transfers_asked_again",
     "transfers_installed",

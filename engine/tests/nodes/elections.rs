@@ -2,7 +2,7 @@
 
 use coracle::GroupId;
 use coracle::sim::Role;
-use coracle_io::fake::{Completing, CrashPolicy, Latency, NodeStop};
+use coracle_io::fake::{Completing, Latency};
 
 use crate::cluster::{Cluster, Count, Fault};
 
@@ -28,12 +28,6 @@ fn leaders(cluster: &Cluster) -> Option<[usize; 3]> {
     (led.iter().sum::<usize>() == GROUPS as usize).then_some(led)
 }
 
-fn kill(cluster: &mut Cluster, at: usize) {
-    cluster.nodes[at] = None;
-    cluster.network.stop_node(at as u64 + 1, NodeStop::Killed);
-    cluster.disks[at].crash(CrashPolicy::KEEP_ALL);
-}
-
 fn start_groups(cluster: &Cluster, at: usize) {
     groups().for_each(|group| cluster.node(at).start_group(group, Box::new(Count(0, Fault::None))));
 }
@@ -56,7 +50,7 @@ fn a_thousand_groups_of_a_dead_node_elect_soon_and_in_few_batches() {
     let batches =
         |cluster: &Cluster| (1..3).map(|at| cluster.node(at).wal_stats().unwrap().batches).sum::<u64>();
     let (start_us, before) = (cluster.now_us(), batches(&cluster));
-    kill(&mut cluster, 0);
+    cluster.kill(0);
     cluster.turn_until("leaders", |cluster| leaders(cluster).is_some());
     let (ms, written) = ((cluster.now_us() - start_us) / 1000, batches(&cluster) - before);
     eprintln!("killed: all led after {ms} ms, {written} batches, {:?}", leaders(&cluster));
@@ -70,7 +64,7 @@ fn a_thousand_groups_of_a_dead_node_elect_soon_and_in_few_batches() {
 #[test]
 fn a_thousand_groups_whose_nodes_all_start_anew_are_led_by_all_of_them() {
     let mut cluster = cluster();
-    (0..3).for_each(|at| kill(&mut cluster, at));
+    (0..3).for_each(|at| cluster.kill(at));
     (0..3).for_each(|at| cluster.open(at));
     let start_us = cluster.now_us();
     cluster.turn_until("running nodes", |cluster| (0..3).all(|at| cluster.node(at).is_running()));

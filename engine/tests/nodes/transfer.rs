@@ -280,7 +280,7 @@ fn live_neighbours_are_placed_in_runs_as_long_as_the_receivers_files_take() {
     let theirs = bodies(&mut cluster, other, last);
     assert_eq!(theirs.iter().filter(|(_, body)| body.is_some()).count(), 400);
     assert!(bodies(&mut cluster, 2, last) == theirs, "other entries than the sender's");
-    kill(&mut cluster, 2);
+    cluster.kill(2);
     reopen(&mut cluster, 2, Queue::default());
     cluster.turn_until("the state again", |cluster| is_caught_up(cluster, 2));
     assert!(bodies(&mut cluster, 2, last) == theirs, "other entries after a crash");
