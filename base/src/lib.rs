@@ -5,10 +5,11 @@
 
 pub mod checksum;
 pub mod codec;
-mod header_sum;
+mod entry_batch;
 pub mod ids;
 pub mod limits;
 pub mod run;
 
+pub use entry_batch::EntryBatch;
 pub use ids::{GroupId, Index, NodeId, ShardId, Term};
-pub use run::{EntryBatch, EntryHeader, EntryKind, EntryRef, RunError, RunHeader, RunRef};
+pub use run::{EntryHeader, EntryKind, EntryRef, RunError, RunHeader, RunRef};

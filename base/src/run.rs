@@ -26,9 +26,8 @@
 //! Invariants: (1) every byte of a run is under the header's checksum or a payload's; (2) a [`RunRef`] exists only for
 //! bytes whose header checksum held and whose entries fill the body exactly.
 
-use crate::checksum::crc32c;
+use crate::checksum::{crc32c, crc32c_from};
 use crate::codec::{Reader, Sink, Truncated};
-use crate::header_sum::{self, HeaderSum};
 use crate::limits::{ENTRY_BYTES_MAX, RUN_BYTES_MAX, RUN_ENTRIES_MAX};
 use crate::{GroupId, Index, Term};
 
@@ -36,6 +35,8 @@ use crate::{GroupId, Index, Term};
 pub const RUN_HEADER_BYTES: usize = 48;
 /// Bytes of an encoded entry header.
 pub const ENTRY_HEADER_BYTES: usize = 32;
+/// The largest time that an entry's header holds.
+pub(crate) const TIME_MAX: u64 = (1 << 48) - 1;
 
 /// What an entry is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,29 +130,35 @@ impl RunHeader {
         RUN_HEADER_BYTES + self.body_bytes as usize
     }
 
-    fn fields(&self) -> [u8; 44] {
-        let mut bytes = [0; 44];
-        bytes[0..8].copy_from_slice(&self.group.0.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.accepted_term.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.prev_index.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.prev_term.0.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.count.to_le_bytes());
-        bytes[36..40].copy_from_slice(&self.body_bytes.to_le_bytes());
-        bytes
+    #[inline]
+    fn bytes_with(&self, crc: u32) -> [u8; RUN_HEADER_BYTES] {
+        let count_and_bytes = u64::from(self.count) | u64::from(self.body_bytes) << 32;
+        let (index, flags_and_crc) = (self.prev_index.0, u64::from(crc) << 32);
+        let mut out = [0; RUN_HEADER_BYTES];
+        let words =
+            [self.group.0, self.accepted_term.0, index, self.prev_term.0, count_and_bytes, flags_and_crc];
+        put_words(&mut out, words);
+        out
     }
 
     /// The 48 bytes of this header before `body`, given as the pieces that it lies in. Each piece holds whole entries.
     ///
     /// # Panics
     /// If the pieces do not hold exactly `count` well-formed entries in `body_bytes` bytes: the caller's mistake.
+    #[inline]
     pub fn encode(&self, body: &[&[u8]]) -> [u8; RUN_HEADER_BYTES] {
-        let fields = self.fields();
-        let mut sum = HeaderSum::new(&fields);
+        // Made of the fields, not of what was summed: see `put_words`.
+        self.bytes_with(self.sum(body))
+    }
+
+    /// The header's checksum before this body.
+    fn sum(&self, body: &[&[u8]]) -> u32 {
+        let mut crc = crc32c(&self.bytes_with(0)[..44]);
         let (mut count, mut bytes) = (0, 0);
         for piece in body {
             let mut rest = *piece;
             while let Some((header, after)) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>() {
-                sum.add(header);
+                crc = crc32c_from(crc, header);
                 rest = &after[payload_bytes(header)..];
                 count += 1;
             }
@@ -163,10 +170,7 @@ impl RunHeader {
             (self.count, self.body_bytes as usize),
             "a run's header disagrees with its body"
         );
-        let mut out = [0; RUN_HEADER_BYTES];
-        out[..44].copy_from_slice(&fields);
-        out[44..].copy_from_slice(&sum.finish().to_le_bytes());
-        out
+        crc
     }
 
     /// Appends header and body to `out`.
@@ -181,8 +185,44 @@ impl RunHeader {
     }
 }
 
+/// Headers are written in whole words, of which no part is changed afterwards: a CPU that reads back what it has just
+/// written in smaller pieces waits until that has reached the cache.
+#[inline]
+fn put_words<const WORDS: usize>(out: &mut [u8], words: [u64; WORDS]) {
+    for (out, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *out = word.to_le_bytes();
+    }
+}
+
+#[inline]
 pub(crate) fn payload_bytes(header: &[u8; ENTRY_HEADER_BYTES]) -> usize {
     u32::from_le_bytes([header[24], header[25], header[26], header[27]]) as usize
+}
+
+/// Writes term and time into an entry's header.
+#[inline]
+pub(crate) fn stamp(header: &mut [u8; ENTRY_HEADER_BYTES], term: Term, time_ms: u64) {
+    let (words, _) = header.as_chunks_mut::<8>();
+    words[0] = term.0.to_le_bytes();
+    words[2] = (u64::from_le_bytes(words[2]) & !TIME_MAX | time_ms & TIME_MAX).to_le_bytes();
+}
+
+/// Whether each of these encoded entries is there to its end and its payload's checksum holds, whatever the headers else
+/// say.
+fn payloads_hold(mut entries: &[u8]) -> bool {
+    while let Some((header, after)) = entries.split_first_chunk::<ENTRY_HEADER_BYTES>() {
+        let Some((payload, rest)) = after.split_at_checked(payload_bytes(header)) else { return false };
+        if crc32c(payload).to_le_bytes() != header[28..] {
+            return false;
+        }
+        entries = rest;
+    }
+    entries.is_empty()
+}
+
+/// The term of the first of these encoded entries.
+pub fn first_term(entries: &[u8]) -> Option<Term> {
+    entries.first_chunk().map(|term| Term(u64::from_le_bytes(*term)))
 }
 
 /// One entry's header.
@@ -203,14 +243,12 @@ pub struct EntryHeader {
 }
 
 impl EntryHeader {
-    fn encode(&self) -> [u8; ENTRY_HEADER_BYTES] {
+    #[inline]
+    pub(crate) fn encode(&self) -> [u8; ENTRY_HEADER_BYTES] {
+        let time_and_kind = self.time_ms & TIME_MAX | u64::from(self.kind as u8) << 48;
+        let bytes_and_crc = u64::from(self.payload_bytes) | u64::from(self.payload_crc) << 32;
         let mut out = [0; ENTRY_HEADER_BYTES];
-        out[0..8].copy_from_slice(&self.term.0.to_le_bytes());
-        out[8..16].copy_from_slice(&self.tag.to_le_bytes());
-        out[16..22].copy_from_slice(&self.time_ms.to_le_bytes()[..6]);
-        out[22] = self.kind as u8;
-        out[24..28].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        out[28..32].copy_from_slice(&self.payload_crc.to_le_bytes());
+        put_words(&mut out, [self.term.0, self.tag, time_and_kind, bytes_and_crc]);
         out
     }
 
@@ -227,7 +265,7 @@ impl EntryHeader {
         if payload_bytes as usize > ENTRY_BYTES_MAX {
             return Err(RunError::Field { field: "payload length" });
         }
-        Ok(Self { term, tag, time_ms: time & 0xFFFF_FFFF_FFFF, kind, payload_bytes, payload_crc })
+        Ok(Self { term, tag, time_ms: time & TIME_MAX, kind, payload_bytes, payload_crc })
     }
 }
 
@@ -269,7 +307,7 @@ impl<'a> RunRef<'a> {
     /// program wrote it and [`parse`](Self::parse) does not understand it.
     pub fn intact(bytes: &[u8]) -> Option<usize> {
         let (run, _) = RunRef::whole(bytes).ok()?;
-        header_sum::payloads_hold(run.body).then(|| run.header.encoded_bytes())
+        payloads_hold(run.body).then(|| run.header.encoded_bytes())
     }
 
     /// The run and its flags, if all of it is there and its headers' checksum holds.
@@ -292,17 +330,16 @@ impl<'a> RunRef<'a> {
             return Err(RunError::TooLarge { count, body_bytes });
         }
         let body = reader.bytes(body_bytes as usize)?;
-        let mut sum = HeaderSum::new(fields);
+        let mut expected = crc32c(fields);
         let mut rest = body;
         for _ in 0..count {
             let (entry, after) = rest
                 .split_first_chunk::<ENTRY_HEADER_BYTES>()
                 .ok_or_else(|| Truncated { missing: ENTRY_HEADER_BYTES - rest.len() })?;
-            sum.add(entry);
+            expected = crc32c_from(expected, entry);
             let bytes = payload_bytes(entry);
             rest = after.get(bytes..).ok_or_else(|| Truncated { missing: bytes - after.len() })?;
         }
-        let expected = sum.finish();
         if expected != found {
             return Err(RunError::Header { found, expected });
         }
@@ -400,122 +437,10 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-/// Entries that are not in a log yet: a proposer gathers them, a leader stamps them with its term and time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EntryBatch {
-    bytes: Vec<u8>,
-    count: u32,
-}
-
-impl EntryBatch {
-    /// An empty batch.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// An empty batch that can take `bytes` of encoded entries without growing.
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), count: 0 }
-    }
-
-    /// Empties it, and keeps its memory.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.count = 0;
-    }
-
-    /// Adds one entry and makes its payload's checksum.
-    ///
-    /// # Errors
-    /// [`RunError::TooLarge`] if the payload is over [`ENTRY_BYTES_MAX`] or the batch would be over a run's limits;
-    /// nothing was added.
-    pub fn push(&mut self, tag: u64, kind: EntryKind, payload: &[u8]) -> Result<(), RunError> {
-        let bytes = self.bytes.len() + ENTRY_HEADER_BYTES + payload.len();
-        if payload.len() > ENTRY_BYTES_MAX || bytes > RUN_BYTES_MAX || self.count == RUN_ENTRIES_MAX {
-            return Err(RunError::TooLarge {
-                count: self.count + 1,
-                body_bytes: bytes.min(u32::MAX as usize) as u32,
-            });
-        }
-        let header = EntryHeader {
-            term: Term::ZERO,
-            tag,
-            time_ms: 0,
-            kind,
-            payload_bytes: payload.len() as u32,
-            payload_crc: crc32c(payload),
-        };
-        self.bytes.extend_from_slice(&header.encode());
-        self.bytes.extend_from_slice(payload);
-        self.count += 1;
-        Ok(())
-    }
-
-    /// Takes encoded entries off the wire. Checks that they are whole and their payloads sound.
-    ///
-    /// # Errors
-    /// [`RunError`]: `bytes` are not exactly `count` sound entries.
-    pub fn decode(count: u32, bytes: Vec<u8>) -> Result<Self, RunError> {
-        if count > RUN_ENTRIES_MAX || bytes.len() > RUN_BYTES_MAX {
-            return Err(RunError::TooLarge { count, body_bytes: bytes.len().min(u32::MAX as usize) as u32 });
-        }
-        let mut entries = Entries::new(Index(1), &bytes);
-        let mut found = 0;
-        for entry in entries.by_ref() {
-            if crc32c(entry.payload) != entry.header.payload_crc {
-                return Err(RunError::Payload { index: entry.index });
-            }
-            found += 1;
-        }
-        if found != count || !entries.rest().is_empty() {
-            return Err(RunError::Field { field: "entry count" });
-        }
-        Ok(Self { bytes, count })
-    }
-
-    /// Writes the leader's term and the log's time into every entry.
-    pub fn stamp(&mut self, term: Term, time_ms: u64) {
-        let (term, time) = (term.0.to_le_bytes(), time_ms.to_le_bytes());
-        let mut at = 0;
-        while at < self.bytes.len() {
-            self.bytes[at..at + 8].copy_from_slice(&term);
-            self.bytes[at + 16..at + 22].copy_from_slice(&time[..6]);
-            let len = &self.bytes[at + 24..at + 28];
-            at += ENTRY_HEADER_BYTES + u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize;
-        }
-    }
-
-    /// The entries' tags, in order.
-    pub fn tags(&self) -> Vec<u64> {
-        let mut tags = Vec::with_capacity(self.count as usize);
-        tags.extend(Entries::new(Index(1), &self.bytes).map(|entry| entry.header.tag));
-        tags
-    }
-
-    /// Entries held.
-    pub fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// The encoded entries.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The encoded entries, as a buffer of their own.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::EntryBatch;
     use proptest::prelude::*;
 
     fn encoded(payloads: &[Vec<u8>]) -> (RunHeader, Vec<u8>) {
@@ -570,26 +495,5 @@ mod tests {
             let _ = RunRef::parse(&bytes).map(|run| (run.check_payloads(), run.term_spans().count()));
             let _ = EntryBatch::decode(count, bytes);
         }
-    }
-
-    #[test]
-    fn a_cleared_batch_is_as_new() {
-        let mut batch = EntryBatch::new();
-        batch.push(1, EntryKind::Command, b"before").unwrap();
-        batch.clear();
-        batch.push(2, EntryKind::Command, b"after").unwrap();
-        let mut fresh = EntryBatch::new();
-        fresh.push(2, EntryKind::Command, b"after").unwrap();
-        assert_eq!(batch, fresh);
-    }
-
-    #[test]
-    fn a_payload_over_the_limit_is_refused_and_nothing_added() {
-        let mut batch = EntryBatch::new();
-        assert!(batch.push(0, EntryKind::Command, &vec![0; ENTRY_BYTES_MAX + 1]).is_err());
-        assert!(batch.is_empty());
-        batch.push(9, EntryKind::Command, &vec![0; ENTRY_BYTES_MAX]).unwrap();
-        batch.push(3, EntryKind::Command, b"").unwrap();
-        assert_eq!(batch.tags(), [9, 3]);
     }
 }

@@ -103,12 +103,7 @@ impl Wal {
     /// # Panics
     /// If the header disagrees with the body.
     pub fn place(&mut self, header: &RunHeader, body: &[&[u8]]) -> BatchSeq {
-        let encoded = header.encode(body);
-        let at = self.begin_record(header.group, RecordKind::Place, header.encoded_bytes());
-        let batch = self.stage.batch();
-        batch.buf.put(&encoded);
-        let seq = batch.seq;
-        self.stage.put_entries(body);
+        let (at, seq) = self.put_run(RecordKind::Place, header, body);
         let slot = self.groups.slot_or_new(header.group);
         let (range, bytes) = placed(header);
         let (group, runs) = self.groups.with_runs(slot);

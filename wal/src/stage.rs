@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::head::HEAD_AREA_BYTES;
 use crate::format::outline::Outline;
-use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind};
+use crate::format::record::{self, RECORD_HEADER_BYTES, RUN_HEADS_BYTES, RecordKind};
 use crate::format::roster::Roster;
 use crate::format::{Position, Uuid};
 
@@ -32,6 +32,8 @@ pub(crate) struct Batch {
     pub(crate) at: Position,
     /// Room for the header, then records; once closed, padded to a block.
     pub(crate) buf: Buffer,
+    /// `buf` takes no more than this: the file ends there.
+    limit: usize,
     pub(crate) records: u32,
     pub(crate) payload_bytes: u32,
     /// Known once it is closed.
@@ -49,6 +51,12 @@ impl Batch {
     /// Where the batch ends, once it is closed.
     pub(crate) fn end(&self) -> Position {
         Position { file_no: self.at.file_no, offset: self.at.offset + self.buf.len() as u64 }
+    }
+
+    /// Where the body of the next record will lie.
+    pub(crate) fn body_place(&self) -> Position {
+        let end = self.at.offset + self.buf.len() as u64;
+        Position { file_no: self.at.file_no, offset: end + RECORD_HEADER_BYTES as u64 }
     }
 }
 
@@ -126,8 +134,7 @@ impl Stage {
     /// Bytes that fit into the open batch.
     pub(crate) fn room(&self) -> usize {
         let Some(batch) = &self.open else { return 0 };
-        let limit = batch.buf.capacity().min((self.file_bytes - batch.at.offset) as usize);
-        limit - batch.buf.len()
+        batch.limit - batch.buf.len()
     }
 
     /// Closes the open batch; the next one begins a new file.
@@ -169,6 +176,7 @@ impl Stage {
         self.open = Some(Batch {
             seq,
             at,
+            limit: buf.capacity().min((self.file_bytes - at.offset) as usize),
             buf,
             records: 0,
             payload_bytes: 0,
@@ -205,21 +213,31 @@ impl Stage {
         self.open.as_mut().expect("open_next was called before")
     }
 
-    /// What was staged since the last time is in the checksum, being whole or the head of a run.
-    pub(crate) fn outline(&mut self) {
+    /// What was staged since the last run, being whole, is in the checksum.
+    fn outline(&mut self) {
         let batch = self.open.as_mut().expect("open_next was called before");
-        self.outline.add(&batch.buf[batch.outlined..]);
-        batch.outlined = batch.buf.len();
+        if batch.outlined < batch.buf.len() {
+            self.outline.add(&batch.buf[batch.outlined..]);
+            batch.outlined = batch.buf.len();
+        }
     }
 
-    /// Stages the body of a run, whose head is already there: its own checksums vouch for it.
-    pub(crate) fn put_entries(&mut self, body: &[&[u8]]) {
+    /// Stages a run, for which there is room: its heads, of record and run, are in the checksum, and vouch for its body.
+    /// Returns the place of the record's body, and the batch.
+    #[inline]
+    pub(crate) fn put_run(&mut self, heads: &[u8; RUN_HEADS_BYTES], body: &[&[u8]]) -> (Position, u64) {
         self.outline();
-        let batch = self.batch();
+        self.outline.add(heads);
+        let batch = self.open.as_mut().expect("open_next was called before");
+        let at = batch.body_place();
+        batch.buf.put(heads);
         for piece in body {
             batch.buf.put(piece);
         }
         batch.outlined = batch.buf.len();
+        batch.records += 1;
+        batch.mark = false;
+        (at, batch.seq)
     }
 
     /// Closes the open batch, if there is one: pads it and ends its checksum.

@@ -14,7 +14,7 @@ use coracle_base::codec::Sink;
 use coracle_base::limits::{
     BATCH_BYTES_MAX, INLINE_SNAPSHOT_BYTES_MAX, RUN_BYTES_MAX, STATE_BYTES_MAX, WRITES_IN_FLIGHT_MAX,
 };
-use coracle_base::run::{Entries, RUN_HEADER_BYTES};
+use coracle_base::run::{Entries, RUN_HEADER_BYTES, first_term};
 use coracle_base::{GroupId, Index, RunHeader, Term};
 use coracle_io::Disk;
 
@@ -264,19 +264,18 @@ impl Wal {
     /// # Panics
     /// If the header disagrees with the body, or the run does not continue the group's log: the caller's mistakes.
     pub fn append(&mut self, header: &RunHeader, body: &[&[u8]]) -> BatchSeq {
-        let encoded = header.encode(body);
-        let bytes = header.encoded_bytes();
         self.limit_entries(header.count);
-        let at = self.begin_record(header.group, RecordKind::Run, bytes);
-        let batch = self.stage.batch();
-        batch.buf.put(&encoded);
-        let seq = batch.seq;
-        self.stage.put_entries(body);
+        let (at, seq) = self.put_run(RecordKind::Run, header, body);
         self.file_entries += u64::from(header.count);
         let slot = self.groups.slot_or_new(header.group);
         let (group, runs) = self.groups.with_runs(slot);
         let is_over = header.prev_index < group.last;
-        let fit = group.append(header, spans(header, body), at, seq, &mut self.refs, runs);
+        let fit = match one_term(header, body) {
+            Some(term) => {
+                group.append(header, std::iter::once((term, header.count)), at, seq, &mut self.refs, runs)
+            }
+            None => group.append(header, spans(body), at, seq, &mut self.refs, runs),
+        };
         assert_eq!(fit, Fit::Fits, "{header:?} does not continue the log {:?}", group.log());
         if is_over {
             self.groups.note_change(slot);
@@ -326,14 +325,35 @@ impl Wal {
         BatchSeq(seq)
     }
 
+    /// Stages a run. Returns the place of the record's body, and its batch.
+    #[inline]
+    pub(crate) fn put_run(
+        &mut self,
+        kind: RecordKind,
+        header: &RunHeader,
+        body: &[&[u8]],
+    ) -> (Position, u64) {
+        let heads = record::run_heads(kind, header, body);
+        self.make_room(header.encoded_bytes());
+        self.stage.note_group(header.group);
+        self.stage.put_run(&heads, body)
+    }
+
     /// As [`place_record`](Self::place_record), for a record of a group.
     pub(crate) fn begin_record(&mut self, group: GroupId, kind: RecordKind, body_bytes: usize) -> Position {
+        self.make_room(body_bytes);
+        self.stage.note_group(group);
+        self.place_record(kind, body_bytes)
+    }
+
+    /// Makes room for a record that is not a checkpoint's, and counts its bytes.
+    fn make_room(&mut self, body_bytes: usize) {
         let bytes = RECORD_HEADER_BYTES + body_bytes;
         self.stats.record_bytes += bytes as u64;
         self.checkpoints.add_bytes(bytes);
-        let body = self.place_record(kind, body_bytes);
-        self.stage.note_group(group);
-        body
+        while !self.stage.fits(bytes) {
+            self.open_batch(bytes);
+        }
     }
 
     /// Makes room for a record and stages its header; its body goes into the open batch. Returns the body's place.
@@ -343,10 +363,11 @@ impl Wal {
             self.open_batch(bytes);
         }
         let batch = self.stage.batch();
+        let at = batch.body_place();
         record::put_header(kind, false, body_bytes, &mut batch.buf);
         batch.records += 1;
         batch.mark = false;
-        Position { file_no: batch.at.file_no, offset: batch.at.offset + batch.buf.len() as u64 }
+        at
     }
 
     pub(crate) fn open_batch(&mut self, bytes: usize) {
@@ -454,13 +475,14 @@ impl Wal {
     }
 }
 
-/// The spans of equal terms of a run. All entries of a run have the term of its leader if the first one has it, since
-/// terms do not fall along a run and do not pass the leader's.
-fn spans<'a>(header: &RunHeader, body: &'a [&'a [u8]]) -> impl Iterator<Item = (Term, u32)> + 'a {
-    let first = body.iter().find_map(|piece| Entries::new(Index::ZERO, piece).next());
-    let whole = first.filter(|entry| entry.header.term == header.accepted_term);
-    let one_by_one = if whole.is_some() { &[] } else { body };
-    let each = one_by_one.iter().flat_map(|piece| Entries::new(Index::ZERO, piece));
-    let count = header.count;
-    whole.map(|entry| (entry.header.term, count)).into_iter().chain(each.map(|entry| (entry.header.term, 1)))
+/// The term of all entries of a run, if the first one tells: terms do not fall along a run and do not pass the leader's.
+fn one_term(header: &RunHeader, body: &[&[u8]]) -> Option<Term> {
+    let first = body.iter().find_map(|piece| first_term(piece))?;
+    (header.count == 1 || first == header.accepted_term).then_some(first)
+}
+
+/// The terms of a run's entries, one by one.
+fn spans<'a>(body: &'a [&'a [u8]]) -> impl Iterator<Item = (Term, u32)> + 'a {
+    let each = body.iter().flat_map(|piece| Entries::new(Index::ZERO, piece));
+    each.map(|entry| (entry.header.term, 1))
 }

@@ -35,8 +35,8 @@ pub(super) fn crc32c_from(seed: u32, bytes: &[u8]) -> Option<u32> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u64, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
-        _mm_xor_si128,
+        __m128i, _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64, _mm_cvtsi64_si128,
+        _mm_cvtsi128_si64, _mm_xor_si128,
     };
 
     use super::{LANE_WORDS_MAX, MIN_BYTES};
@@ -87,12 +87,14 @@ mod x86 {
             sum = _mm_crc32_u64(0, _mm_cvtsi128_si64(joined) as u64) ^ third_sum;
             rest = after;
         }
-        let words = words_of(rest);
-        let tail = &rest[rest.len() / 8 * 8..];
+        let (words, tail) = rest.as_chunks::<8>();
         for word in words {
-            sum = _mm_crc32_u64(sum, word);
+            sum = _mm_crc32_u64(sum, u64::from_le_bytes(*word));
         }
-        tail.iter().fold(!(sum as u32), |sum, byte| !_mm_crc32_u8(!sum, *byte))
+        // Four of the last bytes at once: a header has them, and each instruction waits for the one before.
+        let (halves, bytes) = tail.as_chunks::<4>();
+        let sum = halves.iter().fold(sum as u32, |sum, half| _mm_crc32_u32(sum, u32::from_le_bytes(*half)));
+        !bytes.iter().fold(sum, |sum, byte| _mm_crc32_u8(sum, *byte))
     }
 
     #[target_feature(enable = "pclmulqdq")]

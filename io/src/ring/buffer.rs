@@ -138,6 +138,7 @@ impl DerefMut for Buffer {
 impl Sink for Buffer {
     /// # Panics
     /// If the bytes do not fit: the caller checks [`room`](Buffer::room) first.
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.room(), "buffer overflow: {} > {}", bytes.len(), self.room());
         let at = self.len;

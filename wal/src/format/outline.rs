@@ -34,6 +34,7 @@ impl Outline {
     }
 
     /// Goes on with `bytes`.
+    #[inline]
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         if self.gathered.len() + bytes.len() > GATHER_BYTES {
             self.sum();

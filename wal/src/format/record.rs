@@ -27,7 +27,8 @@
 use coracle_base::checksum::{crc32c, crc32c_from};
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::limits::STATE_BYTES_MAX;
-use coracle_base::{GroupId, Index, RunError, RunRef, Term};
+use coracle_base::run::RUN_HEADER_BYTES;
+use coracle_base::{GroupId, Index, RunError, RunHeader, RunRef, Term};
 
 use super::NUMBER_MAX;
 use super::file_index::{self, Directory, IndexPlace};
@@ -36,6 +37,8 @@ use super::roster;
 
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER_BYTES: usize = 8;
+/// Bytes of a run's record before its entries.
+pub(crate) const RUN_HEADS_BYTES: usize = RECORD_HEADER_BYTES + RUN_HEADER_BYTES;
 /// Bytes of a state's body before the blob.
 pub(crate) const STATE_PREFIX_BYTES: usize = 8;
 /// Bytes of a snapshot's body before its live ranges and the snapshot's own.
@@ -97,12 +100,29 @@ impl IndexRange {
     }
 }
 
-/// Appends a record's header.
-pub(crate) fn put_header(kind: RecordKind, repeated: bool, body_bytes: usize, out: &mut impl Sink) {
+/// A record's header.
+fn header(kind: RecordKind, repeated: bool, body_bytes: usize) -> [u8; RECORD_HEADER_BYTES] {
     let must = if kind.may_be_skipped() { 0 } else { FLAG_MUST_UNDERSTAND };
     let flags = must | if repeated { FLAG_REPEATED } else { 0 };
     let bytes = (body_bytes as u32).to_le_bytes();
-    out.put(&[kind as u8, flags, 0, 0, bytes[0], bytes[1], bytes[2], bytes[3]]);
+    [kind as u8, flags, 0, 0, bytes[0], bytes[1], bytes[2], bytes[3]]
+}
+
+/// Appends a record's header.
+pub(crate) fn put_header(kind: RecordKind, repeated: bool, body_bytes: usize, out: &mut impl Sink) {
+    out.put(&header(kind, repeated, body_bytes));
+}
+
+/// What stands before a run's body in a batch: the record's header and the run's.
+///
+/// # Panics
+/// If the run's header disagrees with its body.
+#[inline]
+pub(crate) fn run_heads(kind: RecordKind, run: &RunHeader, body: &[&[u8]]) -> [u8; RUN_HEADS_BYTES] {
+    let mut heads = [0; RUN_HEADS_BYTES];
+    heads[..RECORD_HEADER_BYTES].copy_from_slice(&header(kind, false, run.encoded_bytes()));
+    heads[RECORD_HEADER_BYTES..].copy_from_slice(&run.encode(body));
+    heads
 }
 
 /// Appends a snapshot's body.

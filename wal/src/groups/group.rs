@@ -223,12 +223,12 @@ impl Group {
     ) -> Fit {
         self.accepted_term = self.accepted_term.max(run.accepted_term);
         let is_next = run.prev_index == self.last && run.prev_term == self.last_term;
-        if let Some(unfit) = (!is_next).then(|| self.unfit(run)).flatten() {
+        if !is_next && let Some(unfit) = self.unfit(run) {
             // A checkpoint's page further on may say that it holds these entries all the same.
             runs.push(at.file_no, RunAt::new(self.slot, run.first(), run.count, at.offset), None);
             return unfit;
         }
-        let mut index = run.first();
+        let (mut index, mut is_begun) = (run.first(), false);
         let entry_bytes = run.encoded_bytes() as u32 / run.count.max(1);
         for (term, count) in spans {
             let end = index.plus(u64::from(count));
@@ -239,7 +239,15 @@ impl Group {
                 }
                 self.cut(index, seq, refs);
             }
-            self.extend(end.since(index) as u32, term, entry_bytes, at, refs, runs);
+            let count = end.since(index) as u32;
+            self.extend(count, term, u64::from(entry_bytes) * u64::from(count), at.file_no, refs);
+            if is_begun {
+                runs.grow(count);
+            } else {
+                let begun = RunAt::new(self.slot, index, count, at.offset);
+                runs.push(at.file_no, begun, Some((&mut self.newest, &mut self.cold.marks)));
+                is_begun = true;
+            }
             index = end;
         }
         Fit::Fits
@@ -297,36 +305,29 @@ impl Group {
         self.reckon_last_term();
     }
 
-    /// Adds `count` entries of one term after the last.
-    fn extend(
-        &mut self,
-        count: u32,
-        term: Term,
-        entry_bytes: u32,
-        at: Position,
-        refs: &mut Refs,
-        runs: &mut Runs,
-    ) {
-        let first = self.last.next();
+    /// Adds `count` entries of one term after the last, which come to about so many bytes.
+    fn extend(&mut self, count: u32, term: Term, bytes: u64, file_no: u64, refs: &mut Refs) {
         if self.last_term != term || self.last == self.base {
-            self.cold.terms.push((first, term));
-            self.last_term = term;
+            self.begin_term(term);
         }
-        if self.tail.count == 0 || self.tail.file_no != at.file_no {
-            self.begin_tail(at.file_no, refs);
+        if self.tail.count == 0 || self.tail.file_no != file_no {
+            self.begin_tail(file_no, refs);
         }
-        let bytes = u64::from(entry_bytes) * u64::from(count);
         self.tail.count += count;
         self.tail.bytes = self.tail.bytes.saturating_add(bytes.min(u64::from(u32::MAX)) as u32);
-        refs.grow_extent(at.file_no, bytes);
-        if !runs.grow(at.file_no, self.newest, at.offset, count) {
-            let run = RunAt::new(self.slot, first, count, at.offset);
-            runs.push(at.file_no, run, Some((&mut self.newest, &mut self.cold.marks)));
-        }
+        refs.grow_extent(file_no, bytes);
         self.last = self.last.plus(u64::from(count));
     }
 
+    /// The next entries are of this term.
+    #[cold]
+    fn begin_term(&mut self, term: Term) {
+        self.cold.terms.push((self.last.next(), term));
+        self.last_term = term;
+    }
+
     /// The next entries go to this file.
+    #[cold]
     fn begin_tail(&mut self, file_no: u64, refs: &mut Refs) {
         if self.tail.file_no != file_no {
             self.log_extents_mut();

@@ -70,22 +70,25 @@ impl Groups {
         self.slots.len()
     }
 
+    #[inline]
     pub(crate) fn slot(&self, id: GroupId) -> Option<usize> {
-        let quotient = id.0 / self.shards;
-        let slot = if quotient < DENSE_MAX {
-            // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
-            let slot = *self.dense.get(quotient as usize)?;
-            (slot != NO_SLOT && self.ids[slot as usize] == id).then_some(slot)
-        } else {
-            None
-        };
-        slot.or_else(|| self.sparse.get(&id).copied()).map(|slot| slot as usize)
+        // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
+        let dense = self.dense.get((id.0 / self.shards) as usize).map(|slot| *slot as usize);
+        dense.filter(|slot| self.ids.get(*slot) == Some(&id)).or_else(|| self.sparse_slot(id))
     }
 
+    #[cold]
+    fn sparse_slot(&self, id: GroupId) -> Option<usize> {
+        self.sparse.get(&id).map(|slot| *slot as usize)
+    }
+
+    #[inline]
     pub(crate) fn slot_or_new(&mut self, id: GroupId) -> usize {
-        if let Some(slot) = self.slot(id) {
-            return slot;
-        }
+        self.slot(id).unwrap_or_else(|| self.add(id))
+    }
+
+    #[cold]
+    fn add(&mut self, id: GroupId) -> usize {
         let slot = self.slots.len();
         self.slots.push(Group::new(id, slot as u32));
         self.ids.push(id);

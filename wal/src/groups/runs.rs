@@ -83,6 +83,11 @@ impl Marks {
         self.0.clear();
     }
 
+    #[cold]
+    fn add(&mut self, first: u64, run: u32) {
+        self.0.push((first, run));
+    }
+
     /// Entries from `from` on are dropped.
     pub(super) fn cut(&mut self, from: Index) {
         while self.0.pop_if(|(first, _)| *first >= from.0).is_some() {}
@@ -134,13 +139,6 @@ impl FileRuns {
 /// Chunks kept for the next ones: what one file of single entries takes. New memory costs more than what is written to it.
 const SPARE_CHUNKS_MAX: usize = 96;
 
-/// A chunk that begins with this run, in memory that is there already if there is some.
-fn chunk_of(spare: &mut Vec<Vec<RunAt>>, run: RunAt) -> Vec<RunAt> {
-    let mut chunk = spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
-    chunk.push(run);
-    chunk
-}
-
 /// The runs of the newest files.
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
@@ -156,23 +154,27 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    /// Adds a run that lies behind all others. If it is one of the log, `newest` and `marks` are its group's.
-    pub(super) fn push(&mut self, file_no: u64, mut run: RunAt, chain: Option<(&mut u32, &mut Marks)>) {
-        self.begin_file(file_no);
-        let Some(file) = self.files.back_mut() else { return };
-        let number = file.len() as u32;
-        if let Some((newest, marks)) = chain {
-            run.before = std::mem::replace(newest, number);
+    /// Adds a run that lies behind all others. If it is one of the log, `newest` and `marks` are its group's. Inline so that
+    /// the run goes from registers to its place: put together elsewhere, it is read back before it has reached the cache.
+    #[inline(always)]
+    pub(super) fn push(&mut self, file_no: u64, run: RunAt, chain: Option<(&mut u32, &mut Marks)>) {
+        let newest = self.files.back_mut().filter(|newest| newest.file_no == file_no);
+        let chunk = newest.and_then(|file| {
+            let number = (file.chunks.len() * CHUNK) as u32;
+            let last = file.chunks.last_mut().filter(|last| last.len() < CHUNK)?;
+            Some((number - (CHUNK - last.len()) as u32, last))
+        });
+        let (number, chunk) = match chunk {
+            Some(chunk) => chunk,
+            None => self.begin_chunk(file_no),
+        };
+        let before = chain.map_or(NONE, |(newest, marks)| {
             if number.wrapping_mul(0x9E37_79B1) >> (32 - MARK_BITS) == 0 {
-                marks.0.push((run.first, number));
+                marks.add(run.first, number);
             }
-        }
-        match file.chunks.last_mut() {
-            Some(last) if last.len() < CHUNK => last.push(run),
-            _ => {
-                file.chunks.push(chunk_of(&mut self.spare, run));
-            }
-        }
+            std::mem::replace(newest, number)
+        });
+        chunk.push(RunAt { before, ..run });
     }
 
     /// Adds a run of placed entries.
@@ -193,25 +195,30 @@ impl Runs {
         self.push(file_no, run, Some((&mut of.newest, marks)));
     }
 
-    /// Run `number` goes on if it lies at `offset`: it has entries of several terms. Only the newest run of all can, and no
-    /// other is looked at: it is seldom in the cache.
-    pub(super) fn grow(&mut self, file_no: u64, number: u32, offset: u64, count: u32) -> bool {
-        let newest = self.files.back_mut().filter(|file| file.file_no == file_no);
-        let Some(file) = newest.filter(|file| file.len() as u64 == u64::from(number) + 1) else {
-            return false;
-        };
-        let run = file.chunks.last_mut().and_then(|chunk| chunk.last_mut());
-        let grown = run.filter(|run| run.offset == offset as u32).map(|run| run.count += count);
-        grown.is_some()
+    /// The run that was pushed last has so many entries more: it has several terms.
+    pub(super) fn grow(&mut self, count: u32) {
+        let newest = self.files.back_mut().and_then(|file| file.chunks.last_mut()?.last_mut());
+        newest.into_iter().for_each(|run| run.count += count);
     }
 
-    /// The list of this file is the newest, or begins now.
-    fn begin_file(&mut self, file_no: u64) {
+    /// An empty chunk of this file, and the number of its first run.
+    #[cold]
+    fn begin_chunk(&mut self, file_no: u64) -> (u32, &mut Vec<RunAt>) {
         if self.files.back().is_none_or(|newest| newest.file_no != file_no) {
-            let is_whole = !std::mem::take(&mut self.missed) && self.begun_within != Some(file_no);
-            self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole, has_hole: false });
-            self.trim();
+            self.begin_file(file_no);
         }
+        let chunk = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+        let at = self.files.len() - 1;
+        let chunks = &mut self.files[at].chunks;
+        let number = (chunks.len() * CHUNK) as u32;
+        (number, chunks.push_mut(chunk))
+    }
+
+    /// The list of this file begins.
+    fn begin_file(&mut self, file_no: u64) {
+        let is_whole = !std::mem::take(&mut self.missed) && self.begun_within != Some(file_no);
+        self.files.push_back(FileRuns { file_no, chunks: Vec::new(), is_whole, has_hole: false });
+        self.trim();
     }
 
     /// Drops the oldest files beyond their bytes, but for those that are needed.
