@@ -25,6 +25,9 @@ const BUFFERS_MAX: usize = 16;
 /// Buffers taken from the disk at the start: four in flight, one open, one on its way.
 const BUFFERS_AT_START: usize = 6;
 
+/// Of a run, so much memory is asked for that the next one will take; what a longer one takes the CPU foresees.
+const FETCH_BYTES_MAX: usize = 1024;
+
 /// A batch that is being gathered, or waits to be written.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -223,8 +226,8 @@ impl Stage {
     }
 
     /// Stages a run, for which there is room: its heads, of record and run, are in the checksum, and vouch for its body.
-    /// Returns the place of the record's body, and the batch.
-    #[inline]
+    /// Returns the place of the record's body, and the batch. Inline so that the heads stay in registers until they are put.
+    #[inline(always)]
     pub(crate) fn put_run(&mut self, heads: &[u8; RUN_HEADS_BYTES], body: &[&[u8]]) -> (Position, u64) {
         self.outline();
         self.outline.add(heads);
@@ -234,6 +237,8 @@ impl Stage {
         for piece in body {
             batch.buf.put(piece);
         }
+        let bytes = batch.buf.len() - batch.outlined;
+        batch.buf.fetch_ahead(bytes.min(FETCH_BYTES_MAX));
         batch.outlined = batch.buf.len();
         batch.records += 1;
         batch.mark = false;

@@ -326,7 +326,7 @@ impl Wal {
     }
 
     /// Stages a run. Returns the place of the record's body, and its batch.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put_run(
         &mut self,
         kind: RecordKind,
