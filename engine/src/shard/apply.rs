@@ -15,6 +15,8 @@ use crate::panics::caught;
 
 /// Entries of one group applied in one turn: a busy group does not hold up the others.
 const APPLY_PER_TURN: u64 = 8192;
+/// Reads of entries to apply that may fail in a row. A disk that has failed so often will fail again.
+const APPLY_READ_TRIES: u32 = 3;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn apply(&mut self) {
@@ -58,8 +60,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.sweeping.on_read();
         match result {
             Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() && one.is_ready() => {
+                one.reads_failed = 0;
                 self.apply_entries(slot, read.first, &read.body);
                 self.after_apply(slot);
+            }
+            // A read that failed once may be done the next time; the group would stand still until its node is started again.
+            Err(ReadError::Disk(error)) if one.reads_failed < APPLY_READ_TRIES => {
+                one.reads_failed += 1;
+                tracing::warn!(group = %one.id, %error, "entries to apply cannot be read: they are tried again");
             }
             // A snapshot was installed meanwhile, or what lies beside it is still being written: look again.
             Ok(_) | Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}

@@ -175,6 +175,8 @@ pub(crate) struct Slot {
     pub(crate) staged: BatchSeq,
     /// An apply waits for entries from the WAL's files.
     pub(crate) apply_read: bool,
+    /// How often in a row such a read has failed.
+    pub(crate) reads_failed: u32,
     /// Entries read back for followers that are behind memory: (member, first, count, bytes).
     pub(crate) fetched: Vec<(NodeId, Index, u32, Vec<u8>)>,
     pub(crate) timer_us: Option<u64>,
@@ -218,6 +220,7 @@ impl Slot {
             checkpoints: Vec::new(),
             staged: BatchSeq(0),
             apply_read: false,
+            reads_failed: 0,
             fetched: Vec::new(),
             timer_us: None,
             election_waits: false,

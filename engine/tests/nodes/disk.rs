@@ -164,6 +164,38 @@ fn a_failed_write_stops_the_shard_and_names_the_file() {
     assert!(count == 1 || count == 2, "what was acknowledged is there, what was not may be: {count}");
 }
 
+/// Found by the simulator (seeds 16, 98 and many more) as soon as reads failed in its clusters: one failed read made a group
+/// stand still until its node was started again.
+#[test]
+fn entries_to_apply_that_cannot_be_read_once_are_read_again_and_not_for_ever() {
+    let mut lone = Lone::new();
+    let mut sim = lone.start();
+    for _ in 0..20 {
+        assert!(matches!(lone.propose(&mut sim, &[7; 300]), Outcome::Done(_)));
+    }
+    let mut restart = |sim: Sim, failures: u32| {
+        drop(sim);
+        lone.disk.crash(CrashPolicy::KEEP_ALL);
+        let mut sim = lone.open().unwrap();
+        (0..failures).for_each(|_| lone.disk.fail_next(OpKind::Read, None, 5));
+        sim.start_group(GROUP, Box::new(Count::default()));
+        lone.turn_until(&mut sim, |sim| {
+            sim.group_status(GROUP)
+                .is_some_and(|one| one.applied > coracle::Index(20) || one.poisoned.is_some())
+        });
+        lone.disk.fail_no_more();
+        let poisoned = sim.group_status(GROUP).unwrap().poisoned;
+        (sim, poisoned)
+    };
+    let (sim, poisoned) = restart(sim, 3);
+    assert_eq!(poisoned, None);
+    let (sim, poisoned) = restart(sim, 100);
+    let told = poisoned.expect("a disk that goes on failing is told");
+    assert!(told.contains("cannot be read"), "{told}");
+    let (mut sim, _) = restart(sim, 0);
+    assert_eq!(lone.count(&mut sim), 20);
+}
+
 #[test]
 fn the_log_is_released_and_files_are_used_again() {
     let mut lone = Lone::new();
