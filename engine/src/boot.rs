@@ -79,6 +79,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         mut parts: Parts<D, N, C>,
     ) -> Result<Self, Error> {
         let mut rng = SmallRng::seed_from_u64(parts.seed);
+        #[cfg(feature = "breaks")]
+        parts.breaks.plant();
         let shards = config.shards_in_force();
         let identity = Identity::open(&mut parts.disk, config.id, shards, rng.random_range(1..u64::MAX))?;
         check_members(config, &identity)?;
@@ -135,7 +137,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         wal_config.file_entries_max = config.wal_max_entries;
         let wal_identity = identity.of_log(shard).expect("run is called once the cluster is formed");
         #[cfg(feature = "breaks")]
-        parts.breaks.plant_in_wal();
+        parts.breaks.plant();
         wal_config.begun = Identity::has_begun(&mut parts.disk, shard)?;
         let (wal, recovery) = Wal::open(&mut parts.disk, wal_config, wal_identity)?;
         if recovery.report.created {
@@ -335,6 +337,8 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
     /// The lowest node founds the cluster, once everybody has said that he is empty.
     fn found(&mut self) -> Option<Cluster> {
         let lowest = self.config.peers.iter().map(|peer| peer.id).min()?;
+        #[cfg(feature = "breaks")]
+        let lowest = if self.parts.breaks.double_bootstrap { self.identity.node } else { lowest };
         if self.identity.node != lowest {
             return None;
         }

@@ -1,6 +1,8 @@
 //! Known bugs that the simulator plants to prove that it would notice them (feature `breaks`; never in a shipped
 //! program).
 
+use std::cell::Cell;
+
 /// Which bugs are planted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Breaks {
@@ -10,24 +12,41 @@ pub struct Breaks {
     pub ack_before_durable: bool,
     /// A member that does not lead answers linearizable questions as it is, without asking the leader.
     pub read_here_at_once: bool,
+    /// Any empty node draws a cluster's id, not only the lowest.
+    pub double_bootstrap: bool,
+    /// A node that comes with another data directory than the cluster knows is taken for the member that it was.
+    pub old_incarnation_accepted: bool,
     /// One of the log's.
     pub wal: Option<coracle_wal::breaks::Break>,
 }
 
+thread_local! {
+    static OLD_INCARNATION_ACCEPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether any data directory of a member will do, for nodes of this thread.
+pub(crate) fn accepts_old_incarnation() -> bool {
+    OLD_INCARNATION_ACCEPTED.get()
+}
+
 impl Breaks {
-    /// The log's bugs are planted a thread: the one that a node is opened in.
-    pub(crate) fn plant_in_wal(&self) {
+    /// Bugs of the log and of the handshake are planted a thread: the one that a node is opened in.
+    pub(crate) fn plant(&self) {
         coracle_wal::breaks::plant(self.wal);
+        OLD_INCARNATION_ACCEPTED.set(self.old_incarnation_accepted);
     }
 
     /// The bug of this name, as `sim --break` spells it.
     pub fn named(name: &str) -> Option<Self> {
-        // Of the same name in the log; here it is that of the group.
-        if name == "ack-before-durable" {
-            return Some(Self { ack_before_durable: true, ..Self::default() });
-        }
-        if name == "read-here-at-once" {
-            return Some(Self { read_here_at_once: true, ..Self::default() });
+        match name {
+            // Of the same name in the log; here it is that of the group.
+            "ack-before-durable" => return Some(Self { ack_before_durable: true, ..Self::default() }),
+            "read-here-at-once" => return Some(Self { read_here_at_once: true, ..Self::default() }),
+            "double-bootstrap" => return Some(Self { double_bootstrap: true, ..Self::default() }),
+            "old-incarnation-accepted" => {
+                return Some(Self { old_incarnation_accepted: true, ..Self::default() });
+            }
+            _ => {}
         }
         match coracle_wal::breaks::Break::ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, bug)) => Some(Self { wal: Some(bug), ..Self::default() }),

@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub use crate::shard::Turn;
+pub use crate::shard::status::Glance;
 pub use coracle_raft::{Overview, Role};
 
 /// One node with one shard, turned by hand.
@@ -293,6 +294,17 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         }
     }
 
+    /// The cluster's id, once it is formed and this node belongs to it.
+    pub fn cluster(&self) -> Option<u128> {
+        Some(self.server.identity()?.cluster.as_ref()?.id)
+    }
+
+    /// What of the group changes, cheaply: as long as two are equal, so are its status, its overview's role and transfer, and
+    /// what is durable of it.
+    pub fn glance(&self, group: GroupId) -> Option<Glance> {
+        self.server.shard()?.glance(group)
+    }
+
     /// The group as this node has it.
     pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
         self.server.shard()?.group_status(group)
@@ -311,6 +323,11 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
     /// Whether recovery took the group for damaged, and nobody has brought it up since.
     pub fn is_suspect(&self, group: GroupId) -> bool {
         self.server.shard().is_some_and(|shard| shard.is_suspect(group))
+    }
+
+    /// Whether every batch of the log is durable, and the loss of any of them could be noticed.
+    pub fn log_is_at_rest(&self) -> bool {
+        self.server.shard().is_some_and(|shard| shard.log_is_at_rest())
     }
 
     /// The counters of the write-ahead log since it was opened.

@@ -61,4 +61,10 @@ breaks! {
     config_not_reverted,
     /// A leader that hands over goes on taking commands up.
     transfer_keeps_serving,
+    /// A member that may have lost what it acknowledged votes and campaigns all the same.
+    suspect_votes,
+    /// What a member acknowledged before its log was damaged goes on counting for commit.
+    match_below_hole,
+    /// A leader's commit index is believed up to the end of the log as it was recovered, agreed upon or not.
+    commit_above_recovered,
 }

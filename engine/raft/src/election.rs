@@ -110,7 +110,7 @@ impl Group {
     }
 
     fn arm(&mut self, now_us: u64, wait_us: u64) {
-        let can = self.may_campaign() && !self.suspect && self.reaches_majority();
+        let can = self.may_campaign() && self.trusts_its_log() && self.reaches_majority();
         // Alone there is nobody to wait for or to collide with.
         let wait_us = if self.members().is_alone(self.config.id) { 0 } else { wait_us };
         self.election_at = can.then_some(now_us + wait_us);
@@ -218,7 +218,7 @@ impl Group {
             self.peers[at].confirm = true;
         }
         let is_behind = !self.up_to_date(last);
-        let granted = term > self.state.term && !live && !self.suspect && !is_behind;
+        let granted = term > self.state.term && !live && self.trusts_its_log() && !is_behind;
         if !granted {
             self.tell_removed(from);
         }
@@ -264,7 +264,7 @@ impl Group {
             }
             self.become_follower(now_us, term, out);
         }
-        let free = self.state.vote == NodeId::NONE && self.leader.is_none() && !self.suspect;
+        let free = self.state.vote == NodeId::NONE && self.leader.is_none() && self.trusts_its_log();
         if term == self.state.term && free && self.up_to_date(last) {
             self.state.vote = from;
             self.role = Role::Follower;
@@ -293,6 +293,11 @@ impl Group {
         if self.votes.won(self.members()) {
             self.become_leader(now_us, out);
         }
+    }
+
+    /// Whether nothing that we acknowledged may be lost: otherwise our word for a candidate would mean nothing.
+    pub(crate) fn trusts_its_log(&self) -> bool {
+        !self.suspect || self.config.breaks.suspect_votes()
     }
 
     /// A log is at least as good as ours if its last term is greater, or equal and it is as long (Raft paper 5.4.1).

@@ -139,7 +139,8 @@ impl Group {
     /// The log agrees with the leader's up to `matched`, so its commit index holds here up to there.
     fn agree(&mut self, matched: Index, leader_commit: Index) {
         self.matched = self.matched.max(matched);
-        self.commit = self.commit.max(leader_commit.min(self.matched));
+        let agreed = if self.config.breaks.commit_above_recovered() { self.log.last() } else { self.matched };
+        self.commit = self.commit.max(leader_commit.min(agreed));
     }
 
     /// An append that does not join. Of several, the lowest is answered: the others are consequences.

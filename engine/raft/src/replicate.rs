@@ -57,7 +57,7 @@ impl Group {
         let peer = &mut self.peers[at];
         peer.waiting_since = None;
         peer.commit_acked = peer.commit_acked.max(reply.commit);
-        match (reply.suspect, peer.doubt) {
+        match (reply.suspect && !self.config.breaks.match_below_hole(), peer.doubt) {
             (true, None) => {
                 // What it acknowledged before may be lost. Our log holds all of it, so up to here it must come again.
                 peer.doubt = Some(last);

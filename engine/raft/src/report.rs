@@ -132,6 +132,11 @@ impl Group {
         self.ring.durable().get()
     }
 
+    /// Writes asked for and not answered.
+    pub fn writes_in_flight(&self) -> usize {
+        self.ring.in_flight()
+    }
+
     /// The hard state in force; it may not be durable yet.
     pub fn hard_state(&self) -> &HardState {
         &self.state

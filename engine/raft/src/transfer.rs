@@ -135,6 +135,7 @@ impl Group {
     }
 
     fn can_win(&self) -> bool {
-        self.may_campaign() && !self.suspect && self.reaches_majority() && self.state.term.0 < NUMBER_MAX
+        let term = self.state.term.0;
+        self.may_campaign() && self.trusts_its_log() && self.reaches_majority() && term < NUMBER_MAX
     }
 }

@@ -15,6 +15,7 @@ use super::inbox::{Inbox, Start};
 use super::places::Places;
 use super::restore::Try;
 use super::snapshots::{Checkpoint, Snapshots};
+use super::status::Glance;
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
 use crate::identity::Identity;
@@ -219,6 +220,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.by_group.get(&group).is_some_and(|slot| self.slots[*slot as usize].raft.suspect())
     }
 
+    /// Whether nothing waits to be written, not even the mark that proves the last batch.
+    pub(crate) fn log_is_at_rest(&self) -> bool {
+        self.wal.backlog_bytes() == 0 && self.wal.deadline_us().is_none()
+    }
+
     /// The log's counters.
     pub(crate) fn wal_stats(&self) -> coracle_wal::Stats {
         self.wal.stats()
@@ -227,6 +233,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The term of an entry, if the log has it.
     pub(crate) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
         self.slots[*self.by_group.get(&group)? as usize].raft.term_at(index)
+    }
+
+    /// What of the group changes.
+    pub(crate) fn glance(&self, group: GroupId) -> Option<Glance> {
+        Some(Glance::of(&self.slots[*self.by_group.get(&group)? as usize]))
     }
 
     pub(crate) fn group_status(&self, group: GroupId) -> Option<GroupStatus> {

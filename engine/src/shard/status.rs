@@ -1,7 +1,9 @@
 //! What a shard and its groups tell about themselves.
 
 use coracle_base::{GroupId, Index, NodeId, Term};
-use coracle_raft::Members;
+use coracle_raft::{Members, Role};
+
+use super::groups::Slot;
 
 /// A group as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,42 @@ pub struct GroupStatus {
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and
     /// applies nothing.
     pub needs_snapshot: Option<String>,
+}
+
+/// What of a group changes, at a glance: equal ones mean that nothing else of it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Glance {
+    role: Role,
+    term: Term,
+    leader: Option<NodeId>,
+    log: (Index, Index, Option<Term>),
+    durable: Index,
+    commit: Index,
+    applied: Index,
+    members_index: Index,
+    writes_in_flight: usize,
+    transfer: Option<NodeId>,
+    /// Whether the machine failed, applies, has to be given its state.
+    machine: (bool, bool, bool),
+}
+
+impl Glance {
+    pub(super) fn of(slot: &Slot) -> Self {
+        let raft = &slot.raft;
+        Self {
+            role: raft.role(),
+            term: raft.term(),
+            leader: raft.leader(),
+            log: (raft.first(), raft.last(), raft.term_at(raft.last())),
+            durable: raft.durable(),
+            commit: raft.commit(),
+            applied: slot.applied,
+            members_index: raft.hard_state().current.index,
+            writes_in_flight: raft.writes_in_flight(),
+            transfer: raft.transferring(),
+            machine: (slot.poisoned.is_some(), slot.is_ready(), slot.is_whole()),
+        }
+    }
 }
 
 /// Counters of one shard since it started.

@@ -246,6 +246,12 @@ impl FakeDisk {
         self.device.borrow_mut().quota_bytes = bytes;
     }
 
+    /// Whether there is such a bound.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.device.borrow().quota_bytes.is_some()
+    }
+
     /// Faults so far, by kind.
     #[must_use]
     pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
