@@ -14,10 +14,12 @@
 
 mod register;
 mod search;
+mod sequence;
 
 use std::hash::Hash;
 
 pub use register::{Answer, Call, Register, Value};
+pub use sequence::{Sequence, SequenceAnswer, SequenceCall};
 
 /// What a sequential object does.
 pub trait Model {

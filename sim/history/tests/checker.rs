@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use coracle_history::{Answer, Call, Model, Operation, Register, Value, Verdict, check};
+use coracle_history::{
+    Answer, Call, Model, Operation, Register, Sequence, SequenceAnswer, SequenceCall, Value, Verdict, check,
+};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -205,4 +207,60 @@ fn lost_write(history: &mut Vec<One>) -> bool {
     let Some(first) = ends.min() else { return false };
     history.push(One { call: Call::Get, begun: first + 1, ended: Some((u64::MAX - 1, Answer::Value(None))) });
     true
+}
+
+/// Some operations at once on a sequence, each told what came of it when it took effect, or what did not: each history is compared
+/// with every order.
+#[test]
+fn small_histories_of_a_sequence_are_judged_as_by_trying_every_order() {
+    let (mut bad, mut sound) = (0, 0);
+    for seed in 0..3000 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut state: Vec<u64> = Vec::new();
+        let mut history: Vec<Operation<SequenceCall, SequenceAnswer>> = Vec::new();
+        for number in 1..rng.random_range(3..8) {
+            let (call, mut says) = match rng.random_range(0..4) {
+                0 | 1 => {
+                    state.push(number);
+                    (SequenceCall::Append(number), SequenceAnswer::Length(state.len() as u64))
+                }
+                2 => {
+                    let taken = (!state.is_empty()).then(|| state.remove(0));
+                    (SequenceCall::Take, SequenceAnswer::Taken(taken))
+                }
+                _ => (SequenceCall::Read, SequenceAnswer::Items(state.clone())),
+            };
+            match &mut says {
+                _ if rng.random_range(0..4) > 0 => {}
+                SequenceAnswer::Length(length) => *length += 1,
+                SequenceAnswer::Taken(taken) => *taken = Some(rng.random_range(1..8)),
+                SequenceAnswer::Items(items) => drop(items.pop()),
+            }
+            let effect = 10 * number;
+            let (begun, end) =
+                (effect - rng.random_range(0..30).min(effect), effect + rng.random_range(0..30));
+            let ended = (rng.random_range(0..5) > 0).then_some((end, says));
+            history.push(Operation { call, begun, ended });
+        }
+        history.shuffle(&mut rng);
+        let found = check(&Sequence, &history, STEPS);
+        let expected = every_order(&Vec::new(), &history, 0);
+        assert_eq!(found.is_ok(), expected, "seed {seed}: {history:?}");
+        *(if expected { &mut sound } else { &mut bad }) += 1;
+    }
+    assert!(bad >= 500 && sound >= 500, "{bad} bad, {sound} sound");
+}
+
+fn every_order(state: &Vec<u64>, history: &[Operation<SequenceCall, SequenceAnswer>], taken: u32) -> bool {
+    let left = |taken: u32| (0..history.len()).filter(move |at| taken & 1 << at == 0);
+    if left(taken).all(|at| history[at].ended.is_none()) {
+        return true;
+    }
+    let end = |at: usize| history[at].ended.as_ref().map_or(u64::MAX, |(end, _)| *end);
+    let limit = left(taken).map(end).min().unwrap();
+    left(taken).filter(|at| history[*at].begun <= limit).any(|at| {
+        let says = history[at].ended.as_ref().map(|(_, says)| says);
+        let next = Sequence.step(state, &history[at].call, says);
+        next.is_some_and(|next| every_order(&next, history, taken | 1 << at))
+    })
 }

@@ -53,7 +53,7 @@ const LAYERS: [Layer; 13] = [
     Layer { package: "coracle-queue", below: &["coracle-base", "coracle-io", "coracle"], outside: None },
     Layer {
         package: "coracle-sim",
-        below: &["coracle-base", "coracle-io", "coracle-wal", "coracle-segments", "coracle"],
+        below: &["coracle-base", "coracle-io", "coracle-wal", "coracle-segments", "coracle", CHECKER],
         outside: None,
     },
     Layer { package: "coracle-tools", below: TOP_BELOW, outside: None },
