@@ -9,8 +9,11 @@ use std::sync::mpsc;
 use coracle::breaks::Breaks;
 use coracle_base::checksum::mix64;
 
+use crate::marks::{CLUSTER_MARKS, CLUSTER_MARKS_RARE};
 use crate::oracle::Violation;
+use crate::plan::{Trim, UNCOUNTED};
 use crate::run::{Verdict, Worlds, run_seed};
+use crate::storage::{STORAGE_MARKS, STORAGE_MARKS_RARE};
 use crate::tally::Tally;
 
 /// A seed that broke an invariant.
@@ -63,6 +66,20 @@ impl Report {
         self.failures.extend(verdict.violation.map(|violation| Failure { seed: verdict.seed, violation }));
     }
 
+    /// Faults and states that there should be some of in a night's run, and were not in this one.
+    pub fn never_reached(&self) -> Vec<&'static str> {
+        let Tally { marks, faults, .. } = &self.tally;
+        let is_there = |name: &str| [marks, faults].iter().any(|all| all.get(name).is_some_and(|n| *n > 0));
+        let on_purpose: Vec<_> = Trim::kinds_to_add().collect();
+        let kinds = Trim::kinds().filter(|kind| !UNCOUNTED.contains(kind) && !on_purpose.contains(kind));
+        let marks = CLUSTER_MARKS.into_iter().chain(CLUSTER_MARKS_RARE);
+        let marks = marks.chain(STORAGE_MARKS).chain(STORAGE_MARKS_RARE);
+        let mut missed: Vec<_> = kinds.chain(marks).filter(|name| !is_there(name)).collect();
+        missed.sort_unstable();
+        missed.dedup();
+        missed
+    }
+
     /// The seed in the middle, figure by figure; zeros if there was none.
     pub fn medians(&self) -> Medians {
         let median = |figures: &Vec<u64>| {
@@ -80,6 +97,7 @@ pub fn campaign(
     seeds: Range<u64>,
     worlds: Worlds,
     breaks: Breaks,
+    trim: &Trim,
     threads: usize,
     mut go_on: impl FnMut(&Report, &Verdict) -> bool,
 ) -> Report {
@@ -91,7 +109,7 @@ pub fn campaign(
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || sender.send(run_seed(seed, worlds, breaks)).is_err() {
+                    if seed >= seeds.end || sender.send(run_seed(seed, worlds, breaks, trim)).is_err() {
                         break;
                     }
                 }

@@ -4,28 +4,25 @@
 //! Invariant: everything that happens is in the trace, and is shown to the oracle before anything else happens.
 
 use coracle::breaks::Breaks;
-use coracle::sim::SimNode;
-use coracle::{Consistency, GroupId, GroupStatus, Index, Members, NodeId, Outcome, Term};
-use coracle_base::checksum::crc32c;
+use coracle::{Consistency, GroupId, GroupStatus, Members, NodeId};
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{Completing, FakeClock, FakeDisk, FakeNet, FakeNetwork};
+use coracle_io::fake::{Completing, FakeClock, FakeNetwork};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::churn::Wish;
-use crate::members::Log;
-use crate::node::{Asked, End, Node, Process, Reading, Waiting};
-use crate::oracle::{Entries, Oracle, Recovered, Violation};
+use crate::histories::{Histories, Ticket};
+use crate::machine::encode_action;
+use crate::node::{Asked, End, Node, Reading, Waiting};
+use crate::objects::Action;
+use crate::oracle::{Oracle, Violation};
 use crate::plan::Plan;
 use crate::tally::Tally;
 
 /// Events of the trace.
-const TURN: u64 = 1;
-const APPLIED: u64 = 2;
-const ANSWER: u64 = 3;
+pub(crate) const TURN: u64 = 1;
 const ENDED: u64 = 4;
 const BOOT: u64 = 5;
-const READ: u64 = 8;
 
 /// One simulated cluster.
 pub(crate) struct Cluster {
@@ -34,6 +31,7 @@ pub(crate) struct Cluster {
     pub(crate) network: FakeNetwork,
     pub(crate) nodes: Vec<Node>,
     pub(crate) oracle: Oracle,
+    pub(crate) histories: Histories,
     pub(crate) tally: Tally,
     pub(crate) queries: u64,
     pub(crate) crashes: u64,
@@ -58,6 +56,7 @@ impl Cluster {
         Self {
             nodes: (1..=plan.nodes).map(node).collect(),
             oracle: Oracle::new(&plan),
+            histories: Histories::default(),
             tally: Tally::default(),
             queries: 0,
             crashes: 0,
@@ -142,23 +141,36 @@ impl Cluster {
 
     /// What the log of a process that ends has done.
     pub(crate) fn count_log_work(&mut self, at: usize) {
-        let process = self.nodes[at].process.as_ref();
-        if let Some(stats) = process.and_then(|process| process.sim.wal_stats()) {
-            self.tally.mark_many("log_checkpoints", stats.checkpoints);
-            self.tally.mark_many("log_files_reused", stats.files_reused);
+        let Some(process) = &self.nodes[at].process else { return };
+        if let Some(stats) = process.sim.wal_stats() {
+            let counts = [
+                ("log_checkpoints", stats.checkpoints),
+                ("log_files_reused", stats.files_reused),
+                ("log_files_removed", stats.files_removed),
+                ("log_segments_written", stats.segments_written),
+                ("log_indexes_written", stats.indexes),
+                ("log_indexes_wrong", stats.indexes_wrong),
+            ];
+            counts.into_iter().for_each(|(name, count)| self.tally.mark_many(name, count));
         }
-        if let Some(status) = process.and_then(|process| process.sim.status()) {
-            self.tally.mark_many("snapshot_files_written", status.snapshot_files);
-            self.tally.mark_many("machines_restored_from_files", status.groups_restored);
-            self.tally.mark_many("transfers_installed", status.transfers_installed);
-            self.tally.mark_many("transfers_resumed", status.transfers_resumed);
-            self.tally.mark_many("transfers_restarted", status.transfers_restarted);
-            self.tally.mark_many("transfers_abandoned", status.transfers_abandoned);
-            self.tally.mark_many("transfers_needless", status.transfers_needless);
-            self.tally.mark_many("transfers_asked_again", status.transfers_asked_again);
-            self.tally.mark_many("stall_transfers", status.stall_transfers);
-            self.tally.mark_many("stall_resignations", status.stall_resignations);
-            self.tally.mark_many("live_entries_received", status.live_entries_received);
+        if let Some(status) = process.sim.status() {
+            let counts = [
+                ("snapshot_files_written", status.snapshot_files),
+                ("machines_restored_from_files", status.groups_restored),
+                ("transfers_installed", status.transfers_installed),
+                ("transfers_resumed", status.transfers_resumed),
+                ("transfers_restarted", status.transfers_restarted),
+                ("transfers_abandoned", status.transfers_abandoned),
+                ("transfers_needless", status.transfers_needless),
+                ("transfers_asked_again", status.transfers_asked_again),
+                ("live_entries_received", status.live_entries_received),
+                ("groups_mended", status.groups_mended),
+                ("log_files_compacted", status.compacted_files),
+                ("links_lost", status.links_lost),
+                ("stall_transfers", status.stall_transfers),
+                ("stall_resignations", status.stall_resignations),
+            ];
+            counts.into_iter().for_each(|(name, count)| self.tally.mark_many(name, count));
         }
     }
 
@@ -176,137 +188,6 @@ impl Cluster {
         let crashed = self.nodes[at].disk.is_crashed();
         self.tally.mark(if crashed { "stopped_by_power_loss" } else { "stopped_by_disk_error" });
         self.end(at, if crashed { End::PowerLoss(self.plan.weather.crash) } else { End::Killed })
-    }
-
-    /// Shows the oracle what a node has done: first its machines, then its groups, then its answers.
-    fn look(&mut self, at: usize) -> Result<(), Violation> {
-        let now_us = self.clock.true_us();
-        let Node { id, process: Some(process), claims, disk, .. } = &mut self.nodes[at] else {
-            return Ok(());
-        };
-        for note in process.journal.take() {
-            self.tally.event(&[APPLIED, at as u64, note.hash()]);
-            if let Some(group) = note.restored() {
-                let runs = process.views[group.0 as usize - 1].status().is_some();
-                self.tally.mark(if runs { "snapshots_installed" } else { "snapshots_recovered" });
-            }
-            tracing::trace!(now_us, node = %id, ?note, "machine");
-            self.oracle.on_note(*id, &mut process.views, note)?;
-        }
-        let mut committed = Vec::new();
-        let Process { sim, views, watches, .. } = &mut *process;
-        for (group, (view, watch)) in views.iter_mut().zip(watches).enumerate() {
-            let Some(status) = sim.group_status(GroupId(group as u64 + 1)) else { continue };
-            let id = *id;
-            if watch.look(id, sim, &status, &mut self.tally)? {
-                self.doubtful.push(at);
-            }
-            if view.status().is_none() {
-                let recovered = Recovered { status: &status, suspect: sim.is_suspect(status.group) };
-                self.oracle
-                    .on_recovered(id, recovered, claims[group], |index| sim.term_at(status.group, index))?;
-            }
-            let term = status.term;
-            if view.status() != Some(&status) {
-                let log = LogOf { sim, group: status.group };
-                self.oracle.members(group).look(id, view.status(), &status, &log, &mut self.tally)?;
-                let commit = view.status().map(|before| before.commit);
-                if status.leader == Some(id) && commit.is_some_and(|commit| commit < status.commit) {
-                    let before = view.status().map(|before| before.members.clone()).unwrap_or_default();
-                    committed.push((group, before, status.clone()));
-                }
-            }
-            if self.oracle.on_status(id, view, status, || sim.entries(GroupId(group as u64 + 1)))? {
-                tracing::debug!(now_us, node = %id, group, %term, "leads");
-                self.tally.event(&[TURN, at as u64, group as u64, term.0]);
-                self.tally.mark("elections");
-                self.elected.push(group);
-            }
-        }
-        for mut reading in std::mem::take(&mut process.readings) {
-            let Some(result) = reading.pending.take() else {
-                process.readings.push(reading);
-                continue;
-            };
-            // A node may have no time for it, or no group, or lose power while it reads.
-            for entry in result.unwrap_or_default().into_iter().filter(|_| !disk.is_crashed()) {
-                self.tally.event(&[READ, at as u64, reading.group as u64, entry.0.0]);
-                self.oracle.on_read(
-                    *id,
-                    reading.group,
-                    &process.views[reading.group],
-                    entry,
-                    &mut self.tally,
-                )?;
-            }
-        }
-        let answered = process.waiting.extract_if(.., |one| one.answer.get().is_some());
-        let mut answered: Vec<(Asked, Option<Outcome>)> =
-            answered.map(|one| (one.asked, one.answer.get())).collect();
-        for (id, outcome) in process.sim.answers() {
-            process.batched.remove(&id);
-            answered.push((Asked::Command(id), Some(outcome)));
-        }
-        for (group, before, status) in committed {
-            self.check_majority(at, group, &before, &status)?;
-        }
-        answered.iter().try_for_each(|(asked, outcome)| self.settle(*asked, outcome.as_ref()))
-    }
-
-    /// What a leader has committed in its own term is durable on a majority of its members. `before`: those of the look
-    /// before, which may have been in force until just now.
-    fn check_majority(
-        &self,
-        at: usize,
-        group: usize,
-        before: &Members,
-        status: &GroupStatus,
-    ) -> Result<(), Violation> {
-        let term_at = |node: &Node, index| node.process.as_ref()?.sim.term_at(status.group, index);
-        if term_at(&self.nodes[at], status.commit) != Some(status.term) {
-            return Ok(()); // an entry of its own term is what counts
-        }
-        // What a node that is down may have is not known in every case.
-        let holds = |id: NodeId| {
-            let node = &self.nodes[id.0 as usize - 1];
-            let has_it = term_at(node, status.commit).is_none_or(|term| term == status.term);
-            node.durable(group).is_none_or(|(durable, _)| durable >= status.commit && has_it)
-        };
-        if status.members.quorum(holds) || before.quorum(holds) {
-            return Ok(());
-        }
-        let durable: Vec<_> = self.nodes.iter().map(|node| (node.id, node.durable(group))).collect();
-        Err(Violation {
-            invariant: "what is committed is durable on a majority",
-            detail: format!(
-                "group {group}: node {} committed {} in term {} with {:?}; durable: {durable:?}",
-                self.nodes[at].id, status.commit, status.term, status.members
-            ),
-        })
-    }
-
-    /// A question has ended, or its node has.
-    fn settle(&mut self, asked: Asked, outcome: Option<&Outcome>) -> Result<(), Violation> {
-        let (number, index) = match outcome {
-            Some(Outcome::Done(done)) => (1, done.index.0),
-            Some(Outcome::NotDone(why)) => (2, u64::from(crc32c(why.reason.to_string().as_bytes()))),
-            Some(Outcome::Unknown(_)) => (3, 0),
-            None => (4, 0),
-        };
-        self.tally.event(&[ANSWER, self.clock.true_us(), number, index]);
-        self.tally.mark(mark(asked, outcome));
-        tracing::trace!(now_us = self.clock.true_us(), ?asked, ?outcome, "ended");
-        match (asked, outcome) {
-            (Asked::Command(id), outcome) => self.oracle.on_outcome(id, outcome),
-            (Asked::Query(group, floor), Some(Outcome::Done(done))) => {
-                self.oracle.on_answer(group, floor, done.index, &done.reply)
-            }
-            (Asked::Change(group), Some(Outcome::Done(done))) => {
-                self.oracle.members(group).on_done(done.index);
-                Ok(())
-            }
-            (Asked::Query(..) | Asked::Change(_) | Asked::HandOver(_), _) => Ok(()),
-        }
     }
 
     // ---- clients --------------------------------------------------------------------------------------------------
@@ -341,19 +222,47 @@ impl Cluster {
     /// A client asks a question through a node that is up. Whoever answers, and however it makes sure, the answer includes
     /// what was acknowledged before.
     pub(crate) fn query(&mut self, at: usize, group: usize) {
+        self.ask(at, group, Asked::Query(group, self.oracle.acknowledged(group)), &[]);
+    }
+
+    fn ask(&mut self, at: usize, group: usize, asked: Asked, query: &[u8]) {
         let Some(process) = &mut self.nodes[at].process else { return };
-        let floor = self.oracle.acknowledged(group);
-        let asked = Asked::Query(group, floor);
+        let index = self.oracle.acknowledged(group);
         let (consistency, name) = match self.queries % 4 {
             0 | 2 => (Consistency::Linearizable, "queries_by_the_leader"),
             1 => (Consistency::LinearizableHere, "queries_with_a_read_index"),
-            _ => (Consistency::Local { index: floor, term: None }, "queries_with_a_condition"),
+            _ => (Consistency::Local { index, term: None }, "queries_with_a_condition"),
         };
         self.tally.mark(name);
-        let answer = process.sim.query_as(GroupId(group as u64 + 1), consistency, &[]);
+        let answer = process.sim.query_as(GroupId(group as u64 + 1), consistency, query);
         process.waiting.push(Waiting { asked, answer });
         self.queries += 1;
         self.nodes[at].wake();
+    }
+
+    /// A session does something to an object, or reads it, through a node that is up.
+    pub(crate) fn session(
+        &mut self,
+        at: usize,
+        group: usize,
+        key: u64,
+        action: Option<Action>,
+    ) -> Option<Ticket> {
+        let ticket = match action {
+            Some(_) => Ticket::Command(self.oracle.next_id()),
+            None => Ticket::Read(self.histories.next_read()),
+        };
+        self.nodes[at].process.as_ref()?;
+        self.histories.begin(ticket, group, key, action);
+        match (action, ticket) {
+            (Some(action), _) => self.propose(at, group, |id| encode_action(id, key, action)),
+            (None, Ticket::Read(number)) => {
+                let asked = Asked::Read(group, self.oracle.acknowledged(group), number);
+                self.ask(at, group, asked, &key.to_le_bytes());
+            }
+            (None, Ticket::Command(_)) => {}
+        }
+        Some(ticket)
     }
 
     /// A client reads back, on a node that is up, what lives on in the log of a group there.
@@ -428,48 +337,5 @@ impl Cluster {
         };
         let leaders = self.nodes.iter().enumerate().filter_map(|(at, node)| Some((leads(node)?, at)));
         leaders.max().map(|(_, at)| at)
-    }
-}
-
-/// One group's log on a node.
-struct LogOf<'a> {
-    sim: &'a SimNode<FakeDisk, FakeNet, FakeClock>,
-    group: GroupId,
-}
-
-impl Log for LogOf<'_> {
-    fn term_at(&self, index: Index) -> Option<Term> {
-        self.sim.term_at(self.group, index)
-    }
-
-    fn entries(&self) -> Entries {
-        self.sim.entries(self.group)
-    }
-}
-
-/// How an ended question is counted.
-fn mark(asked: Asked, outcome: Option<&Outcome>) -> &'static str {
-    use coracle::Reason;
-    match (asked, outcome) {
-        (Asked::Command(_), Some(Outcome::Done(_))) => "commands_done",
-        (Asked::Command(_), Some(Outcome::NotDone(why))) if why.reason == Reason::Overwritten => {
-            "commands_overwritten"
-        }
-        (Asked::Command(_), Some(Outcome::NotDone(_))) => "commands_not_done",
-        (Asked::Command(_), Some(Outcome::Unknown(_))) => "commands_unknown",
-        (Asked::Command(_), None) => "commands_lost_with_their_node",
-        (Asked::Query(..), Some(Outcome::Done(_))) => "queries_answered",
-        (Asked::Query(..), _) => "queries_not_answered",
-        (Asked::Change(_), Some(Outcome::Done(_))) => "changes_done",
-        (Asked::Change(_), Some(Outcome::NotDone(why))) => match why.reason {
-            Reason::ChangeUnderWay => "changes_too_early",
-            Reason::NoLiveQuorum => "changes_without_majority",
-            Reason::NoLeader => "changes_without_leader",
-            _ => "changes_refused",
-        },
-        (Asked::Change(_), _) => "changes_unknown",
-        (Asked::HandOver(_), Some(Outcome::Done(_))) => "hand_overs_done",
-        (Asked::HandOver(_), Some(Outcome::NotDone(_))) => "hand_overs_refused",
-        (Asked::HandOver(_), _) => "hand_overs_unknown",
     }
 }

@@ -1,23 +1,27 @@
-//! What goes wrong, and when: one fault after the other from the plan's list, each repaired after a while, some of them
+//! What goes wrong, and when: one strike after the other from the plan's list, each repaired after a while, some of them
 //! in ambush for an election. Faults of single chunks come from the network's own rates.
 //!
-//! Nothing here looks at which bug is planted.
+//! Invariants: (1) what a strike does follows from its number and the cluster, so that the others stay what they are when one
+//! is left out; (2) nothing here looks at which bug is planted.
 
 use std::collections::BTreeMap;
 
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{Completing, CrashPolicy, Latency, NetOptions, NetRates, OpKind};
+use coracle_io::fake::{Completing, CrashPolicy, DiskImage, FakeDisk, Latency, NetOptions, NetRates, OpKind};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster::Cluster;
+use crate::harm::{self, Harm};
 use crate::node::End;
 use crate::oracle::Violation;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, Harmed, Plan};
 
 const EIO: i32 = 5;
-const EXACT_PPM: u64 = 1_000_000;
+/// A disk whose log is never at rest is spared after so many looks, so far apart.
+const HARM_TRIES: u32 = 40;
+const HARM_RETRY_US: u64 = 50_000;
 /// Operations of a disk until a fuse blows, at most.
 const FUSE_STEPS_MAX: u64 = 200;
 /// While a cluster is being formed there is trouble within this time.
@@ -28,6 +32,14 @@ const FAULT: u64 = 6;
 #[derive(Debug, Clone, Copy)]
 enum Later {
     Strike(Fault),
+    /// Harms the disk of a node as soon as its log is at rest.
+    Harm {
+        at: usize,
+        fault: Fault,
+        tries: u32,
+    },
+    /// The disk has room again.
+    Room(usize),
     /// Lets one pass to the other again.
     Unblock(u64, u64),
     FastDisk(usize),
@@ -37,19 +49,41 @@ enum Later {
     ExactClock(usize),
 }
 
+/// One strike, for those who read what happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strike {
+    /// Its number.
+    pub number: u64,
+    /// When, in simulated microseconds.
+    pub at_us: u64,
+    /// The fault's name.
+    pub kind: &'static str,
+    /// The node that it was meant for.
+    pub node: u64,
+}
+
 /// Makes things go wrong in one run.
 pub(crate) struct Faults {
+    seed: u64,
+    /// When something happens, and what.
     rng: SmallRng,
+    /// What becomes of the strike that is being dealt with.
+    dice: SmallRng,
     next_us: u64,
     later: BTreeMap<(u64, u64), Later>,
     count: u64,
+    strikes: u64,
+    /// The strikes that happened.
+    pub(crate) story: Vec<Strike>,
 }
 
 impl Faults {
     pub(crate) fn new(plan: &Plan) -> Self {
         let mut rng = SmallRng::seed_from_u64(mix64(plan.seed, 0xfa17));
         let next_us = if plan.weather.early { rng.random_range(0..EARLY_US) } else { 2 * EARLY_US };
-        Self { rng, next_us, later: BTreeMap::new(), count: 0 }
+        let dice = SmallRng::seed_from_u64(mix64(plan.seed, 0xd1ce));
+        let (later, story) = (BTreeMap::new(), Vec::new());
+        Self { seed: plan.seed, rng, dice, next_us, later, count: 0, strikes: 0, story }
     }
 
     /// When the next thing happens.
@@ -74,7 +108,9 @@ impl Faults {
                 Later::PowerLoss(at) => {
                     self.crash(cluster, at, End::PowerLoss(cluster.plan.weather.crash))?
                 }
-                Later::ExactClock(at) => cluster.nodes[at].clock.set_rate_ppm(EXACT_PPM),
+                Later::ExactClock(at) => cluster.nodes[at].clock.set_rate_ppm(cluster.plan.clock_ppm[at]),
+                Later::Room(at) => cluster.nodes[at].disk.set_quota(None),
+                Later::Harm { at, fault, tries } => self.harm(cluster, at, fault, tries)?,
             }
         }
         if self.next_us <= now_us {
@@ -119,30 +155,52 @@ impl Faults {
 
     fn after_a_while(&mut self, cluster: &Cluster, later: Later) {
         let (low, high) = cluster.plan.weather.lasting_us;
-        let us = cluster.now_us() + self.rng.random_range(low..=high);
+        let us = cluster.now_us() + self.dice.random_range(low..=high);
         self.at(us, later);
     }
 
     fn any(&mut self, cluster: &Cluster) -> usize {
-        self.rng.random_range(0..cluster.nodes.len())
+        self.dice.random_range(0..cluster.nodes.len())
     }
 
     fn leader(&mut self, cluster: &Cluster) -> usize {
-        let group = self.rng.random_range(0..cluster.plan.groups) as usize;
+        let group = self.dice.random_range(0..cluster.plan.groups) as usize;
         cluster.leader_of(group).unwrap_or_else(|| self.any(cluster))
     }
 
     // ---- one fault ------------------------------------------------------------------------------------------------
 
     fn strike(&mut self, cluster: &mut Cluster, fault: Fault) -> Result<(), Violation> {
-        let now_us = cluster.now_us();
+        let (now_us, number) = (cluster.now_us(), self.strikes);
+        self.strikes += 1;
+        if !cluster.plan.trim.has_strike(number, fault) {
+            return Ok(());
+        }
+        self.dice = SmallRng::seed_from_u64(mix64(self.seed, mix64(0xd1ce, number)));
         let one = match fault {
             Fault::LeaderPowerLoss | Fault::IsolateLeader | Fault::FailingLeader => self.leader(cluster),
+            _ if fault.is_harm() => match cluster.plan.harmed {
+                Harmed::Nobody => return Ok(()),
+                Harmed::One(at) => at,
+                Harmed::Anybody => self.any(cluster),
+            },
             _ => self.any(cluster),
         };
         cluster.tally.event(&[FAULT, now_us, fault as u64, one as u64]);
+        let node = cluster.nodes[one].id.0;
+        self.story.push(Strike { number, at_us: now_us, kind: fault.name(), node });
+        tracing::debug!(now_us, number, ?fault, node, "fault");
+        if fault.is_harm() {
+            // Counted when it is done: most of the time it is too early for it.
+            return self.harm(cluster, one, fault, HARM_TRIES);
+        }
         cluster.tally.fault(fault.name());
-        tracing::debug!(now_us, ?fault, node = %cluster.nodes[one].id, "fault");
+        self.deal(cluster, one, fault)
+    }
+
+    /// Whatever may happen to any node.
+    fn deal(&mut self, cluster: &mut Cluster, one: usize, fault: Fault) -> Result<(), Violation> {
+        let now_us = cluster.now_us();
         match fault {
             Fault::PowerLoss | Fault::LeaderPowerLoss => {
                 self.crash(cluster, one, End::PowerLoss(cluster.plan.weather.crash))?
@@ -154,11 +212,11 @@ impl Faults {
                 }
             }
             Fault::Fuse => {
-                let steps = self.rng.random_range(0..FUSE_STEPS_MAX);
+                let steps = self.dice.random_range(0..FUSE_STEPS_MAX);
                 light_fuse(cluster, one, steps);
             }
             Fault::Partition => {
-                let half: Vec<bool> = cluster.nodes.iter().map(|_| self.rng.random()).collect();
+                let half: Vec<bool> = cluster.nodes.iter().map(|_| self.dice.random()).collect();
                 self.cut(cluster, |from, to| half[from] != half[to]);
             }
             Fault::Isolate | Fault::IsolateLeader => {
@@ -175,11 +233,22 @@ impl Faults {
             }
             Fault::Pause => {
                 let (low, high) = cluster.plan.weather.lasting_us;
-                cluster.nodes[one].paused_until_us = now_us + self.rng.random_range(low..=high);
+                cluster.nodes[one].paused_until_us = now_us + self.dice.random_range(low..=high);
             }
             Fault::WriteError => cluster.nodes[one].disk.fail_next(OpKind::Write, None, EIO),
+            Fault::ReadError => cluster.nodes[one].disk.fail_next(OpKind::Read, None, EIO),
+            Fault::SyncError => {
+                let kind = [OpKind::Sync, OpKind::SyncDir][self.dice.random_range(0..2)];
+                cluster.nodes[one].disk.fail_next(kind, None, EIO);
+            }
+            Fault::DiskFull => {
+                let left = self.dice.random_range(0..=2 * cluster.plan.settings.wal_bytes);
+                let disk = &cluster.nodes[one].disk;
+                disk.set_quota(Some(bytes_of(&disk.image()) + left));
+                self.after_a_while(cluster, Later::Room(one));
+            }
             Fault::SlowDisk => {
-                let slow_us = self.rng.random_range(5_000..500_000);
+                let slow_us = self.dice.random_range(5_000..500_000);
                 // One in two is so slow that leaders hand over; few of them resign.
                 let slow_us = if slow_us % 2 == 0 { 20 * slow_us } else { slow_us };
                 self.slow_disk(cluster, one, slow_us);
@@ -187,15 +256,55 @@ impl Faults {
             }
             Fault::FailingLeader => self.fail_slowly(cluster, one),
             Fault::Drift => {
-                let spread_ppm = [10_000, 200_000, 500_000][self.rng.random_range(0..3)];
-                let ppm = self.rng.random_range(EXACT_PPM - spread_ppm..=EXACT_PPM + 2 * spread_ppm);
+                let spread_ppm = [10_000, 200_000, 500_000][self.dice.random_range(0..3)];
+                let own_ppm = cluster.plan.clock_ppm[one];
+                let ppm = self.dice.random_range(own_ppm - spread_ppm..=own_ppm + 2 * spread_ppm);
                 cluster.nodes[one].clock.set_rate_ppm(ppm);
                 self.after_a_while(cluster, Later::ExactClock(one));
             }
             Fault::WallJump => {
                 let hour_ms = 3_600_000;
-                cluster.nodes[one].clock.set_wall_offset_ms(self.rng.random_range(-hour_ms..=hour_ms));
+                cluster.nodes[one].clock.set_wall_offset_ms(self.dice.random_range(-hour_ms..=hour_ms));
             }
+            Fault::Damage | Fault::DirectoryLost | Fault::OldDirectory => {}
+        }
+        Ok(())
+    }
+
+    /// What a sound disk never does. Only to a log at rest: there the loss of each durable batch can be noticed.
+    fn harm(&mut self, cluster: &mut Cluster, at: usize, fault: Fault, tries: u32) -> Result<(), Violation> {
+        let node = &cluster.nodes[at];
+        if node.harm == Harm::Lost {
+            return Ok(());
+        }
+        if !node.is_at_rest() {
+            if tries > 0 {
+                let us = cluster.now_us() + HARM_RETRY_US;
+                self.at(us, Later::Harm { at, fault, tries: tries - 1 });
+            }
+            return Ok(());
+        }
+        match fault {
+            Fault::OldDirectory if node.old.is_none() => {
+                cluster.nodes[at].old = Some(node.disk.durable_image());
+                return Ok(());
+            }
+            Fault::Damage if !harm::damage_a_page(&node.disk, &mut self.dice) => return Ok(()),
+            _ => {}
+        }
+        cluster.tally.fault(fault.name());
+        self.crash(cluster, at, End::PowerLoss(cluster.plan.weather.crash))?;
+        let node = &mut cluster.nodes[at];
+        match fault {
+            Fault::DirectoryLost => {
+                node.disk.restore(&FakeDisk::new(self.seed).image());
+                node.set_harm(Harm::Lost);
+            }
+            Fault::OldDirectory => {
+                node.disk.restore(&node.old.take().expect("it was looked at above"));
+                node.set_harm(Harm::Old);
+            }
+            _ => node.set_harm(Harm::Damaged),
         }
         Ok(())
     }
@@ -207,8 +316,8 @@ impl Faults {
         }
         cluster.end(at, end)?;
         let one_in = cluster.plan.weather.fuse_at_open_one_in;
-        if one_in > 0 && self.rng.random_ratio(1, one_in) {
-            let steps = self.rng.random_range(0..40);
+        if one_in > 0 && self.dice.random_ratio(1, one_in) {
+            let steps = self.dice.random_range(0..40);
             cluster.tally.fault("power_loss_at_start");
             light_fuse(cluster, at, steps);
         }
@@ -217,7 +326,7 @@ impl Faults {
 
     fn cut(&mut self, cluster: &Cluster, which: impl Fn(usize, usize) -> bool) {
         let (low, high) = cluster.plan.weather.lasting_us;
-        let until_us = cluster.now_us() + self.rng.random_range(low..=high);
+        let until_us = cluster.now_us() + self.dice.random_range(low..=high);
         self.cut_until(cluster, until_us, which);
     }
 
@@ -242,11 +351,11 @@ impl Faults {
 
     fn fail_slowly(&mut self, cluster: &Cluster, at: usize) {
         let election_us = cluster.plan.settings.election_us;
-        let slow_us = self.rng.random_range(election_us..=8 * election_us);
+        let slow_us = self.dice.random_range(election_us..=8 * election_us);
         self.slow_disk(cluster, at, slow_us);
-        let cut_us = cluster.now_us() + self.rng.random_range(0..=election_us);
-        let back_us = cut_us + self.rng.random_range(election_us..=4 * election_us);
-        let dark_us = back_us + self.rng.random_range(0..=slow_us);
+        let cut_us = cluster.now_us() + self.dice.random_range(0..=election_us);
+        let back_us = cut_us + self.dice.random_range(election_us..=4 * election_us);
+        let dark_us = back_us + self.dice.random_range(0..=slow_us);
         self.at(cut_us, Later::Isolate(at, back_us));
         self.at(dark_us, Later::PowerLoss(at));
         self.at(dark_us, Later::FastDisk(at));
@@ -271,9 +380,12 @@ impl Faults {
             set_disk(cluster, at, Latency::default());
             cluster.nodes[at].disk.fail_no_more();
             let node = &mut cluster.nodes[at];
-            node.clock.set_rate_ppm(EXACT_PPM);
+            node.disk.set_quota(None);
+            node.clock.set_rate_ppm(cluster.plan.clock_ppm[at]);
             node.paused_until_us = 0;
-            node.restart_us = node.restart_us.min(now_us.max(node.disk.now_us()));
+            if node.halted.is_none() {
+                node.restart_us = node.restart_us.min(now_us.max(node.disk.now_us()));
+            }
         }
         Ok(())
     }
@@ -281,6 +393,11 @@ impl Faults {
 
 fn set_disk(cluster: &Cluster, at: usize, latency: Latency) {
     cluster.nodes[at].disk.set_completing(Completing::Timed(latency));
+}
+
+/// Of all files.
+fn bytes_of(image: &DiskImage) -> u64 {
+    image.paths().iter().filter_map(|path| image.read(path)).map(|bytes| bytes.len() as u64).sum()
 }
 
 fn light_fuse(cluster: &mut Cluster, at: usize, steps: u64) {

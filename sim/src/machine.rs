@@ -3,9 +3,11 @@
 //!
 //! ```text
 //!   command: 8 id, 1 kind (0 append, 1 add, 2 set), 8 value, then padding made from the id
-//!   reply:   8 the new value (append: the list's hash; add: the sum) or the old one (set)
-//!   answer:  8 index of the last command, 8 number of commands, 8 hash
-//!   snapshot: the state, then 8 number of live entries, 16 each (index, last command that it lives through), then padding
+//!            or 8 id, 1 kind (3), then what `objects.rs` says
+//!   reply:   8 the new value (append: the list's hash; add: the sum) or the old one (set), or the object's
+//!   query:   nothing, or what `objects.rs` says
+//!   answer:  8 index of the last command, 8 number of commands, 8 hash, then the object's answer
+//!   snapshot: the state with its objects, then 8 number of live entries, 16 each (index, last command that it lives through), then padding
 //! ```
 //!
 //! A part of the commands live on in the log for a while, as a queue's messages do: the snapshot names them.
@@ -17,8 +19,12 @@ use coracle::{Effects, Entry, GroupId, Index, IndexRange, Machine, RestoreError,
 use coracle_base::checksum::{crc32c, mix64};
 use coracle_base::codec::{Reader, Sink, Truncated};
 
+use crate::objects::{Action, Objects};
+
 const KINDS: usize = 3;
 const KEYS: usize = 8;
+/// The kind of commands that act on objects.
+const OBJECT: u8 = 3;
 
 /// What a client asks the machine to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,15 @@ pub(crate) fn encode_command(id: u64, kind: Kind, value: u64, padding: usize) ->
     out
 }
 
+/// The bytes of a command of a session, which acts on an object.
+pub(crate) fn encode_action(id: u64, key: u64, action: Action) -> Vec<u8> {
+    let mut out = Vec::with_capacity(34);
+    out.put_u64(id);
+    out.put_u8(OBJECT);
+    action.encode(key, &mut out);
+    out
+}
+
 /// What the machine is after its commands up to `last`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct State {
@@ -51,6 +66,7 @@ pub(crate) struct State {
     /// Over all of them and what they did.
     pub(crate) hash: u64,
     keys: [[u64; KEYS]; KINDS],
+    objects: Objects,
 }
 
 impl State {
@@ -65,7 +81,11 @@ impl State {
 
     fn run(&mut self, command: &[u8]) -> Result<u64, Truncated> {
         let mut reader = Reader::new(command);
-        let (id, kind, value) = (reader.u64()?, reader.u8()?, reader.u64()?);
+        let (id, kind) = (reader.u64()?, reader.u8()?);
+        if kind == OBJECT {
+            return self.objects.act(&mut reader);
+        }
+        let value = reader.u64()?;
         let key = &mut self.keys[usize::from(kind) % KINDS][value as usize % KEYS];
         Ok(match kind {
             0 => {
@@ -84,6 +104,7 @@ impl State {
         for word in [self.last, self.count, self.hash].iter().chain(self.keys.iter().flatten()) {
             out.put_u64(*word);
         }
+        self.objects.encode(out);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Truncated> {
@@ -92,6 +113,7 @@ impl State {
         for key in state.keys.iter_mut().flatten() {
             *key = reader.u64()?;
         }
+        state.objects = Objects::decode(reader)?;
         Ok(state)
     }
 }
@@ -109,6 +131,11 @@ impl Answered {
         let mut reader = Reader::new(bytes);
         let (last, count, hash) = (reader.u64().ok()?, reader.u64().ok()?, reader.u64().ok()?);
         reader.is_empty().then_some(Self { last, count, hash })
+    }
+
+    /// What of an answer is about the whole state, and what about an object.
+    pub(crate) fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
+        bytes.split_at(bytes.len().min(24))
     }
 }
 
@@ -267,10 +294,12 @@ impl Machine for TestMachine {
         });
     }
 
-    fn query(&self, _query: &[u8], reply: &mut Vec<u8>) {
+    fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
         reply.put_u64(self.state.last);
         reply.put_u64(self.state.count);
         reply.put_u64(self.state.hash);
+        // Without a key it is about nothing else.
+        let _ = self.state.objects.read(&mut Reader::new(query), reply);
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {

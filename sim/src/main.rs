@@ -7,16 +7,27 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use coracle_sim::{BREAKS, Breaks, Report, Verdict, Worlds, campaign};
+use coracle_sim::{BREAKS, Breaks, Numbers, Report, Shrunk, Trim, Verdict, Worlds, campaign, shrink};
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-const EXAMPLE: &str = "Examples:
+const EXAMPLE: &str = "\
+A seed decides everything: the cluster (1 to 7 nodes, 1 to 200 groups), its settings, what clients and operators do, and which
+faults there are, how often. The same seed is the same run on every machine.
+
+Examples:
   sim                          the first 50 seeds
   sim --seeds 0..2000 --json   many seeds, and one line of JSON
   sim --seed 17                one seed again; RUST_LOG=debug tells its story
-  sim --break stale-completion plants a known bug, which has to be caught";
+  sim --break stale-completion plants a known bug, which has to be caught
+
+When a seed fails:
+  sim --shrink 17              looks for the least of it that still fails in the same way, and prints the command for that:
+  sim --seed 17 --world cluster --nodes 3 --groups 1 --storm-ms 8100 --without churn,drop --strikes 4,9..11
+                               the seed without what these options leave out; strikes are numbered as they come
+  RUST_LOG=debug sim --seed 17 ... 2>&1 | grep -E 'fault|leads|process ended'
+                               what happened, in order; RUST_LOG=trace also has each command and each entry applied";
 
 /// Simulates whole Coracle clusters under faults. Exits with 1 if an invariant breaks, and says how to see it again.
 #[derive(Parser)]
@@ -31,6 +42,12 @@ struct Options {
     /// Run seeds from 0 on for so long.
     #[arg(long)]
     minutes: Option<u64>,
+    /// Look for the least of this failing seed that still fails in the same way.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seed", "seeds", "minutes", "json"])]
+    shrink: Option<u64>,
+    /// Run the seed so often at most while shrinking it.
+    #[arg(long, value_name = "RUNS", default_value_t = 600)]
+    shrink_runs: u64,
     /// Plant this known bug, and try seeds from 0 on until it is caught: 2,000 seeds or 30 s at most.
     #[arg(long = "break", value_name = "NAME", value_parser = parse_break)]
     planted: Option<Planted>,
@@ -40,12 +57,58 @@ struct Options {
     /// List the bugs that can be planted.
     #[arg(long)]
     list_breaks: bool,
+    /// List the kinds of trouble that --without and --with know.
+    #[arg(long)]
+    list_kinds: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
     /// Threads that run seeds; one a core by default. The result is the same with any number.
     #[arg(long)]
     threads: Option<usize>,
+    #[command(flatten)]
+    less: Less,
+}
+
+/// What is left out of seeds.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Less of a seed")]
+struct Less {
+    /// No more than the first so many nodes.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    nodes: Option<u64>,
+    /// No more than the first so many groups.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    groups: Option<u64>,
+    /// Repair everything after so many simulated milliseconds.
+    #[arg(long)]
+    storm_ms: Option<u64>,
+    /// None of these kinds of trouble; --list-kinds lists them.
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = parse_kind)]
+    without: Vec<&'static str>,
+    /// Also these kinds of faults, which no seed has by itself.
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = parse_kind_to_add)]
+    with: Vec<&'static str>,
+    /// No strikes but those of these numbers.
+    #[arg(long, value_name = "N,A..B,...")]
+    strikes: Option<Numbers>,
+    /// No more than so many records of the log alone.
+    #[arg(long)]
+    records: Option<u64>,
+}
+
+impl Less {
+    fn trim(&self) -> Trim {
+        Trim {
+            nodes: self.nodes,
+            groups: self.groups,
+            storm_ms: self.storm_ms,
+            without: self.without.iter().copied().collect(),
+            strikes: self.strikes.clone(),
+            records: self.records,
+            with: self.with.iter().copied().collect(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -79,6 +142,15 @@ fn parse_world(name: &str) -> Result<Worlds, String> {
     }
 }
 
+fn parse_kind(name: &str) -> Result<&'static str, String> {
+    Trim::kinds().find(|kind| *kind == name).ok_or_else(|| "--list-kinds says which there are".to_owned())
+}
+
+fn parse_kind_to_add(name: &str) -> Result<&'static str, String> {
+    let found = Trim::kinds_to_add().find(|kind| *kind == name);
+    found.ok_or_else(|| format!("there are: {}", Trim::kinds_to_add().collect::<Vec<_>>().join(", ")))
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt()
@@ -92,13 +164,21 @@ fn main() -> ExitCode {
         BREAKS.iter().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
-    let report = run(&options);
+    if options.list_kinds {
+        Trim::kinds().for_each(|name| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
     let planted = options.planted.as_ref();
+    let plant = planted.map(|planted| format!(" --break {}", planted.name)).unwrap_or_default();
+    if let Some(seed) = options.shrink {
+        return shrink_seed(&options, seed, &plant);
+    }
+    let report = run(&options);
     for failure in &report.failures {
-        let plant = planted.map(|planted| format!(" --break {}", planted.name)).unwrap_or_default();
-        let violation = &failure.violation;
-        eprintln!("seed {}: broken: {}: {}", failure.seed, violation.invariant, violation.detail);
-        eprintln!("  again: cargo xtask sim --seed {}{plant}", failure.seed);
+        let (seed, violation) = (failure.seed, &failure.violation);
+        eprintln!("seed {seed}: broken: {}: {}", violation.invariant, violation.detail);
+        eprintln!("  again: cargo xtask sim --seed {seed}{}{plant}", options.less.trim());
+        eprintln!("  less:  cargo xtask sim --shrink {seed}{}{plant}", options.less.trim());
     }
     let good = report.failures.is_empty() == planted.is_none();
     if let (Some(planted), false) = (planted, good) {
@@ -133,7 +213,8 @@ fn run(options: &Options) -> Report {
     // A bug of the log is looked for where logs are many and quick.
     let world = if breaks.wal.is_some() { Worlds::Storage } else { Worlds::Both };
     let until_caught = options.planted.is_some();
-    campaign(seeds, options.world.unwrap_or(world), breaks, threads, |report: &Report, verdict: &Verdict| {
+    let (world, trim) = (options.world.unwrap_or(world), options.less.trim());
+    campaign(seeds, world, breaks, &trim, threads, |report: &Report, verdict: &Verdict| {
         if report.seeds.is_multiple_of(100) {
             eprintln!(
                 "{} seeds, {} failed, {} s",
@@ -145,6 +226,30 @@ fn run(options: &Options) -> Report {
         let caught = until_caught && verdict.violation.is_some();
         !caught && started.elapsed() < limit
     })
+}
+
+/// Prints the least of a failing seed that fails in the same way.
+fn shrink_seed(options: &Options, seed: u64, plant: &str) -> ExitCode {
+    let breaks = options.planted.as_ref().map(|planted| planted.breaks).unwrap_or_default();
+    let world = options.world.unwrap_or_default();
+    let told = &mut |found: &Shrunk| eprintln!("run {}:{}", found.runs, found.trim);
+    let Some(found) = shrink(seed, world, breaks, &options.less.trim(), options.shrink_runs, told) else {
+        eprintln!("seed {seed} does not fail: there is nothing to shrink");
+        return ExitCode::FAILURE;
+    };
+    for strike in &found.story {
+        let at_s = strike.at_us as f64 / 1e6;
+        println!("{at_s:12.6} s  strike {}: {}, node {}", strike.number, strike.kind, strike.node);
+    }
+    let Shrunk { violation, trim, runs, size: (nodes, groups), .. } = &found;
+    println!("broken: {}: {}", violation.invariant, violation.detail);
+    let world = match found.world {
+        Worlds::Storage => "storage",
+        _ => "cluster",
+    };
+    println!("{nodes} nodes, {groups} groups, {} strikes; {runs} runs", found.story.len());
+    println!("again: cargo xtask sim --seed {seed} --world {world}{trim}{plant}");
+    ExitCode::SUCCESS
 }
 
 fn hours(report: &Report) -> f64 {
@@ -164,6 +269,7 @@ fn as_json(report: &Report) -> Value {
         "simulated_hours": hours(report),
         "faults": report.tally.faults,
         "marks": report.tally.marks,
+        "never_reached": report.never_reached(),
         "failures": failures,
         "trace_hash": format!("{:016x}", report.tally.trace_hash),
         "median": {
@@ -197,4 +303,5 @@ fn print(report: &Report) {
     );
     println!("faults: {}", list(&report.tally.faults));
     println!("marks: {}", list(&report.tally.marks));
+    println!("never reached: {}", report.never_reached().join(", "));
 }

@@ -1,7 +1,7 @@
 //! States that the cluster's world is there for, by name.
 
 /// Some dozen seeds must reach each of them: a world that does not get into the corners shows nothing of them.
-pub const CLUSTER_MARKS: [&str; 14] = [
+pub const CLUSTER_MARKS: [&str; 13] = [
     "change_committed",
     "change_undone",
     "joint_change_committed",
@@ -15,5 +15,42 @@ pub const CLUSTER_MARKS: [&str; 14] = [
     "stall_transfers",
     "transfers_asked_again",
     "transfers_installed",
+];
+
+/// States that only some hundred seeds reach: a night's run that does not reach one of them has a fault that does nothing.
+pub const CLUSTER_MARKS_RARE: [&str; 34] = [
+    "clusters_harmed_too_much",
+    "clusters_of_one",
+    "clusters_of_seven",
+    "clusters_with_200_groups",
+    "clusters_with_files_of_64_kib",
+    "clusters_with_many_groups",
+    "commands_busy",
+    "commands_disk_full",
+    "commands_overwritten",
+    "commands_poisoned",
+    "commands_too_large",
+    "groups_mended",
+    "groups_refused_after_damage",
+    "groups_suspect",
+    "harmed_groups_halted",
+    "harmed_groups_survived",
+    "histories",
+    "leadership_taken_by_operator",
+    "live_entries_over",
+    "live_entries_unreadable",
+    "log_confirmed_after_cut",
+    "log_cut_while_written",
+    "log_files_compacted",
+    "log_files_removed",
+    "log_indexes_wrong",
+    "lost_directories_kept_out",
+    "machines_stopped_by_disk",
+    "machines_without_a_sound_snapshot",
+    "nodes_halted",
+    "sessions_gave_up",
+    "transfers_abandoned",
+    "transfers_needless",
+    "transfers_restarted",
     "transfers_resumed",
 ];

@@ -6,10 +6,15 @@
 use std::collections::BTreeSet;
 
 use coracle::breaks::Breaks;
-use coracle::sim::{Answer, SimNode};
+use coracle::sim::{Answer, Glance, SimNode};
 use coracle::{Config, Error, GroupId, Index, NodeId, Peer, Pending, ReadEntry, Term};
-use coracle_io::fake::{Completing, CrashPolicy, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop};
+use coracle_io::fake::{
+    Completing, CrashPolicy, DiskImage, FakeClock, FakeDisk, FakeNet, FakeNetwork, NodeStop,
+};
+use coracle_io::{Disk, DiskError};
+use coracle_wal::WalError;
 
+use crate::harm::Harm;
 use crate::machine::{Journal, TestMachine};
 use crate::oracle::{Claim, View, Violation};
 use crate::plan::Plan;
@@ -22,6 +27,8 @@ pub(crate) enum Asked {
     Command(u64),
     /// A query of a group, with what was acknowledged when it was asked.
     Query(usize, Index),
+    /// A session's read of an object of a group, as a query, with its number.
+    Read(usize, Index, u64),
     /// Other members of a group.
     Change(usize),
     /// Another leader of a group.
@@ -48,6 +55,8 @@ pub(crate) struct Process {
     pub(crate) journal: Journal,
     pub(crate) views: Vec<View>,
     pub(crate) watches: Vec<Watch>,
+    /// What of each group was last looked at.
+    pub(crate) glances: Vec<Option<Glance>>,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) readings: Vec<Reading>,
     /// Commands of batches that have no answer.
@@ -74,6 +83,12 @@ pub(crate) struct Node {
     pub(crate) claims: Vec<Claim>,
     /// Power will go at a step of the disk.
     pub(crate) fused: bool,
+    /// What was done to its disk.
+    pub(crate) harm: Harm,
+    /// Its disk as it was some time ago.
+    pub(crate) old: Option<DiskImage>,
+    /// Why it does not start any more.
+    pub(crate) halted: Option<String>,
     config: Config,
     boots: u64,
     errors_excused: u64,
@@ -92,6 +107,7 @@ impl Node {
     pub(crate) fn new(plan: &Plan, id: NodeId, clock: FakeClock, seed: u64) -> Self {
         let disk = FakeDisk::new(seed);
         disk.set_completing(Completing::Timed(plan.disk));
+        clock.set_rate_ppm(plan.clock_ppm[id.0 as usize - 1]);
         Self {
             id,
             disk,
@@ -101,6 +117,9 @@ impl Node {
             paused_until_us: 0,
             claims: vec![Claim::default(); plan.groups as usize],
             fused: false,
+            harm: Harm::None,
+            old: None,
+            halted: None,
             config: config(plan, id),
             boots: 0,
             errors_excused: 0,
@@ -129,7 +148,7 @@ impl Node {
             breaks,
         ) {
             Ok(sim) => sim,
-            Err(error) => return self.excuse("start", &error).map(|()| false),
+            Err(error) => return self.excuse_start(&error).map(|()| false),
         };
         let mut starts: Vec<_> =
             (1..=plan.groups).map(|group| (now_us + late_us(), GroupId(group))).collect();
@@ -139,6 +158,7 @@ impl Node {
             journal: Journal::default(),
             views: vec![View::default(); plan.groups as usize],
             watches: vec![Watch::default(); plan.groups as usize],
+            glances: vec![None; plan.groups as usize],
             waiting: Vec::new(),
             readings: Vec::new(),
             batched: BTreeSet::new(),
@@ -181,6 +201,7 @@ impl Node {
             process.sim.start_group_of(group, &plan.founders(group.0 as usize - 1), machine);
             true
         }) {}
+        let was_running = process.sim.is_running();
         match process.sim.turn() {
             Ok(turn) => {
                 process.next_turn_us = self.disk.now_us().max(now_us + turn_us);
@@ -188,6 +209,8 @@ impl Node {
                 process.deadline_us = turn.deadline_us;
                 Ok(true)
             }
+            // When the cluster is formed, the log begins: that is a start.
+            Err(error) if !was_running => self.excuse_start(&error).map(|()| false),
             Err(error) => self.excuse("turn", &error).map(|()| false),
         }
     }
@@ -197,6 +220,24 @@ impl Node {
         if let Some(process) = &mut self.process {
             process.ready = true;
         }
+    }
+
+    /// A node may also not start because its disk is full, or was harmed.
+    fn excuse_start(&mut self, error: &Error) -> Result<(), Violation> {
+        let is_full = matches!(
+            error,
+            Error::Disk(DiskError::Full { .. }) | Error::Wal(WalError::Disk(DiskError::Full { .. }))
+        );
+        let has_failed = self.disk.is_crashed() || self.disk_errors() > self.errors_excused;
+        if is_full && !has_failed && self.disk.is_limited() {
+            return Ok(());
+        }
+        if self.harm > Harm::None && !has_failed {
+            tracing::debug!(node = %self.id, %error, "does not start any more");
+            self.halted = Some(error.to_string());
+            return Ok(());
+        }
+        self.excuse("start", error)
     }
 
     /// An error is to be expected after the machine has crashed or its disk has failed.
@@ -221,6 +262,24 @@ impl Node {
     pub(crate) fn durable(&self, group: usize) -> Option<(Index, Term)> {
         let durable = self.process.as_ref().and_then(|one| one.sim.durable(GroupId(group as u64 + 1)));
         durable.or(self.claims[group].durable)
+    }
+
+    /// Something was done to its disk that no disk should do: it owes less from now on. How much it knows to be lost it says
+    /// when it comes back.
+    pub(crate) fn set_harm(&mut self, harm: Harm) {
+        self.harm = self.harm.max(harm);
+        for claim in &mut self.claims {
+            claim.durable = None;
+            if harm > Harm::Damaged {
+                *claim = Claim::default();
+            }
+        }
+    }
+
+    /// Whether it runs, and the loss of any batch of its log that counts as durable could be noticed.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let rests = |process: &Process| process.sim.log_is_at_rest();
+        self.process.as_ref().is_some_and(rests) && self.disk.in_flight() == 0 && !self.fused
     }
 
     /// What the node must not forget, as its groups see it now.
@@ -252,7 +311,7 @@ impl Node {
         }
         self.fused = false;
         self.paused_until_us = 0;
-        self.restart_us = restart_us.max(self.disk.now_us());
+        self.restart_us = if self.halted.is_some() { u64::MAX } else { restart_us.max(self.disk.now_us()) };
         let Some(process) = process else { return Vec::new() };
         let batched = process.batched.into_iter().map(Asked::Command);
         process.waiting.into_iter().map(|one| one.asked).chain(batched).collect()
@@ -271,6 +330,9 @@ fn config(plan: &Plan, id: NodeId) -> Config {
     let mut config = Config::new(id.0, (1..=plan.nodes).map(peer).collect(), "data");
     config.shards = 1;
     config.wal_max_size_bytes = plan.settings.wal_bytes;
+    config.wal_max_entries = plan.settings.wal_entries;
+    config.entry_cache_bytes = plan.settings.cache_bytes;
+    config.snapshot_bytes_per_s = plan.settings.snapshot_bytes_per_s;
     config.beat_us = plan.settings.beat_us;
     config.election_us = plan.settings.election_us;
     config.disk_stall_us = plan.settings.disk_stall_us;

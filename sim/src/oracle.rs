@@ -9,11 +9,14 @@
 
 mod readers;
 
+pub(crate) use self::readers::DiskTrouble;
+
 use std::collections::BTreeMap;
 
 use coracle::{GroupStatus, Index, NodeId, Outcome, Term};
 use coracle_base::checksum::crc32c;
 
+use crate::harm::Harm;
 use crate::machine::{Answered, Note, State};
 use crate::members::Ledger;
 use crate::plan::Plan;
@@ -115,6 +118,8 @@ pub(crate) struct Recovered<'a> {
     pub(crate) status: &'a GroupStatus,
     /// The log was found damaged.
     pub(crate) suspect: bool,
+    /// It was damaged.
+    pub(crate) harmed: bool,
 }
 
 /// Entries of a node's log that are in memory: (index, term, checksum).
@@ -126,6 +131,7 @@ pub(crate) struct Oracle {
     groups: Vec<Ghost>,
     members: Vec<Ledger>,
     commands: Vec<Proposed>,
+    cluster: Option<u128>,
 }
 
 /// How often a view must change before logs are compared entry by entry.
@@ -138,6 +144,7 @@ impl Oracle {
             groups: groups.clone().map(|_| Ghost::default()).collect(),
             members: groups.map(|group| Ledger::new(&plan.founders(group))).collect(),
             commands: Vec::new(),
+            cluster: None,
         }
     }
 
@@ -348,14 +355,33 @@ impl Oracle {
         Ok(())
     }
 
+    /// A node shows to which cluster it belongs.
+    pub(crate) fn on_cluster(
+        &mut self,
+        node: NodeId,
+        harm: Harm,
+        cluster: Option<u128>,
+    ) -> Result<(), Violation> {
+        let Some(id) = cluster else { return Ok(()) };
+        let known = *self.cluster.get_or_insert(id);
+        hold!(known == id, "one cluster is formed", "node {node}: {id:032x}, elsewhere {known:032x}");
+        hold!(
+            harm != Harm::Lost,
+            "who lost its directory is no member any more",
+            "node {node} runs as if it had not"
+        );
+        Ok(())
+    }
+
     // ---- consensus ------------------------------------------------------------------------------------------------
 
-    /// A node shows a group after a turn. Whether it leads it newly.
+    /// A node shows a group after a turn. Whether it leads it newly. `disk_failed`: what its machine needs may not be readable.
     pub(crate) fn on_status(
         &mut self,
         node: NodeId,
         view: &mut View,
         status: GroupStatus,
+        disk_failed: bool,
         entries: impl Fn() -> Entries,
     ) -> Result<bool, Violation> {
         if view.last.as_ref() == Some(&status) {
@@ -364,6 +390,12 @@ impl Oracle {
         let group = status.group.0 as usize - 1;
         let before = view.last.replace(status.clone());
         view.changes += 1;
+        hold!(
+            status.poisoned.is_none() || disk_failed,
+            "machines do not fail",
+            "node {node} group {group}: {:?}",
+            status.poisoned
+        );
         check_positions(node, before.as_ref(), &status)?;
         let ghost = self.ghost(group);
         if let Some(leader) = status.leader {
@@ -406,10 +438,10 @@ impl Oracle {
         claim: Claim,
         term_at: impl Fn(Index) -> Option<Term>,
     ) -> Result<(), Violation> {
-        let Recovered { status, suspect } = recovered;
+        let Recovered { status, suspect, harmed } = recovered;
         let group = status.group.0 - 1;
         hold!(
-            !suspect,
+            !suspect || harmed,
             "a crash is not taken for damage",
             "node {node} group {group}: suspect after a crash"
         );
@@ -420,7 +452,7 @@ impl Oracle {
             status.term,
             claim.led
         );
-        let Some((index, term)) = claim.durable else { return Ok(()) };
+        let Some((index, term)) = claim.durable.filter(|_| !suspect) else { return Ok(()) };
         hold!(
             status.last >= index,
             "what was durable outlives a crash",
@@ -446,7 +478,6 @@ impl Oracle {
 /// Term, commit and applied index never fall while a process lives, and are in order.
 fn check_positions(node: NodeId, before: Option<&GroupStatus>, now: &GroupStatus) -> Result<(), Violation> {
     let group = now.group.0 - 1;
-    hold!(now.poisoned.is_none(), "machines do not fail", "node {node} group {group}: {:?}", now.poisoned);
     hold!(
         now.applied <= now.commit && now.commit <= now.last,
         "positions are in order",

@@ -2,7 +2,14 @@
 //! often. Each seed leaves most faults out and stresses a few (swarm testing): a fault that is always there hides what
 //! only its absence would show.
 //!
-//! Invariant: a plan follows from its seed alone.
+//! Reading order: this file, `plan/fault.rs`, `plan/swarm.rs` (what only some seeds have), `plan/trim.rs` (what is left out when
+//! a failure is looked into).
+//!
+//! Invariant: a plan follows from its seed and its trim alone.
+
+mod fault;
+mod swarm;
+mod trim;
 
 use coracle::NodeId;
 use coracle_base::checksum::mix64;
@@ -11,76 +18,19 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+pub(crate) use self::fault::Fault;
+pub(crate) use self::trim::UNCOUNTED;
+pub use self::trim::{Numbers, Trim};
 use crate::machine::Habits;
-
-/// Something that goes wrong once, at a chosen time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    /// One node loses power.
-    PowerLoss,
-    /// One node's process is killed.
-    Kill,
-    /// The leader of some group loses power.
-    LeaderPowerLoss,
-    /// All nodes lose power at once.
-    Blackout,
-    /// Power goes between two operations of a node's disk, while it is at work.
-    Fuse,
-    /// The nodes fall into two halves.
-    Partition,
-    /// One node is cut off.
-    Isolate,
-    /// The leader of some group is cut off.
-    IsolateLeader,
-    /// One node cannot reach another one, but hears it.
-    OneWay,
-    /// The connections between two nodes are reset.
-    Reset,
-    /// A process stands still, and goes on as if nothing had happened.
-    Pause,
-    /// The next write of a node fails.
-    WriteError,
-    /// A node's disk is slow for a while.
-    SlowDisk,
-    /// The disk of some group's leader becomes very slow, then the leader is cut off; back again, it loses power, most of
-    /// what it wrote still under way.
-    FailingLeader,
-    /// A node's clock runs fast or slow for a while.
-    Drift,
-    /// A node's wall clock jumps.
-    WallJump,
-}
-
-impl Fault {
-    const ALL: [(Self, &'static str); 16] = [
-        (Self::PowerLoss, "power_loss"),
-        (Self::Kill, "kill"),
-        (Self::LeaderPowerLoss, "leader_power_loss"),
-        (Self::Blackout, "blackout"),
-        (Self::Fuse, "power_loss_at_disk_step"),
-        (Self::Partition, "partition"),
-        (Self::Isolate, "isolation"),
-        (Self::IsolateLeader, "leader_isolation"),
-        (Self::OneWay, "one_way_partition"),
-        (Self::Reset, "link_reset"),
-        (Self::Pause, "pause"),
-        (Self::WriteError, "write_error"),
-        (Self::SlowDisk, "slow_disk"),
-        (Self::FailingLeader, "failing_leader"),
-        (Self::Drift, "clock_drift"),
-        (Self::WallJump, "wall_clock_jump"),
-    ];
-
-    /// As reports name it.
-    pub(crate) fn name(self) -> &'static str {
-        Self::ALL[self as usize].1
-    }
-}
 
 /// How nodes are set up.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) wal_bytes: u64,
+    /// Entries of a file of the log, at most; 0 for as many as it holds.
+    pub(crate) wal_entries: u64,
+    pub(crate) cache_bytes: usize,
+    pub(crate) snapshot_bytes_per_s: u64,
     pub(crate) habits: Habits,
     pub(crate) min_snapshot_interval: u64,
     pub(crate) min_checkpoint_interval: u64,
@@ -101,6 +51,8 @@ pub(crate) struct Settings {
 pub(crate) struct Load {
     /// Commands in all, about.
     pub(crate) commands: u64,
+    /// Time between two bursts of them, on average.
+    pub(crate) gap_us: u64,
     /// Commands proposed at once, at most.
     pub(crate) burst: u64,
     /// Of 100 bursts, so many come with queries.
@@ -109,6 +61,8 @@ pub(crate) struct Load {
     pub(crate) padding: usize,
     /// Clients ask every node, not only one that leads.
     pub(crate) any_node: bool,
+    /// Clients whose histories are checked.
+    pub(crate) sessions: usize,
 }
 
 /// What goes wrong.
@@ -177,11 +131,36 @@ pub(crate) struct Plan {
     pub(crate) load: Load,
     pub(crate) weather: Weather,
     pub(crate) churn: Option<Churn>,
+    pub(crate) harmed: Harmed,
+    /// The rate of each node's clock, in millionths.
+    pub(crate) clock_ppm: Vec<u64>,
+    /// What is left out of all this.
+    pub(crate) trim: Trim,
+}
+
+/// Whose disks lose or change what was durable, which no disk should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Harmed {
+    Nobody,
+    /// One node of a cluster that can do without it: it heals, or stands still, and the others go on.
+    One(usize),
+    /// Any: more than a cluster can survive. It may stand still then, and must not lie.
+    Anybody,
 }
 
 impl Plan {
-    /// The plan of `seed`.
-    pub(crate) fn draw(seed: u64) -> Self {
+    /// The plan of `seed`, without what `trim` leaves out.
+    pub(crate) fn draw(seed: u64, trim: &Trim) -> Self {
+        let mut plan = Self::of_changing_members(seed);
+        plan.widen(&mut SmallRng::seed_from_u64(mix64(seed, 0x5a41)));
+        // A burst is half of the largest on average.
+        let bursts = plan.load.commands / plan.load.burst.div_ceil(2);
+        plan.load.gap_us = plan.storm_us / bursts.max(1);
+        plan.cut(trim);
+        plan
+    }
+
+    fn of_changing_members(seed: u64) -> Self {
         let mut plan = Self::of_fixed_members(seed);
         let own = &mut SmallRng::seed_from_u64(mix64(seed, 0xc4a2));
         if own.random_ratio(1, 2) {
@@ -229,13 +208,18 @@ impl Plan {
             disk: draw_disk(rng),
             load: Load {
                 commands: rng.random_range(2_200..4_500),
+                gap_us: 0,
                 burst: pick(rng, &[1, 4, 16, 64, 256]),
                 queries_percent: pick(rng, &[0, 20, 50, 100]),
                 padding: pick(rng, &[0, 16, 100, 400]),
                 any_node: rng.random_ratio(2, 3),
+                sessions: 0,
             },
             weather: Weather::draw(rng),
             churn: None,
+            harmed: Harmed::Nobody,
+            clock_ppm: Vec::new(),
+            trim: Trim::default(),
         }
     }
 
@@ -280,6 +264,9 @@ impl Settings {
         let beat_us = pick(rng, &[100_000, 100_000, 100_000, 50_000, 200_000]);
         Self {
             wal_bytes: pick(rng, &[256 << 10, 512 << 10, 1 << 20, 2 << 20]),
+            wal_entries: 0,
+            cache_bytes: 128 << 20,
+            snapshot_bytes_per_s: 128 << 20,
             habits: Habits::draw(
                 pick(rng, &[0, 20, 50, 100, 300, 1_000]),
                 pick(rng, &[0, 0, 100, 5_000, 40_000]),
@@ -355,10 +342,10 @@ impl Weather {
 /// Half of the faults, some of them often. Nodes crash in nearly every run: that is what the log is for.
 fn draw_faults(rng: &mut SmallRng) -> Vec<Fault> {
     let mut faults = Vec::new();
-    for (fault, _) in Fault::ALL {
+    for (fault, _) in &Fault::ALL[..Fault::COMMON] {
         if rng.random_ratio(1, 2) {
             let weight = pick(rng, &[1, 1, 2, 4]);
-            faults.extend(std::iter::repeat_n(fault, weight));
+            faults.extend(std::iter::repeat_n(*fault, weight));
         }
     }
     if faults.is_empty() || rng.random_ratio(4, 5) {
@@ -382,16 +369,4 @@ fn rarely(rng: &mut SmallRng) -> u32 {
 /// One of `choices`, which are not empty.
 pub(crate) fn pick<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
     choices.choose(rng).expect("the lists above are not empty").clone()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fault_is_named_by_its_place() {
-        for (fault, name) in Fault::ALL {
-            assert_eq!(fault.name(), name);
-        }
-    }
 }

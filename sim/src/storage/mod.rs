@@ -23,6 +23,9 @@ use coracle_wal::{ReadError, Recovery, WalError};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+/// Names of the faults of the log alone.
+pub(crate) const FAULTS: [&str; 7] = Fault::NAMES;
+
 pub use self::marks::{STORAGE_MARKS, STORAGE_MARKS_RARE};
 
 use self::judge::{Before, Harm};
@@ -31,6 +34,7 @@ use self::plan::{Fault, Plan};
 use self::records::Records;
 use self::store::{Read, Store};
 use crate::oracle::Violation;
+use crate::plan::Trim;
 use crate::tally::Tally;
 
 const EIO: i32 = 5;
@@ -78,8 +82,8 @@ pub(crate) struct Yard {
 }
 
 impl Yard {
-    pub(crate) fn new(seed: u64) -> Self {
-        let plan = Plan::draw(seed);
+    pub(crate) fn new(seed: u64, trim: &Trim) -> Self {
+        let plan = Plan::draw(seed, trim);
         let mut rng = SmallRng::seed_from_u64(mix64(seed, 0x10c));
         let disk = FakeDisk::new(rng.random());
         disk.set_completing(Completing::Timed(plan.disk));
@@ -113,7 +117,9 @@ impl Yard {
                 let gap = self.rng.random_range(1..=2 * self.plan.fault_gap);
                 self.next_fault_at = self.records_left.saturating_sub(gap);
                 let fault = self.plan.faults[self.rng.random_range(0..self.plan.faults.len())];
-                self.strike(fault)?;
+                if !self.plan.without.contains(&fault) {
+                    self.strike(fault)?;
+                }
             }
         }
         self.stop_faults();

@@ -10,7 +10,7 @@ use coracle_wal::Config;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::plan::pick;
+use crate::plan::{Trim, pick};
 
 /// The log's directory.
 pub(super) const DIR: &str = "wal";
@@ -35,17 +35,20 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// Names of all of them.
+    pub(super) const NAMES: [&str; 7] = [
+        "storage_power_loss",
+        "storage_kill",
+        "storage_power_loss_at_disk_step",
+        "storage_write_error",
+        "storage_disk_full",
+        "storage_damaged_page",
+        "storage_lost_write",
+    ];
+
     /// As reports name it.
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::PowerLoss => "storage_power_loss",
-            Self::Kill => "storage_kill",
-            Self::Fuse => "storage_power_loss_at_disk_step",
-            Self::WriteError => "storage_write_error",
-            Self::DiskFull => "storage_disk_full",
-            Self::Damage => "storage_damaged_page",
-            Self::LostWrite => "storage_lost_write",
-        }
+        Self::NAMES[self as usize]
     }
 }
 
@@ -80,6 +83,8 @@ pub(super) struct Plan {
     pub(super) disk: Latency,
     pub(super) crash: CrashPolicy,
     pub(super) faults: Vec<Fault>,
+    /// Those that are left out: their turn passes.
+    pub(super) without: Vec<Fault>,
     /// Records between two faults.
     pub(super) fault_gap: u64,
     /// One start in so many meets a power loss before it is done; 0 for none.
@@ -87,8 +92,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The plan of `seed`.
-    pub(super) fn draw(seed: u64) -> Self {
+    /// The plan of `seed`, without what `trim` leaves out.
+    pub(super) fn draw(seed: u64, trim: &Trim) -> Self {
+        let mut plan = Self::whole(seed);
+        plan.records = plan.records.min(trim.records.unwrap_or(u64::MAX)).max(1);
+        plan.without = plan.faults.iter().copied().filter(|fault| trim.is_without(fault.name())).collect();
+        plan
+    }
+
+    fn whole(seed: u64) -> Self {
         let rng = &mut SmallRng::seed_from_u64(mix64(seed, 0x5706));
         let file_bytes = pick(rng, &[64 << 10, 64 << 10, 128 << 10]);
         let slow = (5_000, 60_000);
@@ -135,6 +147,7 @@ impl Plan {
                 ],
             ),
             faults: draw_faults(rng),
+            without: Vec::new(),
             fault_gap: pick(rng, &[20, 60, 150]),
             fuse_at_open_one_in: pick(rng, &[0, 2, 6]),
         }
