@@ -303,6 +303,7 @@ fn append() -> (Message, Vec<u8>) {
         commit: Index(9),
         answer: false,
         trusted: true,
+        held: true,
         changes: Vec::new(),
     };
     (message, payload)

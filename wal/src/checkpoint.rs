@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use coracle_base::GroupId;
 use coracle_base::checksum::crc32c;
 use coracle_base::limits::BATCH_BYTES_MAX;
 
@@ -110,6 +111,11 @@ impl Checkpoints {
         self.rolled = true;
     }
 
+    /// The next checkpoint is not to wait for much more to be written.
+    pub(crate) fn hasten(&mut self) {
+        self.rolled = true;
+    }
+
     /// Batches up to `seq` are durable. True if a checkpoint was completed by it.
     pub(crate) fn on_durable(&mut self, seq: u64) -> bool {
         let Some(kept) = self.closing.take_if(|kept| kept.root_seq <= seq) else { return false };
@@ -177,6 +183,14 @@ impl Wal {
             staged += self.put_next(&mut running);
             self.checkpoints.running = Some(running);
         }
+    }
+
+    /// A leader knows of entries of this group that were acknowledged here, and recovery did not miss them. It is remembered
+    /// with the next checkpoint, which is made soon; after a crash before that, the leader has to say so again.
+    pub fn mark_suspect(&mut self, group: GroupId) {
+        let slot = self.groups.slot_or_new(group);
+        self.groups.at_mut(slot).cold.suspect = true;
+        self.checkpoints.hasten();
     }
 
     /// Pages keep few files that hold nothing else: what lies in older ones is written again.

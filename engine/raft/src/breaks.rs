@@ -67,4 +67,8 @@ breaks! {
     match_below_hole,
     /// A leader's commit index is believed up to the end of the log as it was recovered, agreed upon or not.
     commit_above_recovered,
+    /// What a member acknowledged in an earlier session of its link counts for commit, whatever it has kept of it.
+    match_outlives_session,
+    /// A member that is told what it acknowledged does not look whether it holds that.
+    lost_tail_untold,
 }

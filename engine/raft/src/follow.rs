@@ -4,7 +4,10 @@
 //! truncate nor regress (openraft 9540c904, redpanda 17895): terms are compared entry by entry, and only the first that
 //! differs cuts the log; (2) nothing at or below the commit index is compared, written or cut; (3) an acknowledgement
 //! says at most the lesser of what is durable and what agrees with this leader in this term (Ra 637): a durable entry of
-//! an earlier leader may still conflict; (4) the commit index never passes what agrees.
+//! an earlier leader may still conflict; (4) the commit index never passes what agrees; (5) a leader that says what we
+//! acknowledged to it (`held`) accuses nobody wrongly, however late, often or out of order it is heard: it is listened to
+//! in its own term only, and there what agrees with its log is never cut. (In a later term, even one in which nothing
+//! was accepted yet, a snapshot may have replaced the log, and no run tells so.)
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -27,6 +30,7 @@ pub(crate) struct Received {
     pub(crate) commit: Index,
     pub(crate) answer: bool,
     pub(crate) trusted: bool,
+    pub(crate) held: bool,
     pub(crate) changes: Changes,
 }
 
@@ -93,6 +97,9 @@ impl Group {
         if append.term_at(shared).is_some_and(differs) {
             return out.push(Output::Diverged { index: shared });
         }
+        if append.held {
+            self.check_claim(append.prev_index, append.prev_term, out);
+        }
         if append.prev_index > self.commit && !self.log.matches(append.prev_index, append.prev_term) {
             return self.reject(append.prev_index, append.prev_term);
         }
@@ -119,6 +126,20 @@ impl Group {
             self.suspect = false;
             out.push(Output::CaughtUp);
         }
+    }
+
+    /// The leader says that we acknowledged this entry to it. If it is not here, or not durable, our disk has lost what it
+    /// said to have: nothing that we hold or voted by is to be relied on until a leader has brought us up again.
+    fn check_claim(&mut self, index: Index, term: Term, out: &mut Vec<Output>) {
+        let is_durable = index <= self.ring.durable().get() && self.log.matches(index, term);
+        // What is committed was joined in this life of ours; a snapshot may have taken its place.
+        let holds = index <= self.commit || is_durable || self.config.breaks.lost_tail_untold();
+        if holds || self.suspect {
+            return;
+        }
+        (self.suspect, self.answer_due) = (true, true);
+        self.election_at = None;
+        out.push(Output::LostAcknowledged { index });
     }
 
     /// The log goes on with these entries from `first` on, whatever it held there.

@@ -20,6 +20,7 @@ mod election;
 mod follow;
 mod group;
 mod hard_state;
+mod invariants;
 mod log;
 mod member;
 mod membership;

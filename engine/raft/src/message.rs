@@ -5,7 +5,8 @@
 //!   ones first, shortest form only); a bool or set of flags is one byte.
 //!     1 PreVote        term last_index last_term          2 PreVoteReply   asked granted term
 //!     3 Vote           term last_index last_term          4 VoteReply      term vote
-//!     5 Append         term prev_index prev_term commit bytes flags(answer 1, trusted 2) n, n x (term count)
+//!     5 Append         term prev_index prev_term commit bytes flags(answer 1, trusted 2,
+//!                      held 4) n, n x (term count)
 //!     6 AppendReply    term durable matched commit flags(suspect 1, rejected 2) [prev_index hint_index hint_term]
 //!     7 Snapshot       term index snap_term
 //!     8 ReadProbe      term round                         9 ReadAck        term round
@@ -130,6 +131,9 @@ pub enum Message {
         answer: bool,
         /// The receiver was suspect, and holds everything that it may have acknowledged again.
         trusted: bool,
+        /// The receiver acknowledged everything up to `prev_index` to this leader in this term. Said at the start of a
+        /// session, as the receiver may have lost it since without noticing.
+        held: bool,
         /// Those of the entries that change the members. Not in the message's bytes: the receiving driver finds them
         /// among the entries (`EntryKind::Config`) and puts them here before it steps the group.
         changes: Changes,
@@ -212,6 +216,7 @@ pub struct Rejected {
 
 const ANSWER: u8 = 1;
 const TRUSTED: u8 = 2;
+const HELD: u8 = 4;
 const SUSPECT: u8 = 1;
 const REJECTED: u8 = 2;
 
@@ -248,10 +253,11 @@ impl Message {
                 commit,
                 answer,
                 trusted,
+                held,
                 changes: _,
             } => {
                 put(out, 5, &[term.0, prev_index.0, prev_term.0, commit.0, u64::from(*bytes)]);
-                out.put_u8(flag(ANSWER, *answer) | flag(TRUSTED, *trusted));
+                out.put_u8(flag(ANSWER, *answer) | flag(TRUSTED, *trusted) | flag(HELD, *held));
                 put_number(out, spans.len() as u64);
                 for (term, count) in spans {
                     put_number(out, term.0);
@@ -377,7 +383,7 @@ fn decode_append(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let (term_now, prev_index, prev_term, commit) =
         (term(reader)?, index(reader)?, term(reader)?, index(reader)?);
     let bytes = u32::try_from(number(reader)?).map_err(|_| DecodeError::Field { field: "bytes" })?;
-    let flags = flags(reader, ANSWER | TRUSTED)?;
+    let flags = flags(reader, ANSWER | TRUSTED | HELD)?;
     let spans_count = number(reader)?;
     if spans_count > SPANS_MAX as u64 {
         return Err(DecodeError::Field { field: "number of terms" });
@@ -399,7 +405,7 @@ fn decode_append(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     if newest > term_now {
         return Err(DecodeError::Field { field: "term of an entry" });
     }
-    let (answer, trusted) = (flags & ANSWER != 0, flags & TRUSTED != 0);
+    let [answer, trusted, held] = [ANSWER, TRUSTED, HELD].map(|flag| flags & flag != 0);
     let changes = Changes::new();
     Ok(Message::Append {
         term: term_now,
@@ -410,6 +416,7 @@ fn decode_append(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
         commit,
         answer,
         trusted,
+        held,
         changes,
     })
 }

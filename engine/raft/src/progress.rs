@@ -7,13 +7,30 @@
 //!                        +---- no answer for retry_us -----+<------- reply past the snapshot -----+
 //! ```
 //!
-//! Invariants: (1) `match_index < next_index`; (2) one unanswered message in `Probe`, a window of them in `Stream`;
+//! Invariants: (1) `match_index < next_index` and `match_index <= held`; (2) one unanswered message in `Probe`, a window of them in `Stream`;
 //! (3) a read from disk that was asked for is remembered until the driver answers, though its purpose may be gone: bytes
-//! read for an earlier leadership must not travel under a later one.
+//! read for an earlier leadership must not travel under a later one; (4) what counts was said in the present session.
+//!
+//! ```text
+//!   member   acknowledges 9 ── dies, its disk has 5 ── restarts ───── hears "you held 9": suspect ── fed up to our last
+//!   leader   match 9 ────────────────────── link down: match 0, held 9 ──┘       doubt: match 5 ──────── trusted again
+//! ```
+//!
+//! Why (4): a process that was started again may have less than it acknowledged, by a disk that lied or a directory that
+//! was restored, and not know it. Were its match of before counted, an entry could be committed whose only copy but ours
+//! is gone, with nobody damaged as far as anybody knows. So a session begins with a match of zero and one question that
+//! says what we count on (`held`), and the answer, a round trip later, is either that much and durable, or that it is
+//! lost. To count no one whose link is down costs nothing: with a majority in reach it acknowledges in a moment what the
+//! lost one had; without one, nobody could rely on more. What is left is the time until we notice that the link is
+//! gone; a commit in it is one that just as well came before the loss. And a member behind our released log is not
+//! asked, but sent a snapshot: all it acknowledged in this term lies below, the snapshot's entry was committed without
+//! it, so a candidate that it wrongly votes for needs the vote of somebody who has that entry.
 
 use alloc::collections::VecDeque;
 
 use coracle_base::{Index, NodeId};
+
+use crate::Breaks;
 
 /// How entries are sent to a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +71,10 @@ pub(crate) struct Peer {
     pub(crate) ask: bool,
 
     pub(crate) mode: Mode,
-    /// Durable there, and agreed with this leader in this term.
+    /// Durable there, agreed with this leader in this term, and said in this session of the link: all that counts.
     pub(crate) match_index: Index,
+    /// The most that it acknowledged in this term, in any session: it has no business to hold less.
+    pub(crate) held: Index,
     pub(crate) next_index: Index,
     pub(crate) commit_sent: Index,
     pub(crate) commit_acked: Index,
@@ -81,6 +100,7 @@ impl Peer {
             ask: false,
             mode: Mode::Probe { sent: false },
             match_index: Index::ZERO,
+            held: Index::ZERO,
             next_index: Index(1),
             commit_sent: Index::ZERO,
             commit_acked: Index::ZERO,
@@ -96,7 +116,7 @@ impl Peer {
 
     /// A new leader starts with this member: nothing is known but that `last` is worth a try.
     pub(crate) fn lead(&mut self, last: Index) {
-        self.match_index = Index::ZERO;
+        (self.match_index, self.held) = (Index::ZERO, Index::ZERO);
         self.commit_sent = Index::ZERO;
         self.commit_acked = Index::ZERO;
         self.doubt = None;
@@ -105,15 +125,32 @@ impl Peer {
         self.probe_from(last.next());
     }
 
-    /// Its link is gone, or new: what was on the way is lost, what is durable there is not.
-    pub(crate) fn restart_link(&mut self, last: Index) {
-        if self.doubt.take().is_some() {
+    /// Its link is gone, or new: what was on the way is lost. What is durable there should not be, and yet counts for
+    /// nothing until it says so again.
+    pub(crate) fn restart_link(&mut self, last: Index, breaks: Breaks) {
+        let doubted = self.doubt.take().is_some();
+        if doubted || !breaks.match_outlives_session() {
             self.match_index = Index::ZERO;
         }
         self.commit_acked = Index::ZERO;
         self.read_asked = false;
-        let known = self.match_index > Index::ZERO;
-        self.probe_from(if known { self.match_index.next() } else { last.next() });
+        self.probe_from(if self.held > Index::ZERO { self.held.next() } else { last.next() });
+    }
+
+    /// It says that this much is durable there and agrees with our log.
+    pub(crate) fn acknowledged(&mut self, durable: Index) {
+        self.match_index = self.match_index.max(durable);
+        self.held = self.held.max(durable);
+    }
+
+    /// What it is to be told that it acknowledged: nothing, once it has confirmed that in this session, or owned up.
+    pub(crate) fn claim(&self) -> Option<Index> {
+        (self.match_index < self.held && self.doubt.is_none()).then_some(self.held)
+    }
+
+    /// Entries up to here need hardly be sent to it again.
+    pub(crate) fn surely_holds(&self) -> Index {
+        self.claim().unwrap_or(self.match_index)
     }
 
     /// Back to one message at a time, the next one starting at `next`. What is on the way may have arrived all the same:

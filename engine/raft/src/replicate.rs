@@ -57,18 +57,20 @@ impl Group {
         let peer = &mut self.peers[at];
         peer.waiting_since = None;
         peer.commit_acked = peer.commit_acked.max(reply.commit);
-        match (reply.suspect && !self.config.breaks.match_below_hole(), peer.doubt) {
+        let is_believed = self.config.breaks.match_below_hole();
+        if reply.suspect && is_believed {
+            peer.match_index = peer.held;
+        }
+        match (reply.suspect && !is_believed, peer.doubt) {
             (true, None) => {
                 // What it acknowledged before may be lost. Our log holds all of it, so up to here it must come again.
                 peer.doubt = Some(last);
                 peer.match_index = durable;
             }
-            (true, Some(_)) => peer.match_index = peer.match_index.max(durable),
-            (false, _) => {
-                peer.doubt = None;
-                peer.match_index = peer.match_index.max(durable);
-            }
+            (true, Some(_)) => {}
+            (false, _) => peer.doubt = None,
         }
+        peer.acknowledged(durable);
         peer.confirm |= peer.trusted();
         peer.arrived(durable);
         self.tally_due = true;
@@ -153,7 +155,7 @@ impl Group {
     /// its no-op along, and what was proposed since.
     fn probe(&mut self, at: usize, sizes: &impl Sizes, out: &mut Vec<Output>) {
         let first = self.peers[at].next_index;
-        let with_entries = first == self.term_start && self.peers[at].match_index == Index::ZERO;
+        let with_entries = first == self.term_start && self.peers[at].held == Index::ZERO;
         let (last, bytes) = match self.fit(first, sizes) {
             Some(Fit::Resident { last, bytes }) if with_entries => (last, bytes),
             _ => (first.prev(), 0),
@@ -230,6 +232,7 @@ impl Group {
             commit: self.commit,
             answer,
             trusted: peer.trusted(),
+            held: peer.claim() == Some(prev),
             changes: Default::default(),
         };
         out.push(Output::Send { to: peer.id, message });

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use coracle_base::{Index, NodeId, Term};
 
 use crate::group::{Group, Role};
-use crate::progress::Mode;
+use crate::progress::{Mode, Peer};
 use crate::{Ballot, HardState, Members};
 
 /// How a leader sends to a member.
@@ -30,8 +30,10 @@ pub struct PeerOverview {
     pub id: NodeId,
     /// How it is fed.
     pub mode: PeerMode,
-    /// Durable there and agreed.
+    /// Durable there and agreed, as it said since its link is up: what counts for commit.
     pub match_index: Index,
+    /// The most that it acknowledged in this term, over all sessions of its link.
+    pub held: Index,
     /// Sent to it next.
     pub next_index: Index,
     /// Appends without an acknowledgement.
@@ -166,7 +168,7 @@ impl Group {
     /// them in memory. Not a leader: everything was sent that ever will be.
     pub fn acknowledged_by_reachable(&self) -> Index {
         let reachable = self.peers.iter().filter(|peer| peer.link_up && peer.is_fed() && self.is_leader());
-        reachable.map(|peer| peer.match_index).min().unwrap_or(self.last())
+        reachable.map(Peer::surely_holds).min().unwrap_or(self.last())
     }
 
     /// Everything at a glance, for metrics and people. It allocates.
@@ -189,7 +191,7 @@ impl Group {
         }
     }
 
-    fn peer_overview(peer: &crate::progress::Peer) -> PeerOverview {
+    fn peer_overview(peer: &Peer) -> PeerOverview {
         let (inflight_messages, inflight_bytes) = peer.inflight();
         let mode = match peer.mode {
             _ if !peer.link_up => PeerMode::Down,
@@ -202,6 +204,7 @@ impl Group {
             id: peer.id,
             mode,
             match_index: peer.match_index,
+            held: peer.held,
             next_index: peer.next_index,
             inflight_messages,
             inflight_bytes,

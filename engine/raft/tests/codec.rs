@@ -197,7 +197,7 @@ impl Sizes for InMemory {
 /// The format on the wire, byte for byte: a change here needs a new version.
 #[test]
 fn golden_messages() {
-    let golden: [(&[u8], &str); 9] = [
+    let golden: [(&[u8], &str); 10] = [
         (&[1, 1, 7, 0xac, 2, 6], "PreVote { term: 7, last_index: 300, last_term: 6, forced: false }"),
         (&[1, 13, 7, 9, 6], "Vote { term: Durable(7), last_index: 9, last_term: 6, forced: true }"),
         (&[1, 14, 9], "TimeoutNow { term: 9 }"),
@@ -211,7 +211,12 @@ fn golden_messages() {
         (
             &[1, 5, 9, 10, 6, 8, 0xe8, 7, 1, 2, 6, 2, 9, 1],
             "Append { term: 9, prev_index: 10, prev_term: 6, spans: [(6, 2), (9, 1)], bytes: 1000, commit: 8, \
-             answer: true, trusted: false, changes: [] }",
+             answer: true, trusted: false, held: false, changes: [] }",
+        ),
+        (
+            &[1, 5, 9, 10, 6, 8, 0, 5, 0],
+            "Append { term: 9, prev_index: 10, prev_term: 6, spans: [], bytes: 0, commit: 8, answer: true, trusted: \
+             false, held: true, changes: [] }",
         ),
         (
             &[1, 6, 9, 4, 5, 3, 2, 12, 5, 2],

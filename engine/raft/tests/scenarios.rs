@@ -375,7 +375,15 @@ impl Story {
                     _ => String::new(),
                 };
                 let (mode, matched, next) = (peer.mode, peer.match_index, peer.next_index);
-                let _ = writeln!(self.text, "    {} {mode:?} match {matched} next {next}{inflight}", peer.id);
+                let held = match peer.held {
+                    held if held > matched => format!(", held {held}"),
+                    _ => String::new(),
+                };
+                let _ = writeln!(
+                    self.text,
+                    "    {} {mode:?} match {matched} next {next}{held}{inflight}",
+                    peer.id
+                );
             }
         }
     }
@@ -428,6 +436,7 @@ fn print(text: &mut String, id: u64, output: &Output) {
             writeln!(text, "{id}: {role:?} in term {term}, {leader} leads")
         }
         Output::CaughtUp => writeln!(text, "{id}: caught up"),
+        Output::LostAcknowledged { index } => writeln!(text, "{id}: acknowledged {index} and lost it"),
         Output::Diverged { index } => writeln!(text, "{id}: diverged at {index}"),
     };
 }
@@ -445,9 +454,9 @@ fn said(message: &Message) -> String {
             format!("Vote {} last {last_index}/{last_term}{forced}", term.get())
         }
         Message::VoteReply { ballot } => format!("VoteReply {} for {}", ballot.get().term, ballot.get().vote),
-        Message::Append { term, prev_index, prev_term, spans, commit, answer, trusted, .. } => {
-            let flags =
-                format!("{}{}", if *answer { " answer" } else { "" }, if *trusted { " trusted" } else { "" });
+        Message::Append { term, prev_index, prev_term, spans, commit, answer, trusted, held, .. } => {
+            let said = [(answer, " answer"), (trusted, " trusted"), (held, " held")];
+            let flags: String = said.iter().filter(|(is, _)| **is).map(|(_, word)| *word).collect();
             format!("Append {term} after {prev_index}/{prev_term} {}commit {commit}{flags}", entries(spans))
         }
         Message::AppendReply(reply) => {

@@ -85,6 +85,7 @@ fn the_groups_of_a_dead_leader_go_to_all_that_are_left() {
                 commit: Index::ZERO,
                 answer: true,
                 trusted: false,
+                held: false,
                 changes: Vec::new(),
             };
             group.step(NOW_US, Input::Receive { from: NodeId(1), message: append }, &mut Vec::new());

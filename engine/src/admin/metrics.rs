@@ -39,8 +39,13 @@ const METRICS: &[Metric] = &[
     counter("stall_transfers_total", "Groups begun to be handed over for a stall.", |s| s.stall_transfers),
     counter("stall_resignations_total", "Groups no longer led for a stall.", |s| s.stall_resignations),
     gauge("groups", "Groups that run here.", |s| s.groups),
-    counter("groups_damaged_total", "Groups of whose logs the start found a part damaged.", |s| {
-        s.groups_damaged
+    counter(
+        "groups_damaged_total",
+        "Groups of whose logs the start, or their leader, found a part lost.",
+        |s| s.groups_damaged,
+    ),
+    counter("groups_lost_acknowledged_total", "Those whose leader had to tell: mistrust the disk.", |s| {
+        s.groups_lost_acknowledged
     }),
     counter("groups_mended_total", "Those that are whole again, through their leaders.", |s| s.groups_mended),
     gauge("groups_restoring", "Groups whose machines wait for their state.", |s| s.groups_restoring),

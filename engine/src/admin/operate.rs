@@ -270,6 +270,7 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "shard": shard,
         "groups": status.groups,
         "groups_damaged": status.groups_damaged,
+        "groups_lost_acknowledged": status.groups_lost_acknowledged,
         "groups_mended": status.groups_mended,
         "groups_restoring": status.groups_restoring,
         "proposed": status.proposed,

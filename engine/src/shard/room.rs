@@ -149,7 +149,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &self.slots[slot as usize];
         tracing::debug!(group = %one.id, %from, payload_bytes, "no room for what the leader sends");
         match message {
-            Message::Append { term, prev_index, prev_term, commit, trusted, .. }
+            Message::Append { term, prev_index, prev_term, commit, trusted, held, .. }
                 if one.raft.leader() != Some(from) || one.raft.term() != term =>
             {
                 let (spans, answer, changes) = (SmallVec::new(), true, Vec::new());
@@ -162,6 +162,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     commit,
                     answer,
                     trusted,
+                    held,
                     changes,
                 };
                 Some((probe, None))

@@ -103,6 +103,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.status.groups_mended += 1;
                 self.wal.clear_suspect(group);
             }
+            Output::LostAcknowledged { index } => {
+                let group = self.slots[slot as usize].id;
+                tracing::error!(
+                    %group, %index,
+                    "the leader counts on entries up to this one, which were durable here and are gone: the disk lies, or \
+                     an old copy of the directory was put back"
+                );
+                self.status.groups_damaged += 1;
+                self.status.groups_lost_acknowledged += 1;
+                self.wal.mark_suspect(group);
+            }
             Output::Diverged { index } => {
                 let one = &mut self.slots[slot as usize];
                 one.diverged = true;
@@ -200,6 +211,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             // What was read for it is of no use; consensus tries again later, as if it had been lost.
             return self.slots[slot as usize].fetched.retain(|(node, ..)| *node != to);
         }
+        let message = self.in_words_of(to, message);
         let Some(envelope) = self.transport.envelope(to) else { return };
         let one = &mut self.slots[slot as usize];
         let fields = |out: &mut Vec<u8>| message.encode(out);

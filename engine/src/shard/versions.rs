@@ -7,6 +7,9 @@
 //! ever said to it: it stands still where the change begins, as one that is down, and without the change's entry, which a
 //! majority has, it wins no election. When it is upgraded, its link is a new one, and it catches up.
 //!
+//! Versions 1 and 2 do not know that a leader says what it counts on (`held` of an append). To them it is not said, and they
+//! find nothing out; yet they count for nothing until they have said anew what they hold, and are fed if it is less.
+//!
 //! Invariant: no message leaves on a link, or is taken from one, that the link's version does not know.
 
 use coracle_base::run::Entries;
@@ -30,6 +33,18 @@ fn is_of_members(message: &Message) -> bool {
 }
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
+    /// The message as the version of its link knows it.
+    pub(super) fn in_words_of(&self, to: NodeId, mut message: Message) -> Message {
+        if let Message::Append { held, .. } = &mut message {
+            *held &= self.knows_held(to);
+        }
+        message
+    }
+
+    fn knows_held(&self, node: NodeId) -> bool {
+        self.transport.link(node).is_some_and(|link| link.speaks_held())
+    }
+
     fn is_outdated(&self, node: NodeId) -> bool {
         self.transport.link(node).is_some_and(|link| link.session().is_some() && !link.speaks_members())
     }
@@ -84,7 +99,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// The other side keeps to the version that was agreed.
     pub(super) fn check_version(&self, from: NodeId, message: &Message) -> Result<(), EnvelopeError> {
-        match is_of_members(message) && self.is_outdated(from) {
+        let is_held = matches!(message, Message::Append { held: true, .. });
+        match is_of_members(message) && self.is_outdated(from) || is_held && !self.knows_held(from) {
             true => Err(EnvelopeError::Message("a message of a newer version than was agreed".into())),
             false => Ok(()),
         }

@@ -60,6 +60,7 @@ fn append() -> Message {
         commit: coracle_base::Index(39),
         answer: true,
         trusted: false,
+        held: false,
         changes: Vec::new(),
     }
 }

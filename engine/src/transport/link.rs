@@ -143,6 +143,11 @@ impl Link {
         self.version >= kind.since()
     }
 
+    /// Whether the other side knows what it means to be told how much it acknowledged.
+    pub(crate) fn speaks_held(&self) -> bool {
+        self.version >= 3
+    }
+
     /// Of each pair the node with the greater id dials.
     pub(super) fn is_dialled_by(&self, own: NodeId) -> bool {
         own > self.node

@@ -11,6 +11,7 @@ mod compat;
 mod disk;
 mod elections;
 mod full;
+mod lost;
 mod members;
 mod panics;
 mod peers;

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::common::model::Model;
-use crate::common::{Rig, config};
+use crate::common::{Rig, config, identity};
 use coracle_base::limits::BATCH_BYTES_TARGET;
 use coracle_base::{GroupId, Index};
 use coracle_io::fake::{Completing, Damage, FakeDisk, OpKind};
 use coracle_io::{Disk, DiskError};
-use coracle_wal::{ReadError, WalError};
+use coracle_wal::{ReadError, Wal, WalError};
 use proptest::prelude::*;
 
 #[test]
@@ -182,6 +182,40 @@ fn a_state_outlives_the_loss_of_its_batch() {
     assert_eq!(recovery.report.holes.len(), 1);
     assert_eq!(recovery.groups[0].state, b"voted");
     assert!(recovery.groups[0].suspect && !recovery.groups[0].state_lost);
+}
+
+/// A leader knows better than recovery, which found nothing amiss.
+#[test]
+fn what_a_leader_says_is_lost_is_remembered() {
+    let suspect = |disk: &FakeDisk| {
+        let mut copy = FakeDisk::from_image(disk.image(), 13);
+        let (_, recovery) = Wal::open(&mut copy, config(13), identity()).unwrap();
+        assert!(recovery.report.holes.is_empty() && !recovery.report.tail_suspect);
+        let groups = recovery.groups.iter().filter(|group| group.suspect);
+        groups.map(|group| (group.group.0, group.state_lost)).collect::<Vec<_>>()
+    };
+    let mut rig = Rig::fresh(12);
+    (1..4).for_each(|group| rig.append(group, 0, 1, 1, 2, 1200));
+    rig.settle();
+    rig.wal.mark_suspect(GroupId(2));
+    let checkpoints = rig.wal.stats().checkpoints;
+    for round in 0.. {
+        let last = rig.model().last(3);
+        rig.append(3, last, 1, 1, 1, 8000);
+        rig.settle();
+        if rig.wal.stats().checkpoints > checkpoints {
+            break;
+        }
+        assert!(round < 3, "the checkpoint is made soon");
+    }
+    assert_eq!(suspect(&rig.disk), [(2, false)]);
+    rig.wal.clear_suspect(GroupId(2));
+    for _ in 0..60 {
+        let last = rig.model().last(3);
+        rig.append(3, last, 1, 1, 1, 8000);
+        rig.settle();
+    }
+    assert_eq!(suspect(&rig.disk), []);
 }
 
 #[test]

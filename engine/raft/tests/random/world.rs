@@ -2,6 +2,7 @@
 
 mod calm;
 mod churn;
+mod lost;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,7 +44,7 @@ impl Faults {
         let (crash, cut, release) = (many(0.8, 5), many(0.8, 8), many(0.5, 8));
         let (tick, propose) = (many(1.0, 30), many(1.0, 40));
         let (change, transfer) = (many(0.6, 60), many(0.4, 6));
-        let lose_tail = change == 0 && rng.random_bool(0.4);
+        let lose_tail = change == 0 && rng.random_bool(0.7);
         Self {
             drop,
             double,
@@ -79,6 +80,7 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     dirty: Vec<bool>,
     suspects: Vec<bool>,
+    lost: Option<lost::Lost>,
     /// The first so many made the group; the others may be made members of it.
     founders: usize,
     /// By unordered pair: the session that exists, 0 if none; and what each end knows of it.
@@ -112,7 +114,7 @@ impl World {
         let faults = Faults::draw(&mut rng);
         let size = if faults.change > 0 { rng.random_range(founders..=6) } else { founders };
         let first = Members::of_voters((0..founders).map(id));
-        let oracle = Oracle { strict, lost_tails: faults.lose_tail, first, ..Oracle::default() };
+        let oracle = Oracle { strict, first, ..Oracle::default() };
         let mut world = Self {
             rng,
             faults,
@@ -122,6 +124,7 @@ impl World {
             disks: vec![Disk::default(); size],
             dirty: vec![false; size],
             suspects: vec![false; size],
+            lost: None,
             founders,
             sessions: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -175,15 +178,8 @@ impl World {
         self.note(|| format!("crash {} keeps {kept} writes", id(at)));
         self.suspects[at] = node.group.suspect();
         self.disks[at] = node.disk;
-        // With two voters a suspect would halt the group: the other one needs its vote.
-        let whole = self.size() >= 3 && self.suspects.iter().all(|suspect| !suspect);
-        if self.faults.lose_tail && whole && self.rng.random_bool(0.5) {
-            // Rot: acknowledged entries are gone, and storage knows. One member at a time, as the others must heal it.
-            let held = &mut self.disks[at].log.held;
-            held.truncate(self.rng.random_range(0..=held.len()));
-            self.suspects[at] = true;
-            self.note(|| format!("node {} lost its tail", id(at)));
-        }
+        self.watch_disk(at);
+        self.maybe_lose(at);
         for other in 0..self.size() {
             if other != at {
                 self.sessions.insert(pair(at, other), 0);
@@ -192,6 +188,7 @@ impl World {
         }
         self.lose_dead_packets();
         self.oracle.reads.retain(|&(node, _), _| node != id(at));
+        self.meet_again(at);
     }
 
     fn session(&self, a: usize, b: usize) -> u64 {
@@ -212,7 +209,8 @@ impl World {
     }
 
     fn connect(&mut self, a: usize, b: usize) {
-        if self.session(a, b) == 0 && self.nodes[a].is_some() && self.nodes[b].is_some() {
+        let both = self.nodes[a].is_some() && self.nodes[b].is_some();
+        if self.session(a, b) == 0 && both && self.may_meet(a, b) {
             self.session_next += 1;
             self.note(|| format!("connect {}-{}", id(a), id(b)));
             self.sessions.insert(pair(a, b), self.session_next);
@@ -289,11 +287,12 @@ impl World {
         self.note(|| format!("{} <- {}: {:?}", packet.to, packet.from, packet.message));
         let now_us = self.now_us;
         let Some(node) = &mut self.nodes[to] else { return };
-        let last = node.group.last();
+        let (last, message) = (node.group.last(), packet.message.clone());
         let out = node.receive(now_us, packet);
         if out.iter().any(|output| matches!(output, Output::Store { first } if *first <= last)) {
             *self.oracle.marks.entry("tail cut").or_default() += 1;
         }
+        self.watch_claim(to, &message);
         self.after(to, out);
     }
 
@@ -308,8 +307,10 @@ impl World {
                     self.oracle.leads(node, *index, *term);
                 }
                 Output::Commit { upto } => {
+                    let in_error = self.counted_in_error(node.id);
                     let disks = (0..self.nodes.len()).map(|other| {
-                        (id(other), self.nodes[other].as_ref().map_or(&self.disks[other], |node| &node.disk))
+                        let disk = self.nodes[other].as_ref().map_or(&self.disks[other], |node| &node.disk);
+                        (id(other), (in_error != Some(id(other))).then_some(disk))
                     });
                     self.oracle.commits(node, *upto, disks);
                 }
@@ -331,7 +332,7 @@ impl World {
                 Output::ReadFailed { token } => {
                     self.oracle.reads.remove(&(node.id, *token)).expect("a read is answered once");
                 }
-                Output::CaughtUp => self.suspects[at] = false,
+                Output::CaughtUp => (self.suspects[at], self.lost) = (false, None),
                 Output::AppendMembers { index, .. } => self.oracle.changes(node, *index),
                 Output::Diverged { index } => panic!("diverged at {index}"),
                 _ => {}
@@ -422,6 +423,7 @@ impl World {
         }
         let out = node.complete_write(now_us);
         self.note(|| format!("{} wrote", id(at)));
+        self.watch_disk(at);
         self.after(at, out);
     }
 

@@ -15,11 +15,21 @@ impl World {
                 self.start(at);
             }
         }
-        let pairs: Vec<_> = (0..self.size()).flat_map(|a| (0..a).map(move |b| (a, b))).collect();
-        for &(a, b) in &pairs {
+        for (a, b) in self.pairs() {
             self.cut(a, b);
             self.notice(a, b);
             self.notice(b, a);
+        }
+        self.reconnect();
+    }
+
+    fn pairs(&self) -> Vec<(usize, usize)> {
+        (0..self.size()).flat_map(|a| (0..a).map(move |b| (a, b))).collect()
+    }
+
+    /// Everybody whom nothing keeps apart is linked.
+    fn reconnect(&mut self) {
+        for (a, b) in self.pairs() {
             self.connect(a, b);
             self.notice(a, b);
             self.notice(b, a);
@@ -70,8 +80,15 @@ impl World {
     /// Liveness: within a few election timeouts somebody leads, commits and reads, all agree, and then nothing stirs.
     pub(crate) fn check_liveness(&mut self) {
         self.heal();
-        let deadline = self.now_us + 6_000_000;
-        self.settle(deadline);
+        self.settle(self.now_us + 6_000_000);
+        if self.keeps_apart() {
+            // The others have a leader now: it tells whoever lost something, or feeds it.
+            self.reconnect();
+            self.settle(self.now_us + 3_000_000);
+            assert!(!self.keeps_apart(), "what was lost is not told, and not made good");
+        }
+        self.reconnect();
+        self.settle(self.now_us + 6_000_000);
         let leaders: Vec<usize> =
             (0..self.size()).filter(|&at| self.nodes[at].as_ref().unwrap().group.is_leader()).collect();
         let &[leader] = &leaders[..] else { panic!("after healing, {leaders:?} lead") };
