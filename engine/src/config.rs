@@ -48,8 +48,8 @@ pub struct Config {
     pub beat_us: u64,
     /// Shortest election timeout, microseconds; the longest is twice that. At least three beats; default 300,000.
     pub election_us: u64,
-    /// A disk that has not finished a write for so long stalls: this node hands over what it leads to members whose disks
-    /// answer, and stops leading after twice that, microseconds. 0: never. Less than the longest election timeout means that
+    /// A disk that has not finished a write for so long stalls: this node hands over what it leads to members that hold it
+    /// all, and stops leading after twice that, microseconds. 0: never. Less than the longest election timeout means that
     /// timeout: a handing over may take so long. Default 2,000,000.
     pub disk_stall_us: u64,
     /// How long a command may take before it is answered `Unknown` (or `NotDone`, if it never reached a log),

@@ -65,7 +65,7 @@ impl Cluster {
     fn look_at_groups(&mut self, at: usize) -> Result<Vec<Committed>, Violation> {
         let mut committed = Vec::new();
         let now_us = self.clock.true_us();
-        let Node { id, process: Some(process), claims, harm, .. } = &mut self.nodes[at] else {
+        let Node { id, process: Some(process), disk, claims, harm, .. } = &mut self.nodes[at] else {
             return Ok(committed);
         };
         let (id, harmed) = (*id, *harm > Harm::None);
@@ -96,7 +96,10 @@ impl Cluster {
                 mark_trouble(view.status(), &status, &mut self.tally);
             }
             let term = status.term;
-            if self.oracle.on_status(id, view, status, harmed, || sim.entries(uid))? {
+            // Whoever was alone when it could not read its snapshot had nobody to fetch it from.
+            let was_alone = status.poisoned.as_ref().is_some_and(|why| why.contains("no other member"));
+            let is_excused = harmed || was_alone && disk.fault_counts().contains_key("read_error");
+            if self.oracle.on_status(id, view, status, is_excused, || sim.entries(uid))? {
                 tracing::debug!(now_us, node = %id, group, %term, "leads");
                 self.tally.event(&[TURN, at as u64, group as u64, term.0]);
                 self.tally.mark("elections");

@@ -161,6 +161,8 @@ pub struct Wal {
     /// Of the newest batch submitted.
     pub(crate) chain: u64,
     pub(crate) now_us: u64,
+    /// Since when the first batch that waits has no file.
+    pub(crate) kept_back_us: Option<u64>,
     pub(crate) last_submit_us: u64,
     /// The newest batch submitted is not a marker: a crash now could not prove it.
     pub(crate) unproven: bool,
@@ -243,6 +245,7 @@ impl Wal {
             chain: start.chain,
             now_us: 0,
             last_submit_us: 0,
+            kept_back_us: None,
             unproven: false,
             incomplete: start.incomplete,
             stopped: None,

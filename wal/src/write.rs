@@ -75,7 +75,12 @@ impl Wal {
 
     fn write_batches<D: Disk>(&mut self, disk: &mut D) {
         while let Some(at) = self.may_write() {
-            let Some(file) = self.files.get(at.file_no).and_then(|file| file.handle) else { return };
+            let Some(file) = self.files.get(at.file_no).and_then(|file| file.handle) else {
+                // The disk makes it, or is full.
+                self.kept_back_us.get_or_insert(self.now_us);
+                return;
+            };
+            self.kept_back_us = None;
             let Some(batch) = self.stage.take_first() else { return };
             let (token, op) = (token::write(batch.seq), self.write_op(file, batch));
             disk.start(token, op);
@@ -218,10 +223,11 @@ impl Wal {
         Durable(BatchSeq(self.durable))
     }
 
-    /// Since when the oldest batch that is not durable is being written; `None` while nothing is. That long the disk has
-    /// made nothing durable.
+    /// Since when the oldest batch that is not durable is being written, or waits for the file that it goes into, if the
+    /// disk has room for one; `None` while nothing is and does.
     pub fn unfinished_since_us(&self) -> Option<u64> {
-        self.flight.front().map(|oldest| oldest.since_us)
+        let kept_back = self.kept_back_us.filter(|_| !self.prepare.is_full());
+        self.flight.front().map(|oldest| oldest.since_us).into_iter().chain(kept_back).min()
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------

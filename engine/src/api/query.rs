@@ -18,7 +18,7 @@ pub enum Consistency {
     /// What the leader's machine has: not linearizable while an old leader does not know that it is one no longer.
     Leader,
     /// What this node's machine has, however old that is, once it has applied the entry at `index`; 0: at once. No other
-    /// node is asked. What was acknowledged with that index, or a later one, is seen.
+    /// node is asked. What was acknowledged with that index, or an earlier one, is seen.
     Local {
         /// The entry that has to be applied.
         index: Index,
@@ -50,8 +50,8 @@ impl Group {
         self.query_as(Consistency::Local { index, term: None }, query)
     }
 
-    /// Asks the machine a question. Whatever it waits for, it ends within
-    /// [`command_timeout_us`](crate::Config::command_timeout_us); the answer's index is what was applied then.
+    /// Asks the machine a question. It ends within [`command_timeout_us`](crate::Config::command_timeout_us), or twice that
+    /// if it waited for a leader first; the answer's index is what was applied then.
     pub fn query_as(&self, consistency: Consistency, query: &[u8]) -> Proposal {
         if query.len() > ENTRY_BYTES_MAX {
             return Proposal::refused(Reason::TooLarge);

@@ -292,7 +292,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn drain_groups(&mut self) -> Drained {
         let mut drained = Drained::default();
         for slot in 0..self.slots.len() as u32 {
-            if self.slots[slot as usize].raft.role() != Role::Leader {
+            let raft = &self.slots[slot as usize].raft;
+            let is_alone = raft.members().is_alone(self.settings.node);
+            if raft.role() != Role::Leader || is_alone {
                 continue;
             }
             match self.begin_transfer(slot) {

@@ -1,4 +1,4 @@
-//! A disk that does not answer: what this node leads goes to members whose disks do.
+//! A disk that does not answer: what this node leads goes to others. Whether their disks answer is not known here.
 //!
 //! Beats go on while a disk hangs, so nobody else notices: entries commit without it, but no group whose leader needs
 //! another vote, another member or its own log back comes on, and its clients wait for reads of files.
@@ -10,6 +10,9 @@
 //!
 //! Handing over may fail (no member has the whole log), so it is tried again and again, a pass over all groups each time,
 //! until the leaders resign: then the others elect, of whom one has every committed entry.
+//!
+//! A process that stood still itself cannot tell: what finished meanwhile it has not taken yet. So after a pause the time
+//! counts from its end.
 //!
 //! Invariants: (1) a turn looks at a bounded number of groups; (2) a group with no other voter stays as it is.
 
@@ -37,6 +40,9 @@ pub(super) struct Stall {
     next: usize,
     /// When the next pass begins.
     pass_us: u64,
+    /// The last turn, and since when there were turns without a pause.
+    turn_us: u64,
+    awake_us: u64,
 }
 
 /// What a write that is unfinished since then means; `limit_us` 0: nothing.
@@ -51,8 +57,13 @@ fn judge(since_us: Option<u64>, now_us: u64, limit_us: u64) -> Verdict {
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Looks at the age of the oldest unfinished write, and treats some of the groups accordingly.
     pub(super) fn watch_disk(&mut self) {
-        let since_us = self.wal.unfinished_since_us();
-        let verdict = judge(since_us, self.now_us, self.settings.disk_stall_us);
+        let limit_us = self.settings.disk_stall_us;
+        if self.now_us > self.stall.turn_us + limit_us / 2 {
+            self.stall.awake_us = self.now_us;
+        }
+        self.stall.turn_us = self.now_us;
+        let since_us = self.wal.unfinished_since_us().map(|since_us| since_us.max(self.stall.awake_us));
+        let verdict = judge(since_us, self.now_us, limit_us);
         if verdict != self.stall.verdict {
             self.on_verdict(verdict);
         }
@@ -84,7 +95,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
         }
         self.status.disk_stalled = verdict != Verdict::Sound;
-        self.stall = Stall { verdict, next: 0, pass_us: self.now_us };
+        (self.stall.verdict, self.stall.next, self.stall.pass_us) = (verdict, 0, self.now_us);
     }
 
     fn give_up_lead(&mut self, slot: u32, verdict: Verdict) {
@@ -109,11 +120,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Some(since_us) = self.wal.unfinished_since_us().filter(|_| limit_us > 0) else {
             return if self.stall.verdict == Verdict::Sound { u64::MAX } else { 0 };
         };
-        match self.stall.verdict {
+        let since_us = since_us.max(self.stall.awake_us);
+        // A write that takes long is looked at so often that no sleep is taken for a pause.
+        let look_us = (since_us + limit_us / 4).max(self.stall.turn_us + limit_us / 4);
+        let judged_us = match self.stall.verdict {
             Verdict::Sound => since_us.saturating_add(limit_us),
             Verdict::HandOver => self.stall.pass_us.min(since_us.saturating_add(2 * limit_us)),
             Verdict::Resign => self.stall.pass_us,
-        }
+        };
+        judged_us.min(look_us)
     }
 }
 

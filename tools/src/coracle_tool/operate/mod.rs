@@ -454,14 +454,15 @@ impl Node {
             let done = self.ask("POST", "/api/drain", Some(&json!({})))?;
             let left = done["handing_over"].as_u64().unwrap_or(0);
             handed_over = left.max(handed_over);
-            if left == 0 {
-                let (node, kept) = (&done["node"], done["kept"].as_u64().unwrap_or(0));
-                match common.json {
-                    true => {
-                        let told = json!({ "node": node, "handed_over": handed_over, "kept": kept });
-                        writeln!(io::stdout(), "{told}")?
-                    }
-                    false => writeln!(io::stdout(), "node {node} has handed over {handed_over} groups")?,
+            let (node, kept) = (&done["node"], done["kept"].as_u64().unwrap_or(0));
+            let is_late = self.left() <= DRAIN_LOOK;
+            // What is kept now may be gone in a moment: a link may just have come up.
+            if left == 0 && (kept == 0 || is_late) {
+                if common.json {
+                    let told = json!({ "node": node, "handed_over": handed_over, "kept": kept });
+                    writeln!(io::stdout(), "{told}")?;
+                } else {
+                    writeln!(io::stdout(), "node {node} has handed over {handed_over} groups")?;
                 }
                 return match kept {
                     0 => Ok(()),
@@ -472,7 +473,7 @@ impl Node {
                     .into()),
                 };
             }
-            if self.left() <= DRAIN_LOOK {
+            if is_late {
                 return Err(NodeError::Late(format!("{left} groups are still being handed over")).into());
             }
             thread::park_timeout(DRAIN_LOOK);
