@@ -96,9 +96,10 @@ impl Cluster {
                 mark_trouble(view.status(), &status, &mut self.tally);
             }
             let term = status.term;
-            // Whoever was alone when it could not read its snapshot had nobody to fetch it from.
-            let was_alone = status.poisoned.as_ref().is_some_and(|why| why.contains("no other member"));
-            let is_excused = harmed || was_alone && disk.fault_counts().contains_key("read_error");
+            // Its log could not be read, again and again; or its snapshot, and nobody was there to fetch it from.
+            let names_the_disk =
+                status.poisoned.as_ref().is_some_and(|why| why.contains("simulated I/O error"));
+            let is_excused = harmed || names_the_disk && disk.fault_counts().contains_key("read_error");
             if self.oracle.on_status(id, view, status, is_excused, || sim.entries(uid))? {
                 tracing::debug!(now_us, node = %id, group, %term, "leads");
                 self.tally.event(&[TURN, at as u64, group as u64, term.0]);
@@ -146,9 +147,12 @@ impl Cluster {
         if term_at(&self.nodes[at], status.commit) != Some(status.term) {
             return Ok(()); // an entry of its own term is what counts
         }
-        // What a node that is down may have is not known in every case.
+        // What a node that is down may have is not known in every case; and what was harmed had acknowledged it perhaps.
         let holds = |id: NodeId| {
             let node = &self.nodes[id.0 as usize - 1];
+            if node.harm > Harm::None {
+                return true;
+            }
             let has_it = term_at(node, status.commit).is_none_or(|term| term == status.term);
             node.durable(group).is_none_or(|(durable, _)| durable >= status.commit && has_it)
         };

@@ -82,16 +82,21 @@ impl Group {
     /// there campaign one after the other, in an order of the group's own. Who is first is so almost without delay, and
     /// votes are not split.
     pub(crate) fn arm_succession(&mut self, now_us: u64) {
-        let (min_us, me) = (self.config.election_us_min, self.config.id);
-        let place = |node: NodeId| (mix64(self.config.order, node.0), node);
-        let others = self.peers.iter().filter(|peer| peer.link_up && self.members().is_voter(peer.id));
-        let rank = others.filter(|peer| place(peer.id) < place(me)).count() as u64;
+        let (min_us, rank) = (self.config.election_us_min, self.rank_without(None));
         if rank >= RANKS {
             return self.arm_election(now_us);
         }
         // A link that breaks and is back at once must not cost an election; and not all groups begin in one moment.
         let jitter_us = self.random_below(min_us / 6 + 1);
         self.arm(now_us, min_us / 6 + rank * (min_us / 2) + jitter_us);
+    }
+
+    /// How many of the voters that are there come before us in the group's order; one of them left out.
+    fn rank_without(&self, left_out: Option<NodeId>) -> u64 {
+        let place = |node: NodeId| (mix64(self.config.order, node.0), node);
+        let me = place(self.config.id);
+        let others = self.peers.iter().filter(|peer| peer.link_up && self.members().is_voter(peer.id));
+        others.filter(|peer| Some(peer.id) != left_out && place(peer.id) < me).count() as u64
     }
 
     /// A link is up, and nobody leads: once every voter is there it goes by rank; while some are missing they get some
@@ -222,11 +227,20 @@ impl Group {
         if !granted {
             self.tell_removed(from);
         }
-        if is_behind && !live && !forced && self.role == Role::Follower {
-            // It cannot win, and whoever is before us in the order has had its turn: it is ours.
+        let is_next = || self.rank_without(Some(from)) == 0 && !self.has_voted_for_another();
+        if is_behind && !live && !forced && self.role == Role::Follower && is_next() {
+            // It cannot win, and nobody else is before us in the order. All who are ahead of it would split the votes.
             self.election_at = self.election_at.map(|at| at.min(now_us));
         }
         self.owe(from, Answer::PreVote { asked: term, granted });
+    }
+
+    /// Somebody who has our vote of this term, and does not lead it, may yet win.
+    fn has_voted_for_another(&self) -> bool {
+        let vote = self.state.vote;
+        vote != NodeId::NONE
+            && vote != self.config.id
+            && self.peers.iter().any(|one| one.id == vote && one.link_up)
     }
 
     pub(crate) fn on_pre_vote_reply(

@@ -207,7 +207,7 @@ fn the_directory_of_version_2_is_read_and_goes_on() {
     }
 }
 
-/// Versions 3 and 4 have the same in their directories.
+/// Versions 3 to 5 have the same in their directories.
 fn is_read_and_goes_on(version: &str) {
     if writes(version) {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -236,6 +236,11 @@ fn the_directory_of_version_3_is_read_and_goes_on() {
 #[test]
 fn the_directory_of_version_4_is_read_and_goes_on() {
     is_read_and_goes_on("v4");
+}
+
+#[test]
+fn the_directory_of_version_5_is_read_and_goes_on() {
+    is_read_and_goes_on("v5");
 }
 
 #[test]
