@@ -271,7 +271,8 @@ impl Run {
             !one.members.is_voter(node.id) || one.members.iter().all(|other| !members.contains(other.id))
         };
         let is_whole = |one: &GroupStatus| {
-            one.leader.is_some()
+            // Who leads and is out is about to hand over.
+            one.leader.is_some_and(|leader| members.contains(leader))
                 && one.applied == one.last
                 && one.applied >= cluster.oracle.last_applied(group)
         };
