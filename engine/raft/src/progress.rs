@@ -145,7 +145,9 @@ impl Peer {
 
     /// What it is to be told that it acknowledged: nothing, once it has confirmed that in this session, or owned up.
     pub(crate) fn claim(&self) -> Option<Index> {
-        (self.match_index < self.held && self.doubt.is_none()).then_some(self.held)
+        // By the name of one that was removed another directory may come back, which never acknowledged anything.
+        let is_due = self.place == Place::Member && self.match_index < self.held && self.doubt.is_none();
+        is_due.then_some(self.held)
     }
 
     /// Entries up to here need hardly be sent to it again.

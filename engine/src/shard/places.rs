@@ -305,9 +305,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Groups here that have the old directories of these places as members, as far as it is known.
     fn held(&self, places: &[Place]) -> Vec<(GroupId, NodeId)> {
         let cluster = self.cluster();
-        // Of a node that nobody ever was before, no old promise can be; to refuse one is always safe.
+        // Of a node that nobody ever was before, no old promise can be; to refuse one is always safe. And when a place was
+        // given up, nobody here had the old one: who is a member since is who takes it in that generation.
         let was_somebody = |place: &&Place| {
-            !place.is_lost() && (cluster.nodes().contains(&place.node) || place.generation > 0)
+            let known = cluster.places.iter().find(|known| known.node == place.node);
+            let is_older = match known {
+                Some(known) => known.generation < place.generation,
+                None => cluster.nodes().contains(&place.node) || place.generation > 0,
+            };
+            !place.is_lost() && is_older
         };
         let mut held = Vec::new();
         for place in places.iter().filter(was_somebody) {
