@@ -123,13 +123,19 @@ fn planted_bugs_of_storage_are_noticed() {
 fn a_failing_seed_is_shrunk_to_what_it_takes() {
     let breaks = Breaks::named("vote-not-persisted").unwrap();
     let mut steps = 0;
-    let found = shrink(4, Worlds::Both, breaks, &Trim::default(), 300, &mut |_| steps += 1).unwrap();
+    let mut try_seed = |seed| {
+        steps = 0;
+        let found = shrink(seed, Worlds::Both, breaks, &Trim::default(), 300, &mut |_| steps += 1)?;
+        Some((seed, found))
+    };
+    // Which seed meets the bug first changes with the code.
+    let (seed, found) = (0..60).find_map(&mut try_seed).unwrap();
     println!("{found:?}");
     assert!(steps > 3 && found.runs <= 300, "{steps} steps, {} runs", found.runs);
     assert!(found.story.len() <= 12, "{:?}", found.story);
-    let again = run_seed(4, found.world, breaks, &found.trim);
+    let again = run_seed(seed, found.world, breaks, &found.trim);
     assert_eq!(again.violation, Some(found.violation));
     assert_eq!(again.story, found.story);
-    let sound = shrink(4, found.world, Breaks::default(), &found.trim, 300, &mut |_| {});
+    let sound = shrink(seed, found.world, Breaks::default(), &found.trim, 300, &mut |_| {});
     assert!(sound.is_none(), "without the bug nothing fails: {sound:?}");
 }
