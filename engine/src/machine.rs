@@ -121,6 +121,8 @@ pub enum Class {
     #[default]
     Ordinary,
     /// Leads to space being given back (a removal, an acknowledgement): taken while a reserve for such commands lasts.
+    /// Room comes back only when the log is released, so a machine does well to ask for that after one of these, once the
+    /// log is larger than its state: on a full disk no other command may follow.
     Freeing,
 }
 

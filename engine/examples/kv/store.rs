@@ -17,7 +17,8 @@ const RELEASE_EVERY: u64 = 4096;
 /// Bytes of a small one.
 const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes of commands between two snapshots, at least. Of a large state it is as many as the state has: so a snapshot writes
-/// no more than the log did since the last one, and the log is at most about as large as the state.
+/// no more than the log did since the last one, and the log is at most about as large as the state. A command that frees
+/// space asks for one sooner, for on a full disk nothing else may follow it.
 const RELEASE_BYTES: u64 = 1024 * 1024;
 /// What an INCR of something else answers.
 pub(crate) const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
@@ -171,9 +172,10 @@ impl Store {
     }
 
     /// Whether a snapshot is worth its bytes.
-    fn is_release_due(&self, index: Index) -> bool {
+    fn is_release_due(&self, index: Index, frees: bool) -> bool {
         let is_small = self.snapshot_bytes <= SMALL_BYTES;
-        self.since_bytes >= RELEASE_BYTES.max(self.snapshot_bytes)
+        let least = if frees { SMALL_BYTES } else { RELEASE_BYTES };
+        self.since_bytes >= least.max(self.snapshot_bytes)
             || is_small && index.since(self.released) >= RELEASE_EVERY
     }
 }
@@ -214,12 +216,14 @@ impl SnapshotSource for Reading {
 
 impl Machine for Store {
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
-        match Change::decode(entry.command) {
+        let change = Change::decode(entry.command);
+        let frees = matches!(change, Some(Change::Del { .. }));
+        match change {
             Some(change) => self.run(change, effects.reply()),
             None => resp::error(effects.reply(), "ERR a command that this version does not know"),
         }
         self.since_bytes += entry.command.len() as u64;
-        if self.is_release_due(entry.index) {
+        if self.is_release_due(entry.index, frees) {
             self.released = entry.index;
             self.since_bytes = 0;
             effects.release();

@@ -183,6 +183,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     room_bytes = self.wal.room(),
                     "the disk is full: commands that take space are refused until there is room; free some"
                 );
+                self.hurry_releases();
             } else {
                 tracing::info!("there is room on the disk again");
             }

@@ -10,7 +10,8 @@
 //!
 //! Invariants: (1) nothing is released, and no older file removed, before the new snapshot is durable; (2) a snapshot is of
 //! what is applied, and its record lies behind the entries that it covers, so it never counts before them; (3) a group has
-//! one under way at a time, a shard a few; (4) a file that fails costs a message in the log, and no group its life.
+//! one under way at a time, a shard a few; (4) a file that fails costs a message in the log, and no group its life: what
+//! was to be released is tried again later, for on a full disk it may be all that can make room.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use super::step::poison;
 use super::transfer::receive::{Incoming, Receives};
 use super::transfer::send::Sends;
 use super::{OnDurable, Shard};
-use crate::machine::{ReleaseWishes, SnapshotSource, in_order};
+use crate::machine::{ReleaseWhen, ReleaseWishes, SnapshotSource, in_order};
 use crate::panics::caught;
 
 /// Completions with these are of snapshot files.
@@ -37,6 +38,8 @@ const TOKENS: u64 = 0x54 << 56;
 pub(super) const NOBODY: u64 = TOKENS;
 /// Files being written at once: each takes a chunk's bytes a turn.
 pub(super) const WRITERS_MAX: usize = 4;
+/// How long a release waits whose file has failed.
+const RETRY_US: u64 = 1_000_000;
 /// The largest snapshot that comes from another member in one message, as those of version 1 send it.
 pub(super) const MESSAGE_BYTES_MAX: usize = 512 * 1024;
 
@@ -85,6 +88,9 @@ pub(crate) struct Snapshots {
     writing: BTreeMap<u64, Writing>,
     /// Groups whose wish found too much under way.
     postponed: BTreeSet<u32>,
+    /// Groups whose release has failed, and when it is tried again.
+    failed: BTreeSet<u32>,
+    retry_us: u64,
     /// Found at the start, of groups that are not started yet.
     found: BTreeMap<GroupId, Vec<Checkpoint>>,
     /// Of groups that are not started yet: what had come of another member's snapshot.
@@ -145,6 +151,8 @@ impl Snapshots {
             last_token: TOKENS,
             writing: BTreeMap::new(),
             postponed: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            retry_us: u64::MAX,
             found,
             parts,
             restoring: Restoring::default(),
@@ -217,6 +225,11 @@ impl Snapshots {
         }
     }
 
+    /// When a release that failed wants a turn though nothing happens.
+    pub(super) fn deadline_us(&self) -> u64 {
+        self.retry_us.min(self.sends.deadline_us()).min(self.receives.deadline_us())
+    }
+
     fn head(&mut self, group: GroupId, index: Index, term: Term) -> SnapshotHead {
         SnapshotHead { identity: self.identity, file_no: self.next_file_no(), group, index, term }
     }
@@ -237,6 +250,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn take_snapshots(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
         if !one.want_release && !one.want_checkpoint || one.poisoned.is_some() || !one.is_ready() {
+            return;
+        }
+        if one.want_release && self.snapshots.failed.contains(&slot) {
             return;
         }
         let too_much = one.want_release && self.snapshots.writing.len() >= WRITERS_MAX;
@@ -277,6 +293,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &mut self.slots[slot as usize];
         let since = one.applied.since(one.snapshot.as_ref().map_or(Index::ZERO, Held::index));
         let early = since < self.settings.min_snapshot_interval && one.bytes_since < self.wal.file_room();
+        let early = early && !self.status.disk_full;
         if early && matches!(one.snapshot, Some(Held::File { .. })) && !one.force_release {
             return;
         }
@@ -367,12 +384,24 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Once a turn: sources are read, wishes looked at again.
     pub(super) fn step_snapshots(&mut self) {
         self.write_chunks();
+        if self.now_us >= self.snapshots.retry_us {
+            self.snapshots.retry_us = u64::MAX;
+            let mut failed = std::mem::take(&mut self.snapshots.failed);
+            self.snapshots.postponed.append(&mut failed);
+        }
         for slot in std::mem::take(&mut self.snapshots.postponed) {
             self.take_snapshots(slot);
         }
         self.step_restores();
         self.step_receives();
         self.step_sends();
+    }
+
+    /// What no interval holds up any more is released now.
+    pub(super) fn hurry_releases(&mut self) {
+        let waiting = (0..).zip(&self.slots).filter(|(_, one)| one.want_release).map(|(slot, _)| slot);
+        self.snapshots.postponed.extend(waiting);
+        self.again |= !self.snapshots.postponed.is_empty();
     }
 
     /// The next chunk of every file that is being written.
@@ -419,9 +448,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Written::Gone(None) => {}
             Written::Gone(Some(error)) => {
                 tracing::warn!(group = %head.group, index = %head.index, %error, "a snapshot file cannot be written: the log is kept");
+                if matches!(writing.purpose, Purpose::Release { .. }) {
+                    self.retry_release(slot);
+                }
             }
         }
         self.again = true;
+    }
+
+    /// The machine still wants it, and may have no cause to say so again.
+    fn retry_release(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        one.want_release = true;
+        one.release_when.add(ReleaseWhen::default());
+        self.snapshots.failed.insert(slot);
+        self.snapshots.retry_us = self.snapshots.retry_us.min(self.now_us + RETRY_US);
     }
 
     fn on_file_whole(&mut self, slot: u32, head: SnapshotHead, file: SnapshotFile, purpose: Purpose) {

@@ -75,9 +75,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let forwards = self.forwards.deadline_us();
         let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
         let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready())).min(self.stall_deadline_us());
-        let transfers = self.snapshots.sends.deadline_us().min(self.snapshots.receives.deadline_us());
         due.min(self.places.deadline_us())
-            .min(transfers)
+            .min(self.snapshots.deadline_us())
             .min(self.transport.deadline_us())
             .min(timers)
             .min(forwards)

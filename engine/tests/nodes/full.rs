@@ -75,6 +75,34 @@ impl Machine for Keep {
     }
 }
 
+/// A state of a size: too large for the log until it is made small.
+#[derive(Default)]
+struct Large(Vec<u8>);
+
+impl Machine for Large {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        match entry.command {
+            b"grow" => self.0 = vec![7; 3 * FILE as usize],
+            b"free shrink" => self.0.clear(),
+            b"free all" => effects.release(),
+            _ => {}
+        }
+    }
+    fn class(&self, command: &[u8]) -> Class {
+        if command.starts_with(b"free") { Class::Freeing } else { Class::Ordinary }
+    }
+    fn query(&self, _: &[u8], reply: &mut Vec<u8>) {
+        reply.extend((self.0.len() as u64).to_le_bytes());
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        out.extend(&self.0);
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        self.0 = snapshot.to_vec();
+        Ok(())
+    }
+}
+
 struct Cluster {
     clock: FakeClock,
     network: FakeNetwork,
@@ -197,6 +225,46 @@ fn a_full_log_that_is_released_takes_commands_again_on_the_same_disk() {
         assert_eq!(lone.propose(0, b"free all"), None, "round {round}");
         lone.turn_until("room again", |lone| !lone.nodes[0].status().unwrap().disk_full);
     }
+}
+
+/// Nothing says so twice: who frees the disk may have no more to say, and other commands are refused.
+#[test]
+fn a_release_whose_file_found_no_room_happens_when_the_state_has_become_small() {
+    let mut lone = Cluster::of(1, FILE, || Box::new(Large::default()));
+    lone.disks[0].set_quota(Some(6 * FILE));
+    assert_eq!(lone.propose(0, b"grow"), None);
+    assert!(lone.fill(0, &[7; 3000]) > 10);
+    assert_eq!(lone.propose(0, b"free all"), None);
+    (0..200).for_each(|_| lone.turn());
+    let st=lone.nodes[0].status().unwrap(); eprintln!("{:?} {:?} {:?}", st, lone.nodes[0].group_status(GROUP), lone.disks[0].fault_counts());
+    assert!(lone.nodes[0].status().unwrap().disk_full, "its state does not fit the disk");
+    assert_eq!(lone.propose(0, b"free shrink"), None);
+    lone.turn_until("a release", |lone| lone.nodes[0].group_status(GROUP).unwrap().first > Index(1));
+    lone.turn_until("room again", |lone| !lone.nodes[0].status().unwrap().disk_full);
+    assert_eq!(lone.propose(0, b"ordinary"), None);
+}
+
+/// A release that comes too soon after the last one waits; but not on a full disk.
+#[test]
+fn a_release_that_waits_for_its_interval_happens_when_the_disk_becomes_full() {
+    let mut lone = Cluster::of(1, FILE, || Box::new(Large::default()));
+    assert_eq!(lone.propose(0, b"grow"), None);
+    assert_eq!(lone.propose(0, b"free all"), None);
+    let files = |lone: &Cluster| lone.nodes[0].status().unwrap().snapshot_files;
+    lone.turn_until("a snapshot file", |lone| files(lone) == 1);
+    assert_eq!(lone.propose(0, b"free shrink"), None);
+    assert_eq!(lone.propose(0, b"free all"), None);
+    (0..200).for_each(|_| lone.turn());
+    let first = |lone: &Cluster| lone.nodes[0].group_status(GROUP).unwrap().first;
+    let before = first(&lone);
+    assert!(before < Index(5), "released at {before} already");
+    lone.disks[0].set_quota(Some(0));
+    let other = GroupId(2);
+    lone.nodes[0].start_group(other, Box::new(Count::default()));
+    lone.turn_until("a release", |lone| {
+        lone.nodes[0].propose(other, &[7; 3000]);
+        first(lone) > before
+    });
 }
 
 /// In every file a few entries live on, so that no file is free before they have moved; and for that the disk has no room

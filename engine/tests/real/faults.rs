@@ -177,12 +177,12 @@ fn a_full_kv_refuses_set_takes_del_and_then_set_again() {
     let mut cluster = Cluster::new(NODES, 1);
     cluster.more = vec!["--wal-file", "2MiB"];
     let flag = Flag::new(&cluster);
-    let plan = flag.plan("fill:enospc:while=FLAG");
+    let plan = flag.plan("fill:enospc:while=FLAG;write:enospc:file=shard-0/*.snap*,while=FLAG");
     let (_processes, addresses) = start(&cluster, [&plan; NODES]);
     let mut connection = Connection::open(addresses[0]).unwrap();
     call(&mut connection, &["SET", "a", "1"]);
     flag.raise();
-    // Too much for a snapshot in the log: nothing is released while it is there.
+    // Too much for a snapshot in the log, and no file has room: nothing is released while it is there.
     let (value, keys) = ("v".repeat(16 * 1024), 16);
     let set = fill(&mut connection, &value, keys);
     assert!(set > keys, "{set} values fit");
