@@ -236,7 +236,8 @@ fn a_release_whose_file_found_no_room_happens_when_the_state_has_become_small() 
     assert!(lone.fill(0, &[7; 3000]) > 10);
     assert_eq!(lone.propose(0, b"free all"), None);
     (0..200).for_each(|_| lone.turn());
-    let st=lone.nodes[0].status().unwrap(); eprintln!("{:?} {:?} {:?}", st, lone.nodes[0].group_status(GROUP), lone.disks[0].fault_counts());
+    let st = lone.nodes[0].status().unwrap();
+    eprintln!("{:?} {:?} {:?}", st, lone.nodes[0].group_status(GROUP), lone.disks[0].fault_counts());
     assert!(lone.nodes[0].status().unwrap().disk_full, "its state does not fit the disk");
     assert_eq!(lone.propose(0, b"free shrink"), None);
     lone.turn_until("a release", |lone| lone.nodes[0].group_status(GROUP).unwrap().first > Index(1));
