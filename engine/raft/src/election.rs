@@ -178,6 +178,7 @@ impl Group {
             self.leader_gone = true;
             self.fail_reads(out);
             (self.quorum_at, self.retry_at, self.change_at, self.transfer) = (None, None, None, None);
+            self.passed_over = None;
             self.peers.iter_mut().for_each(|peer| peer.probe_from(peer.match_index.next()));
         }
         self.role = Role::Follower;

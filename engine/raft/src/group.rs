@@ -297,6 +297,8 @@ pub struct Group {
     /// What follows from a committed change of members is to be done then.
     pub(crate) change_at: Option<u64>,
     pub(crate) transfer: Option<Transfer>,
+    /// The last member that leadership was handed to in vain, in this term of ours.
+    pub(crate) passed_over: Option<NodeId>,
 }
 
 impl Group {
@@ -357,6 +359,7 @@ impl Group {
             retry_at: None,
             change_at: None,
             transfer: None,
+            passed_over: None,
             log,
             state,
             config,

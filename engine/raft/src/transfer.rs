@@ -12,6 +12,7 @@ use coracle_base::{NodeId, Term};
 use crate::group::{Group, NotLeader, Output, Role};
 use crate::member::Membership;
 use crate::message::{Message, NUMBER_MAX};
+use crate::progress::Peer;
 
 /// Leadership on its way to another member.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +66,10 @@ impl Group {
         }
         let can_lead = self.peers.iter().filter(|peer| peer.link_up && peer.doubt.is_none());
         let wanted = can_lead.filter(|peer| to.is_none_or(|to| peer.id == to) && is_voter(peer.id));
-        let best = wanted.max_by_key(|peer| (peer.match_index, core::cmp::Reverse(peer.id)));
+        // Whoever had its turn in vain may be unfit in a way that is not seen from here: others come first.
+        let fitness =
+            |peer: &&Peer| (self.passed_over != Some(peer.id), peer.match_index, core::cmp::Reverse(peer.id));
+        let best = wanted.max_by_key(fitness);
         let to = best.map(|peer| peer.id).ok_or(TransferError::Unreachable)?;
         let until_us = now_us + self.config.election_us_max;
         self.transfer = Some(Transfer { to, until_us, told: false });
@@ -86,7 +90,7 @@ impl Group {
     pub(crate) fn hand_over(&mut self, out: &mut Vec<Output>) {
         let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.told) else { return };
         let last = self.log.last();
-        let is_ready = |peer: &&crate::progress::Peer| peer.id == transfer.to && peer.match_index == last;
+        let is_ready = |peer: &&Peer| peer.id == transfer.to && peer.match_index == last;
         if self.peers.iter().filter(is_ready).any(|peer| peer.link_up && peer.doubt.is_none()) {
             transfer.told = true;
             out.push(Output::Send {
@@ -98,6 +102,7 @@ impl Group {
 
     /// The successor had its time: we lead on, unless we are no member any more.
     pub(crate) fn end_transfer(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        self.passed_over = self.transferring();
         self.transfer = None;
         if self.is_out() && self.members_are_settled() {
             return self.become_follower(now_us, self.state.term, out);

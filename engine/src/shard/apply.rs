@@ -73,6 +73,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Ok(_) | Err(ReadError::Released { .. } | ReadError::NotDurable { .. }) => {}
             Err(error) => poison(one, format!("its log cannot be read back: {error}")),
         }
+        self.give_up_if_poisoned(slot);
         self.resume(slot);
     }
 
@@ -103,6 +104,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(super) fn after_apply(&mut self, slot: u32) {
         self.answer_reads(slot);
+        self.give_up_if_poisoned(slot);
         self.take_snapshots(slot);
         self.evict(slot);
     }

@@ -142,6 +142,8 @@ pub(crate) struct Slot {
     pub(crate) digest: u64,
     /// Why the machine applies and answers nothing any more.
     pub(crate) poisoned: Option<String>,
+    /// Until then it is led here in spite of that, if nobody else does.
+    pub(crate) given_up_until_us: u64,
     /// Another majority contradicts what is committed here. Poisoned, too: the member hears and says nothing any more.
     pub(crate) diverged: bool,
     pub(crate) waiting: WaitingList,
@@ -201,6 +203,7 @@ impl Slot {
             time_ms: 0,
             digest: 0,
             poisoned: None,
+            given_up_until_us: 0,
             diverged: false,
             waiting: WaitingList::default(),
             parked: VecDeque::new(),

@@ -10,6 +10,7 @@ mod cache;
 mod compact;
 mod elections;
 mod forward;
+mod give_up;
 pub(crate) mod groups;
 pub(crate) mod inbox;
 pub(crate) mod members;

@@ -360,6 +360,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         if let Some(reason) = refusal {
             let leader = Some(self.settings.node);
+            self.give_up_if_poisoned(slot);
             return self.refuse(&entries, &origin, reason, leader);
         }
         let Ok(proposed) = one.raft.propose(entries.count()) else {

@@ -327,6 +327,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.answer_shrunk();
         }
         self.settle_transfer(slot, role, leader);
+        self.give_up_if_poisoned(slot);
         self.release_parked(slot);
     }
 }

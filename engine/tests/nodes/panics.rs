@@ -47,6 +47,56 @@ fn a_machine_that_panics_when_it_is_sent_a_snapshot_ends_nothing_else() {
     assert_eq!(cluster.asked(0, GROUP), Ok(3));
 }
 
+/// The place of the node that leads, as all see it, once there is one.
+fn leader(cluster: &mut Cluster) -> usize {
+    let seen = |cluster: &Cluster| {
+        let leader = cluster.status(0).leader?;
+        (0..3).all(|at| cluster.status(at).leader == Some(leader)).then_some(leader.0 as usize - 1)
+    };
+    cluster.turn_until("a leader", |cluster| seen(cluster).is_some());
+    seen(cluster).unwrap()
+}
+
+fn is_poisoned(cluster: &Cluster, at: usize) -> bool {
+    cluster.node(at).group_status(GROUP).is_some_and(|status| status.poisoned.is_some())
+}
+
+#[test]
+fn a_leader_whose_machine_stands_still_leaves_it_to_one_that_goes_on() {
+    let mut led = 0;
+    for faulty in 0..3 {
+        let mut cluster = Cluster::new(3);
+        let fault = |at| if at == faulty { Fault::Apply } else { Fault::None };
+        (0..3).for_each(|at| cluster.start(at, GROUP, fault(at)));
+        cluster.done(0, GROUP, b"one");
+        led += usize::from(leader(&mut cluster) == faulty);
+        cluster.node((faulty + 1) % 3).propose(GROUP, b"break");
+        cluster.turn_until("a poisoned member", |cluster| is_poisoned(cluster, faulty));
+        cluster.turn_until("a leader that is sound", |cluster| {
+            cluster.status(faulty).leader.is_some_and(|leader| leader.0 as usize != faulty + 1)
+        });
+        cluster.done(faulty, GROUP, b"two");
+        assert_eq!(cluster.asked((faulty + 1) % 3, GROUP), Ok(3));
+    }
+    assert!(led > 0, "in none of the three the leader was hit");
+}
+
+#[test]
+fn members_that_all_stand_still_do_not_pass_their_group_around() {
+    let mut cluster = Cluster::new(3);
+    (0..3).for_each(|at| cluster.start(at, GROUP, Fault::Apply));
+    cluster.done(0, GROUP, b"one");
+    let at = leader(&mut cluster);
+    let before = cluster.status(at).term;
+    cluster.node(0).propose(GROUP, b"break");
+    cluster.turn_until("poisoned members", |cluster| (0..3).all(|at| is_poisoned(cluster, at)));
+    (0..20_000).for_each(|_| cluster.turn()); // ten seconds
+    let at = leader(&mut cluster);
+    let terms = cluster.status(at).term.0 - before.0;
+    assert!((1..=3).contains(&terms), "{terms} elections: one for each member");
+    assert_eq!(cluster.once(0, GROUP, b"two"), Some(Reason::Poisoned));
+}
+
 #[test]
 fn a_machine_that_has_failed_keeps_no_log_in_memory() {
     let mut cluster = Cluster::new(3);
