@@ -90,6 +90,8 @@ pub(crate) struct Checkpoints {
     since_step_bytes: usize,
     rolled: bool,
     pub(crate) written: u64,
+    /// Of all of them together, what was staged.
+    pub(crate) written_bytes: u64,
 }
 
 impl Checkpoints {
@@ -257,6 +259,7 @@ impl Wal {
             running.pieces.push(Piece { at, bytes: body_bytes as u32, crc });
             running.page_no += 1;
             staged += body_bytes;
+            self.checkpoints.written_bytes += (RECORD_HEADER_BYTES + body_bytes) as u64;
         }
         self.checkpoints.bytes += staged as u64;
         staged
@@ -275,6 +278,7 @@ impl Wal {
             files: file_map(&self.files, self.segments_upto),
             kept,
         };
+        self.checkpoints.written_bytes += (RECORD_HEADER_BYTES + root.encoded_bytes()) as u64;
         self.place_record(RecordKind::PagedRoot, root.encoded_bytes());
         let batch = self.stage.batch();
         root.encode(&mut batch.buf);

@@ -84,6 +84,9 @@ pub(crate) struct Stage {
     seed: u64,
     buffer_bytes: usize,
     free: Vec<Buffer>,
+    /// Counters, for whoever asks where the bytes go.
+    pub(crate) padding_bytes: u64,
+    pub(crate) roster_bytes: u64,
 }
 
 impl Stage {
@@ -105,6 +108,8 @@ impl Stage {
             seed,
             buffer_bytes,
             free,
+            padding_bytes: 0,
+            roster_bytes: 0,
         }
     }
 
@@ -203,6 +208,7 @@ impl Stage {
             record::put_header(RecordKind::Roster, false, self.roster.body().len(), &mut batch.buf);
             batch.buf.put(self.roster.body());
             batch.records += 1;
+            self.roster_bytes += (RECORD_HEADER_BYTES + self.roster.body().len()) as u64;
         }
     }
 
@@ -254,7 +260,9 @@ impl Stage {
         batch.full = full;
         batch.payload_bytes = (batch.buf.len() - BATCH_HEADER_BYTES) as u32;
         batch.payload_crc = self.outline.finish();
-        batch.buf.resize(batch.buf.len().next_multiple_of(BLOCK_BYTES));
+        let end = batch.buf.len().next_multiple_of(BLOCK_BYTES);
+        self.padding_bytes += (end - batch.buf.len()) as u64;
+        batch.buf.resize(end);
         self.next_at = batch.end();
         self.closed_bytes += batch.buf.len();
         self.closed.push_back(batch);

@@ -66,6 +66,12 @@ pub struct Stats {
     pub batch_bytes: u64,
     /// Bytes of the records staged, each encoded once: runs, states, snapshots. Not checkpoints.
     pub record_bytes: u64,
+    /// Of the batches' bytes, those behind the last record, up to the block.
+    pub padding_bytes: u64,
+    /// Those of rosters.
+    pub roster_bytes: u64,
+    /// And those of checkpoints.
+    pub checkpoint_bytes: u64,
     /// Marker batches among the batches.
     pub marks: u64,
     /// Zeros written to make new files.
@@ -473,6 +479,9 @@ impl Wal {
             indexes: self.indexes.written,
             index_bytes: self.indexes.bytes,
             indexes_wrong: self.indexes.wrong,
+            padding_bytes: self.stage.padding_bytes,
+            roster_bytes: self.stage.roster_bytes,
+            checkpoint_bytes: self.checkpoints.written_bytes,
             ..self.stats
         }
     }

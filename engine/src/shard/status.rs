@@ -95,6 +95,14 @@ pub struct ShardStatus {
     pub batches: u64,
     /// Bytes of these.
     pub batch_bytes: u64,
+    /// Of them, those that fill blocks up.
+    pub padding_bytes: u64,
+    /// Those that say whom the batch before was about.
+    pub roster_bytes: u64,
+    /// Those of checkpoints.
+    pub checkpoint_bytes: u64,
+    /// Zeros written besides, to make new files of the log.
+    pub prefill_bytes: u64,
     /// Encoded bytes of the runs that were appended to the WAL: what each of its entries costs at least, once.
     pub run_bytes: u64,
     /// Frames sent to other nodes that carried a message.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::cluster::{Cluster, ClusterError};
 use super::options::Soak;
 use super::{agree, report};
-use crate::latency::tenths;
+use crate::latency::{tenths, thousandths};
 use crate::plot::{self, Line, Panel, PlotError};
 use crate::size::mib;
 
@@ -36,6 +36,15 @@ const TIME_PER_10_MIB: Duration = Duration::from_secs(10);
 /// What is to level off: names and units in the report.
 const SERIES: [&str; 3] = ["rss_mib", "files", "disk_mib"];
 
+/// What is written besides the runs, and is worth telling: the nodes' name for it and the report's.
+const PARTS: [(&str, &str); 5] = [
+    ("padding_bytes", "padding_of_it"),
+    ("roster_bytes", "rosters_of_it"),
+    ("checkpoint_bytes", "checkpoints_of_it"),
+    ("prefill_bytes", "zeros_of_new_files_of_it"),
+    ("segment_bytes", "segments_of_it"),
+];
+
 /// A figure of all nodes at one moment of the load.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Note {
@@ -47,8 +56,11 @@ struct Note {
     segments_mib: f64,
     others_mib: f64,
     written_bytes: u64,
+    batches: u64,
+    batch_bytes: u64,
     run_bytes: u64,
-    segment_bytes: u64,
+    /// As `PARTS` has them.
+    parts: [u64; PARTS.len()],
     compaction_us: u64,
     compacted_files: u64,
     sealed_bytes: u64,
@@ -71,8 +83,10 @@ impl Note {
             segments_mib: disk("segment_bytes"),
             others_mib: disk("other_bytes"),
             written_bytes: sum("written_bytes"),
+            batches: sum("batches"),
+            batch_bytes: sum("batch_bytes"),
             run_bytes: sum("run_bytes"),
-            segment_bytes: sum("segment_bytes"),
+            parts: PARTS.map(|(key, _)| sum(key)),
             compaction_us: sum("compaction_us"),
             compacted_files: sum("compacted_files"),
             sealed_bytes: sum("sealed_bytes"),
@@ -286,9 +300,9 @@ fn told(options: &Soak, notes: &[Note]) -> Value {
     let settled = &notes[notes.len() / 5..];
     let (first, last) =
         (settled.first().copied().unwrap_or_default(), settled.last().copied().unwrap_or_default());
-    let rise = |get: fn(&Note) -> u64| get(&last).saturating_sub(get(&first)) as f64;
-    let (done, seconds) = (rise(|note| note.done), last.seconds - first.seconds);
-    let run_bytes = rise(|note| note.run_bytes);
+    let rise = |get: &dyn Fn(&Note) -> u64| get(&last).saturating_sub(get(&first)) as f64;
+    let (done, seconds) = (rise(&|note| note.done), last.seconds - first.seconds);
+    let run_bytes = rise(&|note| note.run_bytes);
     let course = |name: &str| notes.iter().map(|note| tenths(note.series(name))).collect::<Vec<_>>();
     let levels: Vec<(&str, Value)> = SERIES.iter().map(|name| (*name, level(settled, name))).collect();
     let levels_off = levels.iter().all(|(_, level)| level["levels_off"] == true);
@@ -305,14 +319,17 @@ fn told(options: &Soak, notes: &[Note]) -> Value {
         "shards": last.shards / options.cluster.nodes(),
         "seconds": tenths(last.seconds),
         "ops_per_s": (done / seconds).round(),
-        "write_amplification": report::hundredths(rise(|note| note.written_bytes) / run_bytes),
-        "segments_of_it": report::hundredths(rise(|note| note.segment_bytes) / run_bytes),
-        "compaction_share": report::hundredths(rise(|note| note.compaction_us) / 1e6 / seconds / last.shards.max(1) as f64),
+        "write_amplification": thousandths(rise(&|note| note.written_bytes) / run_bytes),
+        "batch_bytes": (rise(&|note| note.batch_bytes) / rise(&|note| note.batches).max(1.0)).round(),
+        "compaction_share": report::hundredths(rise(&|note| note.compaction_us) / 1e6 / seconds / last.shards.max(1) as f64),
         "compacted_files": last.compacted_files,
         "space_amplification": report::hundredths(last.sealed_bytes as f64 / last.sealed_live_bytes.max(1) as f64),
         "levels_off": levels_off,
         "at_seconds": notes.iter().map(|note| tenths(note.seconds)).collect::<Vec<_>>(),
     });
+    for (at, (_, name)) in PARTS.iter().enumerate() {
+        value[*name] = json!(thousandths(rise(&|note| note.parts[at]) / run_bytes));
+    }
     for (name, level) in levels {
         value[name] = level;
         value[name]["samples"] = json!(course(name));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::bare::Bare;
 use super::options::Options;
 use super::shard::ShardReport;
-use crate::latency::{Latencies, tenths};
+use crate::latency::{Latencies, tenths, thousandths};
 use crate::size::mib;
 use crate::usage::Usage;
 
@@ -206,8 +206,4 @@ fn seconds(micros: u64) -> f64 {
 /// 0 of nothing.
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
-}
-
-fn thousandths(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }
