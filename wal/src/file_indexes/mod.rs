@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 pub(crate) use self::write::Job;
 use crate::files::Files;
 use crate::format::file_index::{IndexPlace, IndexedFile, list_bytes, put_list};
-use crate::format::record::RecordKind;
+use crate::format::record::{RECORD_HEADER_BYTES, RecordKind};
 use crate::groups::{Groups, Refs};
 use crate::wal::Wal;
 
@@ -170,7 +170,7 @@ impl Wal {
         }
         self.place_record(RecordKind::IndexList, bytes);
         put_list(places, &mut self.stage.batch().buf);
-        self.indexes.bytes += bytes as u64;
+        self.indexes.bytes += (RECORD_HEADER_BYTES + bytes) as u64;
     }
 
     /// A file is about to be used for something else, or removed.

@@ -60,6 +60,21 @@ fn many_files_are_filled_and_reused_while_snapshots_release_the_log() {
 }
 
 #[test]
+fn every_byte_that_is_written_is_counted_as_something() {
+    let mut rig = Rig::fresh(3);
+    for round in 1..200 {
+        let group = round % 3 + 1;
+        rig.append(group, rig.model().last(group), 1, 1, 2, 1500);
+        rig.settle();
+    }
+    let stats = rig.wal.stats();
+    assert!(stats.checkpoints > 3 && stats.padding_bytes > 0 && stats.roster_bytes > 0, "{stats:?}");
+    let besides = stats.padding_bytes + stats.roster_bytes + stats.checkpoint_bytes + stats.index_bytes;
+    let heads = 96 * stats.batches;
+    assert_eq!(stats.batch_bytes, stats.record_bytes + heads + besides, "{stats:?}");
+}
+
+#[test]
 fn a_read_says_why_it_cannot() {
     let mut rig = Rig::fresh(5);
     rig.append(1, 0, 1, 1, 8, 100);
