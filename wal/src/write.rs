@@ -47,6 +47,11 @@ impl Wal {
         [mark, index, self.prepare.retry_us(), self.pins.deadline_us()].into_iter().flatten().min()
     }
 
+    /// Whether what is appended now goes nowhere before a write completes, unless it fills a batch.
+    pub fn is_gathering(&self) -> bool {
+        self.in_flight >= WRITES_IN_FLIGHT
+    }
+
     fn step_background<D: Disk>(&mut self, disk: &mut D) {
         self.step_checkpoint();
         self.step_indexes();

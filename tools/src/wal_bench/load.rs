@@ -22,6 +22,9 @@ use crate::latency::Latencies;
 
 /// Groups that are brought into the cache together.
 const WARM_GROUPS: usize = 24;
+/// While the log only gathers, arrivals are looked at this often, or when a write completes: a driver that looks at each of
+/// them keeps the kernel's threads that complete the writes from the CPU.
+const LOOK_EVERY_US: u64 = 100;
 /// The term of every entry: one leader, from the beginning to the end.
 const TERM: Term = Term(1);
 /// Besides its entries, a run that is alone in a batch takes at most this much of it.
@@ -129,6 +132,8 @@ impl Load {
             } else {
                 let arrival = pace.intended_us(outcome.entries);
                 let arrival = arrival.filter(|_| room > count && !pace.is_over(now_us, outcome.entries));
+                let not_before_us = if wal.is_gathering() { now_us + LOOK_EVERY_US } else { 0 };
+                let arrival = arrival.map(|at| at.max(not_before_us));
                 let wake_us = [arrival, wal.deadline_us()].into_iter().flatten().min();
                 wake_us.map(|at| at.saturating_sub(now_us))
             };
@@ -244,9 +249,10 @@ impl Load {
                 latencies.record((now_us - notice.appended_us) * 1000, notice.count);
                 continue;
             }
-            for nth in notice.first..notice.first + notice.count {
+            let end = notice.first + notice.count;
+            for nth in (notice.first..end).step_by(pace.together() as usize) {
                 let intended_us = pace.intended_us(nth).unwrap_or(notice.appended_us);
-                latencies.record(now_us.saturating_sub(intended_us) * 1000, 1);
+                latencies.record(now_us.saturating_sub(intended_us) * 1000, pace.together().min(end - nth));
             }
         }
         Ok(count)

@@ -55,6 +55,11 @@ impl Pace {
     pub(super) fn intended_us(&self, nth: u64) -> Option<u64> {
         self.rate.map(|rate| self.start_us + (nth as f64 * 1e6 / rate) as u64)
     }
+
+    /// So many entries, one at least, arrive within the same microsecond.
+    pub(super) fn together(&self) -> u64 {
+        self.rate.map_or(1, |rate| ((rate / 1e6) as u64).max(1))
+    }
 }
 
 /// Entries of the whole run at a set rate.
@@ -84,7 +89,8 @@ mod tests {
     fn an_open_loop_does_not_wait_for_anybody() {
         let pace = Pace::new(1000, Until::Time(Duration::from_secs(1)), Some(10_000.0));
         assert_eq!((pace.arrived(1000), pace.arrived(1099), pace.arrived(1100)), (1, 1, 2));
-        assert_eq!(pace.intended_us(2), Some(1200));
+        assert_eq!((pace.intended_us(2), pace.together()), (Some(1200), 1));
+        assert_eq!(Pace::new(0, Until::Entries(1), Some(2_400_000.0)).together(), 2);
         // All that was meant to arrive is waited for, however late it is.
         assert_eq!(pace.arrived(9_000_000), 10_000);
         assert!(!pace.is_over(9_000_000, 9_999) && pace.is_over(9_000_000, 10_000));
