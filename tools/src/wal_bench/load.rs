@@ -140,9 +140,12 @@ impl Load {
             // The turn's one system call.
             park.park(timeout_us, &|| true)?;
             durable += self.complete(disk, wal, &pace, &mut outcome.latencies)?;
-            // What waits for a place in flight need not wait until the next entries are gathered.
-            wal.submit(disk, RealClock.now_us())?;
-            disk.submit()?;
+            if pace.is_closed_loop() {
+                // What waits for a place in flight need not wait until the next entries are made. At a set rate some have
+                // arrived meanwhile, and go with it.
+                wal.submit(disk, RealClock.now_us())?;
+                disk.submit()?;
+            }
             if durable == outcome.entries && pace.is_over(RealClock.now_us(), outcome.entries) {
                 outcome.micros = RealClock.now_us() - started_us;
                 return Ok(outcome);
@@ -245,7 +248,7 @@ impl Load {
         let mut count = 0;
         while let Some(notice) = self.notices.pop_front_if(|notice| proof.covers(notice.batch)) {
             count += notice.count;
-            if pace.intended_us(0).is_none() {
+            if pace.is_closed_loop() {
                 latencies.record((now_us - notice.appended_us) * 1000, notice.count);
                 continue;
             }

@@ -56,6 +56,11 @@ impl Pace {
         self.rate.map(|rate| self.start_us + (nth as f64 * 1e6 / rate) as u64)
     }
 
+    /// Whether entries arrive when they can.
+    pub(super) fn is_closed_loop(&self) -> bool {
+        self.rate.is_none()
+    }
+
     /// So many entries, one at least, arrive within the same microsecond.
     pub(super) fn together(&self) -> u64 {
         self.rate.map_or(1, |rate| ((rate / 1e6) as u64).max(1))
