@@ -7,25 +7,28 @@
 //! as far as the shard; (2) a full inbox refuses at once: no handle waits for room.
 
 mod client;
+pub(crate) mod directory;
 pub(crate) mod entries;
 mod members;
 mod proposal;
 pub(crate) mod query;
 #[cfg(test)]
 mod tests;
-mod typed;
+pub(crate) mod typed;
 
 use std::sync::Arc;
 
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId};
 
 pub use client::Client;
+pub use directory::{Directory, NameChanges};
 pub use entries::{LogEntry, NoEntry, Pending, ReadEntry, ReadPlan};
 pub use proposal::Proposal;
 pub use query::Consistency;
 pub use typed::{TypedGroup, TypedProposal};
 
 use crate::Error;
+use crate::directory::{DIRECTORY, is_drawn};
 use crate::machine::{Machine, Typed, TypedMachine};
 use crate::node::{Node, Socket};
 use crate::outcome::{NotDone, Reason};
@@ -64,14 +67,18 @@ impl Handles {
     fn start_groups(&self, groups: Vec<Start>) -> Vec<Result<Group, Error>> {
         let command = |groups, started| Command::StartGroups { groups, started };
         let ids: Vec<GroupId> = groups.iter().map(|start| start.group).collect();
-        let is_zero = |id: &GroupId| *id == GroupId(0);
-        let groups = groups.into_iter().filter(|start| !is_zero(&start.group));
+        let refusal = |id: GroupId| match id {
+            DIRECTORY => Some(Error::GroupZero),
+            id if is_drawn(id) => Some(Error::GroupNamed(id)),
+            _ => None,
+        };
+        let groups = groups.into_iter().filter(|start| refusal(start.group).is_none());
         let groups = groups.map(|start| (start.group, start)).collect();
         let mut started = self.ask_about(groups, command).into_iter();
         ids.into_iter()
             .map(|id| {
-                if is_zero(&id) {
-                    return Err(Error::GroupZero);
+                if let Some(error) = refusal(id) {
+                    return Err(error);
                 }
                 started.next().unwrap_or(Err(Error::Stopped(None)))??;
                 Ok(self.group(id))

@@ -19,6 +19,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::identity::{Identity, log_dir};
 use crate::shard::inbox::{Command, Inbox};
+use crate::shard::names::Machines;
 use crate::shard::places::Word;
 use crate::shard::snapshots::Snapshots;
 use crate::shard::{Settings, Shard, ShardError, ShardStatus, Turn};
@@ -34,6 +35,8 @@ pub(crate) struct Parts<D, N: Net, C> {
     pub(crate) siblings: Vec<Arc<Inbox<N::Socket>>>,
     /// For file identities, incarnations, the cluster id and jitter: fresh at every start.
     pub(crate) seed: u64,
+    /// For named groups; none: the node has no directory.
+    pub(crate) machines: Option<Machines>,
     /// The newest protocol version that the node speaks; an older one is for tests of clusters in mid-upgrade.
     pub(crate) protocol: u16,
     #[cfg(feature = "breaks")]
@@ -173,8 +176,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             #[cfg(feature = "breaks")]
             breaks: parts.breaks,
         };
-        let Parts { disk, net, clock, inbox, siblings, .. } = parts;
-        let shard = Shard::new(
+        let Parts { disk, net, clock, inbox, siblings, machines, .. } = parts;
+        let mut shard = Shard::new(
             settings,
             identity.clone(),
             disk,
@@ -186,7 +189,9 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             transport,
             inbox,
             siblings,
+            machines,
         );
+        shard.begin_directory();
         Ok(Self { stage: Stage::Running(Box::new(shard)), identity: Some(identity.clone()) })
     }
 
@@ -353,7 +358,7 @@ impl<D: Disk, N: Net, C: Clock> Forming<D, N, C> {
     fn on_command(&mut self, command: Command<N::Socket>) -> Result<(), Error> {
         match command {
             Command::Stop => return Err(Error::Stopped(None)),
-            command @ Command::StartGroups { .. } => self.waiting_starts.push(command),
+            command @ (Command::StartGroups { .. } | Command::Watch(_)) => self.waiting_starts.push(command),
             Command::GroupStatus { groups, reply } => reply.answer(Ok(vec![None; groups.len()])),
             Command::Compact { begun } => begun.answer(Ok(())),
             Command::Status { reply } => {

@@ -51,6 +51,9 @@ pub enum Error {
     /// Group uids start from 1; 0 is the directory group's.
     #[error("group uid 0 is kept for the directory group; choose one from 1")]
     GroupZero,
+    /// Group uids from 2^48 on are drawn by the directory: [`Directory::create`](crate::Directory::create) makes such a group.
+    #[error("group uid {0} is the directory's to give; choose one below 2^48, or create a group by name")]
+    GroupNamed(GroupId),
     /// A node's place in the cluster is not another's.
     #[error("node {node}: {reason}")]
     Place {

@@ -53,6 +53,7 @@ mod boot;
 pub mod breaks;
 pub mod cluster;
 mod config;
+mod directory;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -69,14 +70,15 @@ mod transport;
 #[cfg(feature = "admin")]
 pub use admin::Admin;
 pub use api::{
-    Client, Consistency, Group, LogEntry, NoEntry, Pending, Proposal, ReadEntry, ReadPlan, TypedGroup,
-    TypedProposal,
+    Client, Consistency, Directory, Group, LogEntry, NameChanges, NoEntry, Pending, Proposal, ReadEntry,
+    ReadPlan, TypedGroup, TypedProposal,
 };
 pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;
 pub use coracle_raft::{Change, Member, Members, Membership};
 pub use coracle_wal::IndexRange;
+pub use directory::{Created, Deleted, NamedGroup, Page};
 pub use error::Error;
 pub use machine::{
     Class, Effects, Entry, Machine, ReleaseWhen, RestoreError, SnapshotSource, Typed, TypedMachine, Wire,
@@ -84,5 +86,6 @@ pub use machine::{
 pub use node::Node;
 pub use outcome::{Done, NotDone, Outcome, Reason, Unknown};
 pub use shard::members::Drained;
+pub use shard::names::NameChange;
 pub use shard::replies::Completions;
 pub use shard::{GroupStatus, ShardStatus};

@@ -4,6 +4,8 @@
 //! with the entry and never goes back. A machine that panics is poisoned: its group goes on voting and replicating,
 //! but does not apply any more, and says so.
 
+use std::any::Any;
+
 use coracle_base::{Index, Term};
 use coracle_wal::IndexRange;
 
@@ -127,7 +129,7 @@ pub enum Class {
 }
 
 /// A deterministic state machine over bytes.
-pub trait Machine: Send + 'static {
+pub trait Machine: Any + Send {
     /// Runs one committed command.
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>);
 

@@ -16,8 +16,10 @@ use crate::api::Handles;
 use crate::boot::{Parts, Server};
 use crate::config::{Config, Peer};
 use crate::identity::Identity;
+use crate::machine::Machine;
 use crate::panics::caught;
 use crate::shard::inbox::{Command, Inbox};
+use crate::shard::names::Machines;
 use crate::transport::hello::PROTOCOL;
 
 /// The network driver's socket.
@@ -47,6 +49,24 @@ impl Node {
     /// # Errors
     /// Whatever is wrong with the configuration, the directory or the address: nothing was started.
     pub fn start(config: Config) -> Result<Self, Error> {
+        Self::start_all(config, None)
+    }
+
+    /// As [`start`](Self::start), with named groups: this node takes part in the cluster's directory
+    /// ([`directory`](Self::directory)), and runs every group by itself of which it is a member by it, with the machine that
+    /// `machines` makes from the group's name and argument; a group for which it makes none does not run here. All nodes of a
+    /// cluster are started so, or none: the directory needs a majority of them. `machines` is called in the shards' threads.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_groups(
+        config: Config,
+        machines: impl Fn(&str, &[u8]) -> Option<Box<dyn Machine>> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        Self::start_all(config, Some(Arc::new(machines)))
+    }
+
+    fn start_all(config: Config, machines: Option<Machines>) -> Result<Self, Error> {
         config.check()?;
         let shards = shards_of(&config)?;
         let config = Config { shards, ..config };
@@ -66,10 +86,11 @@ impl Node {
         let (started, starts) = sync_channel(usize::from(shards));
         for (shard, (life, waker)) in lives.into_iter().zip(wakers).enumerate() {
             let shard = ShardId(shard as u16);
-            let thread = ShardThread { shard, life, waker, config: config.clone(), inboxes: inboxes.clone() };
+            let (config, inboxes, machines) = (config.clone(), inboxes.clone(), machines.clone());
+            let thread = ShardThread { shard, life, waker, config, inboxes, machines };
             let started = started.clone();
             let handle = std::thread::Builder::new()
-                .name(format!("coracle-{}-{shard}", config.id))
+                .name(format!("coracle-{}-{shard}", thread.config.id))
                 .spawn(move || thread.run(&started))
                 .map_err(|error| Error::Thread(error.to_string()))?;
             running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(handle);
@@ -177,6 +198,7 @@ struct ShardThread {
     waker: Arc<OnceLock<Waker>>,
     config: Config,
     inboxes: Inboxes,
+    machines: Option<Machines>,
 }
 
 type RealServer = Server<RingDisk, RingNet, RealClock>;
@@ -217,6 +239,7 @@ impl ShardThread {
             inbox: inbox.clone(),
             siblings: self.inboxes,
             seed: rand::random(),
+            machines: self.machines,
             protocol: PROTOCOL,
             #[cfg(feature = "breaks")]
             breaks: Default::default(),

@@ -81,6 +81,10 @@ pub enum Reason {
     NotApplied,
     /// The log with the entry asked for is released: whether it was of that term, nobody knows any more.
     Released,
+    /// The group was deleted from the directory. Its name may be another group's by now.
+    Deleted,
+    /// That is no name of a group.
+    BadName,
 }
 
 impl Reason {
@@ -104,8 +108,9 @@ impl Reason {
     ];
     const NEEDS_UPGRADE: u8 = 16;
     const NOT_JOINED: u8 = 17;
-    /// And these from 18 on. Only what a node answers itself ends so: older versions never hear of them.
-    const LATER: [Self; 2] = [Self::NotApplied, Self::Released];
+    /// And these from 18 on. Only what a node answers itself ends so, or one that has named groups to another: older versions
+    /// never hear of them.
+    const LATER: [Self; 4] = [Self::NotApplied, Self::Released, Self::Deleted, Self::BadName];
 
     /// Its number between nodes, and the node that it is about.
     pub(crate) fn encode(self) -> (u8, NodeId) {
@@ -163,6 +168,8 @@ impl fmt::Display for Reason {
             }
             Reason::NotApplied => "this node's machine has not come so far",
             Reason::Released => "the log with that entry is released",
+            Reason::Deleted => "the group was deleted",
+            Reason::BadName => "a group's name has 1 to 255 bytes and no control characters",
             Reason::NoLeader => "no leader could be reached",
             Reason::Busy => "the shard is busy",
             Reason::DiskFull => "the disk is full",
@@ -200,6 +207,9 @@ pub enum Unknown {
     /// A snapshot took the place of the log in which the answer would have been.
     #[error("unknown: the log that holds the answer was replaced by a snapshot")]
     Skipped,
+    /// The group was deleted before the command was applied here.
+    #[error("unknown: the group was deleted before the answer")]
+    Deleted,
     /// The leader's machine answered something that is not this machine's reply: their versions differ.
     #[error("unknown: the reply is not one of this machine's; the nodes run different versions of it")]
     Unreadable,
@@ -238,11 +248,13 @@ mod tests {
             (Reason::NotJoined(NodeId(7)), 17, 7),
             (Reason::NotApplied, 18, 0),
             (Reason::Released, 19, 0),
+            (Reason::Deleted, 20, 0),
+            (Reason::BadName, 21, 0),
         ] {
             assert_eq!(reason.encode(), (number, NodeId(node)));
             assert_eq!(Reason::decode(number, NodeId(node)), Some(reason));
         }
         assert!(Reason::PLAIN.iter().all(|one| Reason::decode(one.encode().0, NodeId::NONE) == Some(*one)));
-        assert!([0, 20, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
+        assert!([0, 22, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
     }
 }

@@ -1,6 +1,7 @@
 //! A node for simulators: the same `Server` that a shard's thread runs, over a disk, a network and a clock of the
 //! caller's, turned by hand.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use coracle_base::{EntryBatch, EntryKind, GroupId, Index, NodeId, Term};
@@ -8,15 +9,18 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::Change;
 
 use crate::api::entries::read_command;
+use crate::api::typed::decoded;
 use crate::boot::{Parts, Server};
+use crate::directory::{Ask, DIRECTORY};
 use crate::shard::inbox::{Command, Inbox, Origin, ReadTo, Start};
 use crate::shard::members::Request;
+use crate::shard::names::{Machines, WatchQueue, Wish};
 use crate::shard::places::Word;
 use crate::shard::replies::{Asked, ClientQueue, Slot};
 use crate::transport::hello::PROTOCOL;
 use crate::{
-    Config, Consistency, Drained, Error, GroupStatus, Machine, Outcome, Pending, ReadEntry, ReadPlan, Reason,
-    ShardStatus,
+    Config, Consistency, Created, Deleted, Drained, Error, GroupStatus, Machine, NameChanges, NamedGroup,
+    Outcome, Pending, ReadEntry, ReadPlan, Reason, ShardStatus, Wire,
 };
 
 pub use crate::shard::Turn;
@@ -39,6 +43,17 @@ impl Answer {
     /// How the command ended, if it has.
     pub fn get(&self) -> Option<Outcome> {
         self.0.get()
+    }
+}
+
+/// The answer to a wish about named groups, when it comes.
+#[derive(Debug)]
+pub struct NameAnswer<R>(Answer, PhantomData<fn() -> R>);
+
+impl<R: Wire> NameAnswer<R> {
+    /// How the wish ended, if it has.
+    pub fn get(&self) -> Option<Outcome<R>> {
+        self.0.get().map(decoded)
     }
 }
 
@@ -74,7 +89,40 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
             inbox,
             siblings,
             seed,
+            machines: None,
             protocol: protocol.min(PROTOCOL),
+            #[cfg(feature = "breaks")]
+            breaks,
+        };
+        Self::from_parts(config, parts)
+    }
+
+    /// As [`open`](Self::open), with named groups, as by [`Node::start_with_groups`](crate::Node::start_with_groups).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with_groups(
+        config: &Config,
+        disk: D,
+        net: N,
+        clock: C,
+        seed: u64,
+        machines: impl Fn(&str, &[u8]) -> Option<Box<dyn Machine>> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
+        let siblings = vec![inbox.clone()];
+        let machines: Option<Machines> = Some(Arc::new(machines));
+        #[cfg(feature = "breaks")]
+        let breaks = Default::default();
+        let parts = Parts {
+            disk,
+            net,
+            clock,
+            inbox,
+            siblings,
+            seed,
+            machines,
+            protocol: PROTOCOL,
             #[cfg(feature = "breaks")]
             breaks,
         };
@@ -98,7 +146,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         let siblings = vec![inbox.clone()];
         Self::from_parts(
             config,
-            Parts { disk, net, clock, inbox, siblings, seed, protocol: PROTOCOL, breaks },
+            Parts { disk, net, clock, inbox, siblings, seed, machines: None, protocol: PROTOCOL, breaks },
         )
     }
 
@@ -145,6 +193,41 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         let (started, _) = Asked::new();
         let start = Start { group, machine, founders: Some(founders.to_vec()) };
         let _ = self.inbox.push(Command::StartGroups { groups: vec![start], started });
+    }
+
+    /// As [`Directory::create`](crate::Directory::create).
+    pub fn create_group(&self, name: &str, members: &[NodeId], argument: &[u8]) -> NameAnswer<Created> {
+        let (name, argument, members) = (name.to_owned(), argument.to_vec(), members.to_vec());
+        self.name_wish(Wish::Create { name, argument, members })
+    }
+
+    /// As [`Directory::delete`](crate::Directory::delete), or of this uid alone.
+    pub fn delete_group(&self, name: &str, id: Option<GroupId>) -> NameAnswer<Deleted> {
+        self.name_wish(Wish::Delete { name: name.to_owned(), id })
+    }
+
+    fn name_wish<R: Wire>(&self, wish: Wish) -> NameAnswer<R> {
+        let slot = Arc::new(Slot::default());
+        self.push(&slot, |origin| Command::Wish { wish, origin });
+        NameAnswer(Answer(slot), PhantomData)
+    }
+
+    /// As [`Directory::look_up`](crate::Directory::look_up), or as `look_up_here`.
+    pub fn look_up(&self, name: &str, is_here: bool) -> NameAnswer<Option<NamedGroup>> {
+        let here = Consistency::Local { index: Index::ZERO, term: None };
+        let consistency = if is_here { here } else { Consistency::Linearizable };
+        let mut query = Vec::new();
+        Ask::LookUp(name.to_owned()).encode(&mut query);
+        NameAnswer(self.query_as(DIRECTORY, consistency, &query), PhantomData)
+    }
+
+    /// As [`Directory::changes`](crate::Directory::changes).
+    pub fn name_changes(&self) -> NameChanges {
+        let queue = Arc::new(WatchQueue::default());
+        if let Err(refused) = self.inbox.push(Command::Watch(queue.clone())) {
+            refused.refuse(Reason::Busy);
+        }
+        NameChanges::of(queue)
     }
 
     /// As [`Group::change_members`](crate::Group::change_members).

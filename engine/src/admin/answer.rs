@@ -100,6 +100,8 @@ fn of_reason(reason: Reason) -> (StatusCode, &'static str, bool) {
         Reason::NeedsUpgrade(_) => (StatusCode::CONFLICT, "needs_upgrade", false),
         Reason::NotApplied => (AWAY, "not_applied", true),
         Reason::Released => (StatusCode::GONE, "released", false),
+        Reason::Deleted => (StatusCode::GONE, "deleted", false),
+        Reason::BadName => (StatusCode::BAD_REQUEST, "bad_name", false),
         Reason::NoLiveQuorum => (AWAY, "no_live_quorum", false),
         Reason::NotHandedOver => (AWAY, "not_handed_over", false),
     }
@@ -113,6 +115,7 @@ impl From<Unknown> for Failed {
             Unknown::Stopped => "stopped",
             Unknown::ReplyTooLarge => "reply_too_large",
             Unknown::Skipped => "skipped",
+            Unknown::Deleted => "deleted",
             Unknown::Unreadable => "unreadable",
         };
         Self::unknown(reason, format!("{why}; look at the members before you try again"))

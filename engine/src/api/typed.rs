@@ -82,7 +82,7 @@ pub struct TypedProposal<R> {
 }
 
 impl<R: Wire> TypedProposal<R> {
-    fn new(proposal: Proposal) -> Self {
+    pub(super) fn new(proposal: Proposal) -> Self {
         Self { proposal, reply: PhantomData }
     }
 
@@ -111,7 +111,7 @@ fn encoded(value: &impl Wire) -> Vec<u8> {
     bytes
 }
 
-fn decoded<R: Wire>(outcome: Outcome) -> Outcome<R> {
+pub(crate) fn decoded<R: Wire>(outcome: Outcome) -> Outcome<R> {
     match outcome {
         Outcome::Done(Done { reply, index, leader }) => match R::decode(&reply) {
             Some(reply) => Outcome::Done(Done { reply, index, leader }),

@@ -59,6 +59,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &mut self.slots[slot as usize];
         self.sweeping.on_read();
         match result {
+            _ if one.gone => {}
             Ok(read) if read.first == one.applied.next() && one.poisoned.is_none() && one.is_ready() => {
                 one.reads_failed = 0;
                 self.apply_entries(slot, read.first, &read.body);

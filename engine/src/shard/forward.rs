@@ -195,8 +195,14 @@ pub(crate) fn push_reply(envelope: &mut Builder, request: u64, tag: u64, outcome
     out.put(reply);
 }
 
-const UNKNOWN: [Unknown; 5] =
-    [Unknown::TimedOut, Unknown::LinkBroke, Unknown::Stopped, Unknown::Skipped, Unknown::ReplyTooLarge];
+const UNKNOWN: [Unknown; 6] = [
+    Unknown::TimedOut,
+    Unknown::LinkBroke,
+    Unknown::Stopped,
+    Unknown::Skipped,
+    Unknown::ReplyTooLarge,
+    Unknown::Deleted,
+];
 
 fn unknown_status(why: Unknown) -> u8 {
     100 + UNKNOWN.iter().position(|one| *one == why).unwrap_or(0) as u8

@@ -146,6 +146,8 @@ pub(crate) struct Slot {
     pub(crate) given_up_until_us: u64,
     /// Another majority contradicts what is committed here. Poisoned, too: the member hears and says nothing any more.
     pub(crate) diverged: bool,
+    /// It was removed from this node: the slot is nobody's.
+    pub(crate) gone: bool,
     pub(crate) waiting: WaitingList,
     pub(crate) parked: VecDeque<Parked>,
     pub(crate) reads: BTreeMap<u64, Reading>,
@@ -205,6 +207,7 @@ impl Slot {
             poisoned: None,
             given_up_until_us: 0,
             diverged: false,
+            gone: false,
             waiting: WaitingList::default(),
             parked: VecDeque::new(),
             reads: BTreeMap::new(),

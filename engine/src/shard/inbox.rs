@@ -12,6 +12,7 @@ use coracle_base::run::Entries;
 use coracle_base::{EntryBatch, GroupId, Index, NodeId};
 use crossbeam_queue::ArrayQueue;
 
+use super::names;
 use super::places::Word;
 use super::replies::{Asked, ClientQueue, Completions, Slot};
 use crate::api::entries::{ReadEntry, ReadPlan};
@@ -70,6 +71,12 @@ pub(crate) enum Command<S> {
     Status { reply: Asked<ShardStatus> },
     /// Who belongs to the cluster.
     Places(Word),
+    /// What became of named groups.
+    Names(names::Word),
+    /// A client's wish about named groups.
+    Wish { wish: names::Wish, origin: Origin },
+    /// Somebody watches the directory from now on.
+    Watch(Arc<names::WatchQueue>),
     /// A connection whose handshake named this shard.
     Adopt { socket: S, hello: Vec<u8> },
     /// Stop: make everything durable that is under way, answer everybody, and return.
@@ -202,6 +209,8 @@ impl<S> Command<S> {
                 }
             }
             Command::Query { tag, origin, .. } => origin.answer(tag, &Outcome::not_done(reason, None)),
+            Command::Wish { origin, .. } => origin.answer(0, &Outcome::not_done(reason, None)),
+            Command::Watch(queue) => queue.end(),
             Command::ReadEntries { group, to, .. } => to.refuse(match reason {
                 Reason::Stopping => crate::Error::Stopped(None),
                 Reason::Busy => crate::Error::Busy,

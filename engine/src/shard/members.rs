@@ -170,7 +170,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    fn change(
+    pub(super) fn change(
         &mut self,
         slot: u32,
         force: bool,
@@ -226,6 +226,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let mut payload = Vec::new();
         members.encode(&mut payload);
         self.append_own(slot, index, term, EntryKind::Config, tag, &payload);
+        self.note_members(slot);
         self.sweeping.on_unrest(self.now_us);
     }
 

@@ -14,12 +14,14 @@ mod give_up;
 pub(crate) mod groups;
 pub(crate) mod inbox;
 pub(crate) mod members;
+pub(crate) mod names;
 mod parked;
 pub(crate) mod places;
 pub(crate) mod queries;
 mod read_index;
 mod reads;
 mod receive;
+mod remove;
 pub(crate) mod replies;
 mod restore;
 mod room;
@@ -51,9 +53,11 @@ use elections::Elections;
 use forward::Forwards;
 use groups::Slot;
 use inbox::{Inbox, Origin};
+use names::Names;
 use places::Places;
 use read_index::IndexReads;
 use reads::Reader;
+use remove::Removed;
 use replies::{ClientQueue, Completions};
 use snapshots::Snapshots;
 use stall::Stall;
@@ -135,6 +139,8 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     /// Other shards' inboxes, for connections that are theirs.
     siblings: Vec<Arc<Inbox<N::Socket>>>,
     places: Places,
+    names: Names,
+    removed: Removed,
     slots: Vec<Slot>,
     by_group: BTreeMap<GroupId, u32>,
     /// Found on disk, and not started yet.

@@ -113,6 +113,11 @@ impl Places {
         }
     }
 
+    /// This node's data directory.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.identity.incarnation
+    }
+
     /// When there is something to do though nothing happens.
     pub(super) fn deadline_us(&self) -> u64 {
         if self.change.is_some() { u64::MAX } else { self.again_us }

@@ -42,7 +42,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A question of a client or of another node.
     pub(super) fn on_query(&mut self, group: GroupId, question: Question) {
         let Some(slot) = self.by_group.get(&group).copied() else {
-            return self.refuse_query(&question, Reason::NoGroup, None);
+            let reason = self.names.why_none(group);
+            return self.refuse_query(&question, reason, None);
         };
         let one = &self.slots[slot as usize];
         let leads = one.raft.role() == Role::Leader;

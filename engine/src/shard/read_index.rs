@@ -54,6 +54,11 @@ impl IndexReads {
         self.gathered.entry(slot).or_default().push(token);
     }
 
+    /// Whether a wish is for the group in this slot.
+    pub(super) fn is_about(&self, slot: u32) -> bool {
+        self.gathered.contains_key(&slot) || self.open.values().any(|wish| wish.slot == slot)
+    }
+
     fn close(&mut self, request: u64) -> Option<Wish> {
         let wish = self.open.remove(&request)?;
         self.of_group.remove(&wish.slot);
@@ -160,7 +165,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn on_want_index(&mut self, group: GroupId, origin: &Origin) -> Result<(), Reason> {
-        let slot = self.by_group.get(&group).copied().ok_or(Reason::NoGroup)?;
+        let slot = self.by_group.get(&group).copied().ok_or_else(|| self.names.why_none(group))?;
         let one = &self.slots[slot as usize];
         if one.diverged || one.raft.role() != Role::Leader {
             return Err(Reason::NoLeader);

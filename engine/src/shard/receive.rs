@@ -254,6 +254,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
             Command::Shrink { group, reply } => self.on_shrink(group, reply),
             Command::Places(word) => self.on_place_word(word),
+            Command::Names(word) => self.on_name_word(word),
+            Command::Wish { wish, origin } => self.on_name_wish(wish, origin),
+            Command::Watch(queue) => self.on_watch(queue),
             Command::Adopt { socket, hello } => {
                 let conn = self.net.adopt(socket);
                 self.transport.adopt(&mut self.net, conn, &hello, self.now_us, &mut self.link_events);
@@ -289,7 +292,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     ) {
         self.status.proposed += u64::from(entries.count());
         let Some(slot) = self.by_group.get(&group).copied() else {
-            return self.refuse(&entries, &origin, Reason::NoGroup, None);
+            let reason = self.names.why_none(group);
+            return self.refuse(&entries, &origin, reason, None);
         };
         if entries.is_empty() {
             return;
@@ -404,6 +408,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 OnDurable::Released { slot, index, term } => self.on_snapshot_durable(slot, index, term),
             }
         }
+        self.remove_files();
         while let Some((token, result)) = self.wal.poll_read() {
             match self.reads.remove(&token) {
                 Some(ReadFor::Apply { slot }) => self.on_apply_read(slot, result),

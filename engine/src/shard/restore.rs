@@ -104,6 +104,12 @@ impl Restoring {
         self.asked.pop_front().or_else(|| self.urgent.pop_front()).or_else(|| self.queue.pop_front())
     }
 
+    /// Whether a file is read for the group in this slot, or it waits for one.
+    pub(super) fn is_about(&self, slot: u32) -> bool {
+        let mut waiting = self.asked.iter().chain(&self.urgent).chain(&self.queue);
+        waiting.any(|one| *one == slot) || self.reading.values().any(|one| one.slot == slot)
+    }
+
     /// Whether somebody reads this file.
     pub(super) fn reads(&self, name: SnapshotName) -> bool {
         self.reading.values().any(|one| one.reader.name() == name)

@@ -199,6 +199,15 @@ impl Snapshots {
         }
     }
 
+    /// Whether anything under way is of the group in this slot.
+    pub(super) fn is_about(&self, slot: u32) -> bool {
+        self.writing.values().any(|one| one.slot == slot)
+            || self.postponed.contains(&slot)
+            || self.restoring.is_about(slot)
+            || self.sends.sends_any(slot)
+            || self.receives.is_about(slot)
+    }
+
     /// Files being written.
     pub(super) fn writing(&self) -> usize {
         self.writing.len()
@@ -471,6 +480,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.status.snapshot_files += 1;
         let one = &mut self.slots[slot as usize];
         match purpose {
+            Purpose::Checkpoint { .. } if one.gone => {
+                let name = SnapshotName::Checkpoint { file_no: file.file_no, group, index, term };
+                self.snapshots.remove(&mut self.disk, name);
+            }
+            _ if one.gone => self.snapshots.remove(&mut self.disk, name),
             Purpose::Checkpoint { live, keep } => {
                 let name = SnapshotName::Checkpoint { file_no: file.file_no, group, index, term };
                 one.checkpoints.push(Checkpoint { name, index, term, whole: Some((file, live)) });

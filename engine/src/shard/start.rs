@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use coracle_base::run::Entries;
-use coracle_base::{GroupId, Index, Term};
+use coracle_base::{GroupId, Index, NodeId, Term};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
 use coracle_wal::{RecoveredGroup, Recovery, Wal};
@@ -12,6 +12,7 @@ use coracle_wal::{RecoveredGroup, Recovery, Wal};
 use super::compact::Compaction;
 use super::groups::{Held, Slot, Snapshot};
 use super::inbox::{Inbox, Start};
+use super::names::{Machines, Names};
 use super::places::Places;
 use super::restore::Try;
 use super::snapshots::{Checkpoint, Snapshots};
@@ -19,6 +20,7 @@ use super::status::Glance;
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
 use crate::identity::Identity;
+use crate::machine::Machine;
 use crate::transport::Transport;
 
 /// The order in which a group's members campaign is the same on all of them, and has nothing to do with their shard.
@@ -39,6 +41,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         transport: Transport,
         inbox: Arc<Inbox<N::Socket>>,
         siblings: Vec<Arc<Inbox<N::Socket>>>,
+        machines: Option<Machines>,
     ) -> Self {
         let now_us = clock.now_us();
         Self {
@@ -52,6 +55,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             inbox,
             siblings,
             places: Places::new(identity),
+            names: Names::new(machines),
+            removed: Default::default(),
             slots: Vec::new(),
             by_group: BTreeMap::new(),
             incomplete: recovery.report.is_incomplete(),
@@ -88,6 +93,22 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Takes up a group: as the disk has it, or empty.
     pub(super) fn start_group(&mut self, start: Start) -> Result<(), Error> {
         let Start { group, machine, founders } = start;
+        // A node that is not among the founders waits to be made a member.
+        let mut founders = founders.unwrap_or_else(|| self.settings.founders.clone());
+        founders.retain(|founder| self.settings.founders.contains(founder));
+        if !founders.contains(&self.settings.node) {
+            founders.clear();
+        }
+        self.take_up(group, machine, founders)
+    }
+
+    /// Takes up a group that these found, if it is new; nobody: this node waits to be made a member.
+    pub(super) fn take_up(
+        &mut self,
+        group: GroupId,
+        machine: Box<dyn Machine>,
+        founders: Vec<NodeId>,
+    ) -> Result<(), Error> {
         if self.by_group.contains_key(&group) {
             return Err(Error::GroupRuns(group));
         }
@@ -146,8 +167,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         (slot.snapshot, slot.checkpoints) = (held, checkpoints);
         slot.part = self.snapshots.part_of(group);
         self.recovered.remove(&group);
-        let at = self.slots.len() as u32;
-        self.slots.push(slot);
+        let at = self.place_slot(slot);
         self.by_group.insert(group, at);
         self.status.groups += 1;
         self.status.groups_damaged += u64::from(is_suspect);
@@ -165,18 +185,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Ok(())
     }
 
-    /// A node that is not among the founders waits to be made a member.
-    fn raft_config(&self, group: GroupId, founders: Option<Vec<coracle_base::NodeId>>) -> RaftConfig {
+    fn raft_config(&self, group: GroupId, founders: Vec<NodeId>) -> RaftConfig {
         let settings = &self.settings;
         let seed = coracle_base::checksum::mix64(
             settings.seed,
             coracle_base::checksum::mix64(group.0, settings.node.0),
         );
-        let mut founders = founders.unwrap_or_else(|| settings.founders.clone());
-        founders.retain(|founder| settings.founders.contains(founder));
-        if !founders.contains(&settings.node) {
-            founders.clear();
-        }
         let mut config = RaftConfig::new(settings.node, founders);
         config.seed = seed;
         config.order = coracle_base::checksum::mix64(ORDER_SEED, group.0);

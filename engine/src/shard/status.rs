@@ -131,6 +131,8 @@ pub struct ShardStatus {
     pub groups: u64,
     /// Groups of whose logs the recovery found a part damaged or lost, or a leader did.
     pub groups_damaged: u64,
+    /// Named groups that were deleted, and removed here.
+    pub groups_deleted: u64,
     /// Those of them that a leader had to tell: the recovery found nothing amiss, so the disk cannot be trusted.
     pub groups_lost_acknowledged: u64,
     /// And those of them that are whole again, by what a leader sent them.

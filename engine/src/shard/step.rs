@@ -304,6 +304,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn on_follower_read(&mut self, slot: u32, to: NodeId, result: Result<ReadOut, ReadError>) {
         let one = &mut self.slots[slot as usize];
         match result {
+            _ if one.gone => {}
             Ok(read) => {
                 one.fetched.retain(|(node, ..)| *node != to);
                 let (first, count, bytes) = (read.first, read.count, read.body.len() as u32);
@@ -324,6 +325,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if role == Role::Leader {
             self.status.elections_won += 1;
             self.hurry(slot);
+            self.note_members(slot);
             self.answer_shrunk();
         }
         self.settle_transfer(slot, role, leader);

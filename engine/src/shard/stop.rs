@@ -102,6 +102,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
         }
         self.forwards.stop(&mut answers);
+        self.end_watches();
         self.reply();
     }
 }

@@ -105,6 +105,19 @@ impl Sweeping {
         true
     }
 
+    /// The group in this slot is gone.
+    pub(super) fn forget(&mut self, slot: u32) {
+        self.remove(slot);
+        self.passed_over.remove(&slot);
+        self.alone.retain(|one| *one != slot);
+    }
+
+    /// Whether a sweep is, or was to be, for the group in this slot.
+    pub(super) fn is_about(&self, slot: u32) -> bool {
+        let is_listed = self.waiting.contains_key(&slot) || self.passed_over.contains(&slot);
+        is_listed || self.alone.contains(&slot) || self.members.contains(&slot)
+    }
+
     /// Who is to be read next on its own: one after the other.
     fn next_alone(&mut self) -> Option<u32> {
         if let Some(slot) = self.alone.pop_front() {

@@ -37,6 +37,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.send(); //         4 one envelope a peer; it travels while the disk works
         self.submit()?; //      5 the turn's one system call
         self.apply(); //        6 committed entries run on the machines, in index order, bounded a turn
+        self.step_names(); //     the directory's machine may have said which groups begin and end here
         self.reply(); //        7 one wake-up a client, only for what is applied
         self.trim_cache();
 
@@ -66,6 +67,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             // Answers that step 6 gave to other nodes' commands leave with the next turn's envelopes.
             || self.transport.has_unsent()
             || self.places.has_unsent()
+            || self.names.has_work()
             || self.wal.has_finished_read()
             || self.compaction_is_due()
     }
@@ -76,6 +78,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let wal = self.wal.deadline_us().unwrap_or(u64::MAX).min(self.compaction_deadline_us());
         let due = wal.min(self.sweeping.deadline_us(self.wal.sweep_is_ready())).min(self.stall_deadline_us());
         due.min(self.places.deadline_us())
+            .min(self.names.deadline_us())
             .min(self.snapshots.deadline_us())
             .min(self.transport.deadline_us())
             .min(timers)

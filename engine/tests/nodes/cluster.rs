@@ -67,6 +67,8 @@ pub(crate) struct Cluster {
     pub(crate) protocols: Vec<u16>,
     /// Entries after which a machine leaves a checkpoint when its node stops; for nodes that are opened from now on.
     pub(crate) recovery_interval: u64,
+    /// Nodes have a directory of named groups, whose machines count.
+    is_named: bool,
 }
 
 impl Cluster {
@@ -80,8 +82,18 @@ impl Cluster {
         Self::with_versions(file_bytes, vec![u16::MAX; file_bytes.len()])
     }
 
+    /// As [`new`](Self::new), with named groups: their machines are those that [`start`](Self::start) starts, but for an
+    /// argument of `unknown`, for which there is none.
+    pub(crate) fn named(count: u64) -> Self {
+        Self::begin(&vec![256 * 1024; count as usize], vec![u16::MAX; count as usize], true)
+    }
+
     /// As [`with_files`](Self::with_files), with nodes that speak older protocol versions.
     pub(crate) fn with_versions(file_bytes: &[u64], protocols: Vec<u16>) -> Self {
+        Self::begin(file_bytes, protocols, false)
+    }
+
+    fn begin(file_bytes: &[u64], protocols: Vec<u16>, is_named: bool) -> Self {
         let disks: Vec<FakeDisk> = (1..).map(FakeDisk::new).take(file_bytes.len()).collect();
         let mut cluster = Self {
             clock: FakeClock::new(),
@@ -92,6 +104,7 @@ impl Cluster {
             boots: 0,
             protocols,
             recovery_interval: 0,
+            is_named,
         };
         (0..file_bytes.len()).for_each(|at| cluster.open(at));
         cluster.turn_until("a cluster", |cluster| cluster.nodes.iter().flatten().all(SimNode::is_running));
@@ -110,7 +123,14 @@ impl Cluster {
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
         let (disk, clock) = (self.disks[at].clone(), self.clock.clone());
-        let node = SimNode::open_speaking(&config, disk, net, clock, self.boots, self.protocols[at]);
+        let machines = |_: &str, argument: &[u8]| {
+            let machine: Box<dyn Machine> = Box::new(Count(0, Fault::None));
+            (argument != b"unknown").then_some(machine)
+        };
+        let node = match self.is_named {
+            true => SimNode::open_with_groups(&config, disk, net, clock, self.boots, machines),
+            false => SimNode::open_speaking(&config, disk, net, clock, self.boots, self.protocols[at]),
+        };
         self.nodes[at] = Some(node.unwrap());
     }
 

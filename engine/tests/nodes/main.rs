@@ -13,6 +13,7 @@ mod elections;
 mod full;
 mod lost;
 mod members;
+mod names;
 mod panics;
 mod peers;
 mod places;

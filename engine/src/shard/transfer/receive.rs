@@ -84,6 +84,11 @@ pub(crate) struct Receives {
 }
 
 impl Receives {
+    /// Whether anything is received for the group in this slot.
+    pub(in super::super) fn is_about(&self, slot: u32) -> bool {
+        self.open.values().any(|one| one.slot == slot)
+    }
+
     /// How many.
     pub(in super::super) fn len(&self) -> usize {
         self.open.len()
@@ -480,8 +485,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Removes what is left of a snapshot that the group has no use for any more.
     pub(in super::super) fn drop_part(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        let (commit, is_whole) = (one.raft.commit(), one.is_whole());
-        if let Some(part) = one.part.take_if(|part| part.index <= commit && is_whole) {
+        let (commit, is_whole, is_gone) = (one.raft.commit(), one.is_whole(), one.gone);
+        if let Some(part) = one.part.take_if(|part| is_gone || part.index <= commit && is_whole) {
             self.status.transfers_abandoned += 1;
             self.snapshots.remove_part(&mut self.disk, part);
         }

@@ -136,6 +136,11 @@ impl Sends {
         self.open.values().any(|one| one.slot == slot)
     }
 
+    /// What is being sent of the group in this slot.
+    fn tokens_of(&self, slot: u32) -> Vec<u64> {
+        self.open.iter().filter(|(_, one)| one.slot == slot).map(|(token, _)| *token).collect()
+    }
+
     /// A release would take away live entries that a member is being sent.
     pub(in super::super) fn holds(&self, slot: u32, now_us: u64) -> bool {
         let holds = |one: &Sending| !one.live.is_empty() && now_us < one.reached_us + HOLD_US;
@@ -456,6 +461,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.status.transfer_bytes_sent += payload.len() as u64;
         envelope.push(Kind::Live, group, false, |out| live.encode(out), |out| out.append(&mut payload));
         true
+    }
+
+    /// The group in this slot is gone: nobody is sent anything of it any more.
+    pub(in super::super) fn end_sends_of(&mut self, slot: u32) {
+        self.snapshots.sends.tokens_of(slot).into_iter().for_each(|token| self.end_send(token));
     }
 
     /// The member hears of another snapshot with the next offer.
