@@ -418,6 +418,12 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         Some(self.server.shard()?.wal_stats())
     }
 
+    /// Places for groups in memory: those of the shard, used and vacant ones, and those of its log.
+    pub fn group_slots(&self) -> Option<(usize, u64)> {
+        let shard = self.server.shard()?;
+        Some((shard.group_slots(), shard.wal_stats().group_slots))
+    }
+
     /// The term of an entry of the group's log here; `None` if it is released, or not there.
     pub fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
         self.server.shard()?.term_at(group, index)

@@ -143,7 +143,14 @@ impl Wal {
         batch.buf.put(&group.0.to_le_bytes());
         let seq = batch.seq;
         let slot = self.groups.slot_or_new(group);
+        if !self.groups.at(slot).cold.deleted {
+            self.groups.vacate(slot);
+        }
         self.groups.change(slot).delete(seq, &mut self.refs);
+        // Both have noted slots.
+        if self.sweep.is_none() && !self.indexes.is_being_written() {
+            self.groups.reclaim();
+        }
         BatchSeq(seq)
     }
 

@@ -94,6 +94,8 @@ pub struct Stats {
     pub index_bytes: u64,
     /// Indexes that were wrong or could not be read: their files were scanned instead.
     pub indexes_wrong: u64,
+    /// Places in the table of groups: of those that are there, and of deleted ones until there are others.
+    pub group_slots: u64,
     /// Most writes that were in flight at once.
     pub in_flight_max: u64,
 }
@@ -214,6 +216,7 @@ impl Wal {
         let (start, recovery) = recover::recover(disk, config, identity)?;
         let mut wal = Self::begin(disk, start);
         wal.index_recovered();
+        wal.groups.vacate_deleted();
         Ok((wal, recovery))
     }
 
@@ -398,6 +401,11 @@ impl Wal {
         let least_room = self.stage.room() / 2;
         while let Some(slot) = self.repeats.due.last() {
             let group = self.groups.at(*slot as usize);
+            if !group.cold.repeat {
+                // It was deleted since, or its slot is another group's: nothing of it is to come back.
+                self.repeats.due.pop();
+                continue;
+            }
             let body_bytes = STATE_PREFIX_BYTES + group.cold.state.len();
             if self.stage.room() < least_room + RECORD_HEADER_BYTES + body_bytes {
                 break;
@@ -482,6 +490,7 @@ impl Wal {
             padding_bytes: self.stage.padding_bytes,
             roster_bytes: self.stage.roster_bytes,
             checkpoint_bytes: self.checkpoints.written_bytes,
+            group_slots: self.groups.len() as u64,
             ..self.stats
         }
     }

@@ -92,6 +92,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
+    /// Slots, used and vacant ones.
+    pub(crate) fn group_slots(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Nobody waits for anything of it any more.
     fn is_idle(&self, slot: u32) -> bool {
         let one = &self.slots[slot as usize];

@@ -203,6 +203,7 @@ impl Snapshots {
     pub(super) fn is_about(&self, slot: u32) -> bool {
         self.writing.values().any(|one| one.slot == slot)
             || self.postponed.contains(&slot)
+            || self.failed.contains(&slot)
             || self.restoring.is_about(slot)
             || self.sends.sends_any(slot)
             || self.receives.is_about(slot)

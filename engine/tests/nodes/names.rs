@@ -1,5 +1,7 @@
 //! Groups with names: nodes begin and end them by themselves, as the directory says, whoever was away meanwhile.
 
+use std::collections::BTreeSet;
+
 use coracle::sim::NameAnswer;
 use coracle::{Change, Created, Deleted, GroupId, NameChange, NamedGroup, NodeId, Outcome, Reason, Wire};
 use coracle_io::fake::FakeDisk;
@@ -348,4 +350,52 @@ fn a_watcher_hears_of_every_change_in_order() {
     let answer = plain.node(0).create_group("q", &[], b"");
     plain.turn_until("an answer", |_| answer.get().is_some());
     assert!(matches!(answer.get(), Some(Outcome::NotDone(why)) if why.reason == Reason::NoGroup));
+}
+
+/// Names come and go at any rate, nodes are killed: nothing piles up, and no group has anything of the one before.
+#[test]
+fn names_that_come_and_go_leave_nothing_behind() {
+    const CYCLES: u64 = 3000;
+    let mut cluster = Cluster::named(3);
+    let kept = made(&mut cluster, 0, "kept", &[]);
+    until_runs(&mut cluster, &[0, 1, 2], kept.id());
+    let mut uids = BTreeSet::new();
+    let (mut files, mut half) = (Vec::new(), 0);
+    let mut counted = 0;
+    for cycle in 0..CYCLES {
+        let name = format!("q{}", cycle % 3);
+        let at = (cycle % 3) as usize;
+        if cycle % 700 == 699 {
+            cluster.kill(at);
+            open(&mut cluster, at);
+            until_runs(&mut cluster, &[at], kept.id());
+        }
+        let group = made(&mut cluster, at, &name, &[]);
+        assert!(uids.insert(group.id()), "a uid comes once");
+        if cycle % 10 == 0 {
+            until_runs(&mut cluster, &[at], group.id());
+            cluster.done(at, group.id(), b"one");
+            cluster.done(at, group.id(), if cycle % 20 == 0 { b"release" } else { b"more" });
+            cluster.done((at + 1) % 3, kept.id(), b"release");
+            counted += 1;
+            assert_eq!(cluster.asked(at, group.id()), Ok(2), "cycle {cycle}: nothing of an earlier one");
+        }
+        let deleted = delete(&mut cluster, (at + 1) % 3, &name);
+        assert_eq!(deleted, Deleted::Gone(group.clone()));
+        if cycle == CYCLES / 2 || cycle == CYCLES - 1 {
+            until_gone(&mut cluster, &[0, 1, 2], group.id());
+            (0..400).for_each(|_| cluster.turn());
+            files.push((0..3).map(|at| cluster.disks[at].image().paths().len()).max().unwrap());
+            half = half.max(cluster.node(0).status().unwrap().groups);
+        }
+    }
+    assert_eq!(half, 2, "the directory and the group that is kept");
+    assert_eq!(cluster.asked(0, kept.id()), Ok(counted));
+    assert!(files[1] <= files[0] + 2, "files at half time and in the end: {files:?}");
+    for at in 0..3 {
+        let status = cluster.node(at).status().unwrap();
+        assert!(status.arena_bytes < 1 << 20, "{} bytes of entries", status.arena_bytes);
+        let (slots, of_log) = cluster.node(at).group_slots().unwrap();
+        assert!(slots < 40 && of_log < 1100, "node {at}: {slots} slots, and {of_log} of the log");
+    }
 }

@@ -81,6 +81,11 @@ impl FileIndexes {
         Self { known, ..Self::default() }
     }
 
+    /// Whether one is being written: it has noted groups by their slots.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.job.is_some() || self.stepping.is_some()
+    }
+
     /// Where the index of a file lies, if it has one.
     pub(crate) fn of(&self, file_no: u64) -> Option<IndexPlace> {
         self.known.get(&file_no).copied()

@@ -1,8 +1,8 @@
 //! All groups of the shard: found by uid without hashing, each with the log that its records make.
 //!
-//! Invariants: (1) slots are given in the order of first appearance and never change; (2) live records and replayed ones
-//! go through the same functions ([`group`]), so that what recovery makes is what was there; (3) [`Refs`] counts exactly
-//! the extents and snapshots that the groups hold.
+//! Invariants: (1) slots are given in the order of first appearance and never change, but that a deleted group's is another's
+//! once nothing refers to it (`reclaim`); (2) live records and replayed ones go through the same functions ([`group`]), so that
+//! what recovery makes is what was there; (3) [`Refs`] counts exactly the extents and snapshots that the groups hold.
 
 mod extents;
 mod group;
@@ -23,9 +23,11 @@ pub(crate) use runs::Runs;
 use crate::format::Position;
 use crate::read::RunsInFile;
 
-/// Groups with a quotient (uid by shards) below this are found by index; any other in a map.
+/// Groups are found by index, their quotient (uid by shards) modulo this; where two have the same, the second one in a map.
 const DENSE_MAX: u64 = 1 << 20;
 const NO_SLOT: u32 = u32::MAX;
+/// So many deleted groups' slots are reclaimed at once: it takes a look at every run of the newest files.
+const RECLAIM_MIN: usize = 1024;
 
 /// A group's log as it was staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,10 @@ pub(crate) struct Groups {
     /// By slot: rises whenever a group changes otherwise than by growing. So few bytes are always in the cache.
     versions: Vec<u32>,
     runs: Runs,
+    /// Slots of groups that were deleted since the last time that slots were reclaimed.
+    vacated: Vec<u32>,
+    /// Slots for the next groups.
+    vacant: Vec<u32>,
     /// A bit for each page of the checkpoint: some of its groups may be otherwise than when it was written.
     dirty: Vec<u64>,
 }
@@ -73,7 +79,7 @@ impl Groups {
     #[inline]
     pub(crate) fn slot(&self, id: GroupId) -> Option<usize> {
         // Uids of other shards share a quotient with ours; they never come here in a sound cluster.
-        let dense = self.dense.get((id.0 / self.shards) as usize).map(|slot| *slot as usize);
+        let dense = self.dense.get(self.dense_at(id)).map(|slot| *slot as usize);
         dense.filter(|slot| self.ids.get(*slot) == Some(&id)).or_else(|| self.sparse_slot(id))
     }
 
@@ -87,27 +93,70 @@ impl Groups {
         self.slot(id).unwrap_or_else(|| self.add(id))
     }
 
+    #[inline]
+    fn dense_at(&self, id: GroupId) -> usize {
+        (id.0 / self.shards % DENSE_MAX) as usize
+    }
+
     #[cold]
     fn add(&mut self, id: GroupId) -> usize {
-        let slot = self.slots.len();
-        self.slots.push(Group::new(id, slot as u32));
-        self.ids.push(id);
-        self.dirty.resize(slot / PAGE_GROUPS / 64 + 1, 0);
+        let slot = match self.vacant.pop() {
+            Some(slot) => self.give_to(slot as usize, id),
+            None => {
+                let slot = self.slots.len();
+                self.slots.push(Group::new(id, slot as u32));
+                self.ids.push(id);
+                self.dirty.resize(slot / PAGE_GROUPS / 64 + 1, 0);
+                self.versions.push(0);
+                slot
+            }
+        };
         self.note(slot);
-        self.versions.push(0);
-        let quotient = id.0 / self.shards;
-        if quotient < DENSE_MAX {
-            let at = quotient as usize;
-            if self.dense.len() <= at {
-                self.dense.resize(at + 1, NO_SLOT);
-            }
-            if self.dense[at] == NO_SLOT {
-                self.dense[at] = slot as u32;
-                return slot;
-            }
+        let at = self.dense_at(id);
+        if self.dense.len() <= at {
+            self.dense.resize(at + 1, NO_SLOT);
         }
-        self.sparse.insert(id, slot as u32);
+        if self.dense[at] == NO_SLOT {
+            self.dense[at] = slot as u32;
+        } else {
+            self.sparse.insert(id, slot as u32);
+        }
         slot
+    }
+
+    /// A deleted group's slot is another's from now on: nobody finds the old one any more.
+    fn give_to(&mut self, slot: usize, id: GroupId) -> usize {
+        let old = std::mem::replace(&mut self.ids[slot], id);
+        let at = self.dense_at(old);
+        if self.sparse.remove(&old).is_none() && self.dense.get(at) == Some(&(slot as u32)) {
+            self.dense[at] = NO_SLOT;
+        }
+        self.slots[slot] = Group::new(id, slot as u32);
+        self.note_change(slot);
+        slot
+    }
+
+    /// A group is deleted, and its uid never comes again.
+    pub(crate) fn vacate(&mut self, slot: usize) {
+        self.vacated.push(slot as u32);
+    }
+
+    /// After a recovery: so were these.
+    pub(crate) fn vacate_deleted(&mut self) {
+        let deleted = self.slots.iter().filter(|group| group.cold.deleted).map(|group| group.slot);
+        self.vacated.extend(deleted);
+    }
+
+    /// Makes deleted groups' slots available, when there are many: no run of theirs is known any more. Nobody who noted slots
+    /// may be under way.
+    pub(crate) fn reclaim(&mut self) {
+        if self.vacated.len() < RECLAIM_MIN {
+            return;
+        }
+        let mut is_vacated = vec![false; self.slots.len()];
+        self.vacated.iter().for_each(|slot| is_vacated[*slot as usize] = true);
+        self.runs.disown(|slot| is_vacated[slot]);
+        self.vacant.append(&mut self.vacated);
     }
 
     /// Brings these groups into the cache: each of them misses it alone, and here they do so all at once.
@@ -206,7 +255,7 @@ impl Groups {
     /// The runs of a file in their order, those of placed entries apart, if they are known from its beginning.
     pub(crate) fn runs_in(&self, file_no: u64) -> Option<RunsInFile> {
         let mut runs = RunsInFile::default();
-        for run in self.runs.of_file(file_no)? {
+        for run in self.runs.of_file(file_no)?.filter(|run| run.is_owned()) {
             runs.add(run.of_group(self.ids[run.slot()]), run.is_placed());
         }
         Some(runs)
@@ -231,6 +280,29 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_of_many_deleted_groups_are_others_in_the_end_and_nobody_finds_the_old_ones() {
+        let mut groups = Groups::new(1);
+        let old = |at: usize| GroupId(7 + at as u64 * (DENSE_MAX / 2));
+        let slots: Vec<usize> = (0..RECLAIM_MIN).map(|at| groups.slot_or_new(old(at))).collect();
+        let kept = groups.slot_or_new(GroupId(1));
+        slots[1..].iter().for_each(|slot| groups.vacate(*slot));
+        groups.reclaim();
+        assert_eq!(groups.slot_or_new(GroupId(2)), RECLAIM_MIN + 1, "too few for a look at all runs");
+        groups.vacate(slots[0]);
+        let versions: Vec<u32> = slots.iter().map(|slot| groups.version(*slot)).collect();
+        groups.reclaim();
+        for at in 0..RECLAIM_MIN {
+            let (new, count) = (GroupId(u64::MAX - at as u64), groups.len());
+            let slot = groups.slot_or_new(new);
+            assert_eq!((groups.len(), groups.slot(new), groups.id(slot)), (count, Some(slot), new));
+            assert_eq!(groups.version(slot), versions[slot] + 1, "what was noted of the old one is void");
+        }
+        assert!((0..RECLAIM_MIN).all(|at| groups.slot(old(at)).is_none()));
+        assert_eq!(groups.slot(GroupId(1)), Some(kept));
+        assert_eq!(groups.slot_or_new(GroupId(3)), RECLAIM_MIN + 2);
+    }
 
     #[test]
     fn every_uid_has_its_own_slot() {

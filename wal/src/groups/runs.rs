@@ -30,6 +30,8 @@ const MARK_BITS: u32 = 6;
 pub(super) const NONE: u32 = u32::MAX;
 /// Set in the slot of a run of placed entries.
 const PLACED: u32 = 1 << 31;
+/// The slot of runs whose group is deleted, and its slot another's.
+const NOBODYS: u32 = PLACED - 1;
 
 /// Where a run lies: its entries `[first, first + count)` are in the record body at `offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,11 @@ impl RunAt {
     /// The group's place in the table of groups.
     pub(crate) fn slot(&self) -> usize {
         (self.slot & !PLACED) as usize
+    }
+
+    /// Whether its group is still there.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.slot & !PLACED != NOBODYS
     }
 
     /// The indexes of its entries.
@@ -318,6 +325,14 @@ impl Runs {
         Some(file.chunks.iter().flatten())
     }
 
+    /// The groups in these slots are deleted: their runs are nobody's from now on.
+    pub(super) fn disown(&mut self, is_gone: impl Fn(usize) -> bool) {
+        let all = self.files.iter_mut().flat_map(|file| &mut file.chunks).flatten();
+        for run in all.filter(|run| run.is_owned() && is_gone(run.slot())) {
+            run.slot |= NOBODYS;
+        }
+    }
+
     /// The file is about to be reused.
     pub(crate) fn forget(&mut self, file_no: u64) {
         self.files.retain(|file| file.file_no != file_no);
@@ -418,6 +433,26 @@ mod tests {
         assert_eq!(runs.of_file(4).map(|runs| runs.count()), Some(per_file));
         runs.forget(4);
         assert!(runs.of_file(4).is_none());
+    }
+
+    #[test]
+    fn runs_of_deleted_groups_are_nobodys_and_the_others_are_found_by_the_same_numbers() {
+        let mut runs = Runs::default();
+        let mut groups: Vec<(u32, Marks)> = (0..3).map(|_| (NONE, Marks::default())).collect();
+        for index in 1..=3000 {
+            for (slot, (newest, marks)) in (0..).zip(&mut groups) {
+                runs.push(1, RunAt::new(slot, Index(index), 1, index * 8), Some((newest, marks)));
+            }
+        }
+        runs.push_placed(1, RunAt::new(1, Index(5), 1, 7), &mut PlacedRuns::default());
+        runs.disown(|slot| slot == 1);
+        runs.disown(|slot| slot == 1);
+        let owned = runs.of_file(1).unwrap().filter(|run| run.is_owned());
+        let owners: Vec<usize> = owned.map(RunAt::slot).collect();
+        assert!(owners.len() == 6000 && owners.iter().all(|slot| *slot != 1));
+        let (newest, marks) = &groups[2];
+        let found = |index| runs.find(1, *newest, marks, Index(index), false).map(|run| run.offset);
+        assert!((1..=3000).all(|index| found(index) == Some(index as u32 * 8)));
     }
 
     #[test]

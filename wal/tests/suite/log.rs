@@ -199,6 +199,35 @@ fn a_state_outlives_the_loss_of_its_batch() {
     assert!(recovery.groups[0].suspect && !recovery.groups[0].state_lost);
 }
 
+/// States are written once more in the next batch; one of a group that has ended meanwhile is not.
+#[test]
+fn a_deleted_group_does_not_come_back_with_its_state() {
+    let groups = |disk: &FakeDisk| {
+        let mut copy = FakeDisk::from_image(disk.image(), 13);
+        let (_, recovery) = Wal::open(&mut copy, config(13), identity()).unwrap();
+        recovery.groups.iter().map(|group| group.group.0).collect::<Vec<_>>()
+    };
+    for ends_later in [false, true] {
+        let mut rig = Rig::fresh(12);
+        (1..4).for_each(|group| rig.append(group, 0, 1, 1, 2, 1200));
+        rig.settle();
+        rig.put_state(1, b"voted");
+        if ends_later {
+            rig.settle();
+        }
+        rig.delete(1);
+        let mut checkpoints = rig.wal.stats().checkpoints;
+        let upto = checkpoints + 3;
+        while checkpoints < upto {
+            rig.settle();
+            assert_eq!(groups(&rig.disk), [2, 3], "after checkpoint {checkpoints}");
+            let last = rig.model().last(3);
+            rig.append(3, last, 1, 1, 1, 3000);
+            checkpoints = rig.wal.stats().checkpoints;
+        }
+    }
+}
+
 /// A leader knows better than recovery, which found nothing amiss.
 #[test]
 fn what_a_leader_says_is_lost_is_remembered() {

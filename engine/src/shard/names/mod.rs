@@ -323,7 +323,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Takes up a group that the directory has, if it is one of this node's.
     fn start_named(&mut self, group: &NamedGroup) {
-        let is_on_disk = self.recovered.contains_key(&group.id());
+        let is_on_disk = self.recovered.get(&group.id()).is_some_and(|found| !found.state.is_empty());
         let own = self.own_seat();
         let is_member = self.names.is_confirmed && group.seats().contains(&own);
         if !is_on_disk && !is_member {
