@@ -12,6 +12,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use coracle::{
+    Admin, Config, Effects, Entry, GroupId, Machine, Node, NodeId, Outcome, Peer, Reason, RestoreError,
+};
 use rand::Rng;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -418,4 +421,101 @@ fn a_node_whose_disk_died_is_replaced_and_a_fourth_one_joins() {
     let mut client = Client::open(nodes[2].clients);
     set(&mut client, "with the fourth");
     assert_eq!(client.call(&["GET", "key"]), "with the fourth");
+}
+
+/// Counts its commands.
+struct Count(u64);
+
+impl Machine for Count {
+    fn apply(&mut self, _: Entry<'_>, effects: &mut Effects<'_>) {
+        self.0 += 1;
+        effects.reply().extend(self.0.to_le_bytes());
+    }
+    fn query(&self, _: &[u8], _: &mut Vec<u8>) {}
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        out.extend(self.0.to_le_bytes());
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        let bytes = snapshot.try_into().map_err(|_| RestoreError("no count".into()))?;
+        self.0 = u64::from_le_bytes(bytes);
+        Ok(())
+    }
+}
+
+/// A node in this process that has named groups, and where it is operated.
+fn named_node(place: &Place, id: usize) -> (Node, Admin) {
+    let peer = |(id, address): (u64, &SocketAddr)| Peer { id: NodeId(id), address: *address };
+    let mut config = Config::new(id as u64, (1..).zip(&place.peers).map(peer).collect(), place.data_dir(id));
+    config.wal_max_size_bytes = 2 << 20;
+    // The directory is on the first one; the groups that are made are on others.
+    config.shards = 3;
+    let machines = |_: &str, argument: &[u8]| {
+        let machine: Box<dyn Machine> = Box::new(Count(0));
+        (argument == b"count").then_some(machine)
+    };
+    let node = Node::start_with_groups(config, machines).unwrap();
+    let admin = Admin::start(&node, ([127, 0, 0, 1], 0).into()).unwrap();
+    (node, admin)
+}
+
+/// Counts once more, as soon as that is possible.
+fn count(node: &Node, group: GroupId) -> u64 {
+    wait_for("a count", || match node.group(group).propose(b"count").wait() {
+        Outcome::Done(done) => Some(u64::from_le_bytes(done.reply.try_into().unwrap())),
+        Outcome::NotDone(_) => None,
+        Outcome::Unknown(why) => panic!("{why}"),
+    })
+}
+
+#[test]
+fn named_groups_are_made_listed_and_deleted_from_outside() {
+    let place = Place::new(3, 0);
+    let mut nodes: Vec<(Node, Admin)> = (1..=3).map(|id| named_node(&place, id)).collect();
+    let at = |nodes: &[(Node, Admin)], at: usize| nodes[at].1.address();
+    let create = ["groups", "create", "orders/a b", "--argument", "count", "--json"];
+    let made = done(at(&nodes, 0), &create).json();
+    assert_eq!((&made["is_new"], &made["generation"]), (&Value::Bool(true), &Value::from(1)));
+    assert_eq!(made["members"].as_array().unwrap().len(), 3);
+    let again = done(at(&nodes, 1), &create).json();
+    assert_eq!((&again["is_new"], &again["group"]), (&Value::Bool(false), &made["group"]));
+    let group = GroupId(made["group"].as_u64().unwrap());
+    assert_eq!((count(&nodes[0].0, group), count(&nodes[2].0, group)), (1, 2));
+
+    let refused = |nodes: &[(Node, Admin)], words: &[&str], why: &str| {
+        let at = at(nodes, 1).to_string();
+        let said = coracle(&[&["--node", at.as_str(), "groups"][..], words].concat());
+        assert!(said.code == Some(1) && said.err.contains(why), "{words:?}: {:?} {}", said.code, said.err);
+    };
+    refused(&nodes, &["create", "orders/a b", "--argument", "other"], "already");
+    refused(&nodes, &["create", "x", "--members", "1,9"], "no member");
+    refused(&nodes, &["create", ""], "1 to 255 bytes");
+    refused(&nodes, &["delete", "orders/a b", "--group", "5"], "nothing was changed");
+    refused(&nodes, &["delete", "nothing"], "no group of the name");
+    done(at(&nodes, 2), &["groups", "create", "invoices", "--members", "1,2", "--argument", "count"]);
+    let listed = done(at(&nodes, 2), &["groups", "list", "--prefix", "orders/a ", "--json"]).json();
+    assert_eq!(listed["groups"][0]["name"], "orders/a b");
+    assert_eq!((listed["groups"].as_array().unwrap().len(), &listed["has_more"]), (1, &Value::Bool(false)));
+    let both = done(at(&nodes, 0), &["groups", "list"]).out;
+    assert!(both.contains("invoices") && both.contains("orders/a b"), "{both}");
+
+    // A node that is started again takes its groups up by itself.
+    let (node, admin) = nodes.remove(1);
+    drop(admin);
+    node.stop().unwrap();
+    nodes.insert(1, named_node(&place, 2));
+    assert_eq!(count(&nodes[1].0, group), 3);
+    wait_for("its member", || nodes[1].0.group_status([group]).ok()?.pop()?);
+
+    done(at(&nodes, 0), &["groups", "delete", "orders/a b"]);
+    wait_for("its end", || {
+        let gone = nodes.iter().all(|(node, _)| matches!(node.group_status([group]).as_deref(), Ok([None])));
+        gone.then_some(())
+    });
+    let late = nodes[2].0.group(group).propose(b"count").wait();
+    assert!(matches!(&late, Outcome::NotDone(why) if why.reason == Reason::Deleted), "{late:?}");
+    let next = done(at(&nodes, 1), &create).json();
+    assert_eq!(next["generation"], 3);
+    assert_eq!(count(&nodes[0].0, GroupId(next["group"].as_u64().unwrap())), 1, "nothing of the old one");
+    let explicit = nodes[0].0.start_group(group, Count(0)).unwrap_err();
+    assert!(explicit.to_string().contains("create a group by name"), "{explicit}");
 }

@@ -47,6 +47,9 @@ const METRICS: &[Metric] = &[
     counter("groups_lost_acknowledged_total", "Those whose leader had to tell: mistrust the disk.", |s| {
         s.groups_lost_acknowledged
     }),
+    counter("groups_deleted_total", "Named groups that were deleted, and removed here.", |s| {
+        s.groups_deleted
+    }),
     counter("groups_mended_total", "Those that are whole again, through their leaders.", |s| s.groups_mended),
     gauge("groups_restoring", "Groups whose machines wait for their state.", |s| s.groups_restoring),
     counter("groups_restored_total", "Machines that got their state back from a file.", |s| {

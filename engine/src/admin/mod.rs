@@ -18,6 +18,9 @@
 //!   POST /api/groups/UID/shrink       {}: this node is its only member from now on, when a majority is lost
 //!   POST /api/drain                   {}: every group that is led here is handed over; `kept`: those that cannot be
 //!   POST /api/lost                    {"nodes": [2, 3], "force": false}: gone for good, though groups have them as members
+//!   GET  /api/names                   named groups; ?prefix=TEXT&after=NAME&limit=N
+//!   POST /api/names/create            {"name": "orders", "members": [1, 2, 3], "argument": "queue"}
+//!   POST /api/names/delete            {"name": "orders", "group": null or its uid}: and all that is in it
 //!   POST /api/nodes/ID/replace        {"force": false}: that node's directory is gone, and an empty one may take its place
 //! ```
 //!
@@ -30,6 +33,7 @@
 
 mod answer;
 mod metrics;
+mod names;
 mod operate;
 mod route;
 #[cfg(test)]

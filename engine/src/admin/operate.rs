@@ -20,7 +20,7 @@ use crate::shard::status::{GroupStatus, ShardStatus};
 /// How long a shard may take to tell about itself: a turn, and what was before it in the inbox.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// How long a change may take: longer than the default for commands, which ends it by itself.
-const CHANGED_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const CHANGED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a shard told, or that it did not.
 async fn told<T>(pending: Pending<T>) -> Result<T, Failed> {
@@ -241,7 +241,7 @@ pub(super) async fn replace(shared: &Shared, node: NodeId, body: &Value) -> Resu
 }
 
 /// A misspelt key must not be taken for its default.
-fn known_keys(body: &Value, known: &[&str]) -> Result<(), Failed> {
+pub(super) fn known_keys(body: &Value, known: &[&str]) -> Result<(), Failed> {
     let mut keys = body.as_object().into_iter().flat_map(|object| object.keys());
     match keys.find(|key| !known.contains(&key.as_str())) {
         Some(key) => Err(Failed::bad_request(format!("{key:?} means nothing here; there are {known:?}"))),
@@ -270,6 +270,7 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "shard": shard,
         "groups": status.groups,
         "groups_damaged": status.groups_damaged,
+        "groups_deleted": status.groups_deleted,
         "groups_lost_acknowledged": status.groups_lost_acknowledged,
         "groups_mended": status.groups_mended,
         "groups_restoring": status.groups_restoring,

@@ -9,7 +9,8 @@ use serde_json::Value;
 use coracle_base::{GroupId, NodeId};
 
 use super::answer::{Answer, Failed};
-use super::{Shared, metrics, operate};
+use super::names::Listed;
+use super::{Shared, metrics, names, operate};
 
 /// A request's body.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -33,6 +34,9 @@ POST /api/groups/UID/elect     {}
 POST /api/groups/UID/shrink    {}: by force, when a majority is gone for good and was declared lost
 POST /api/drain                {}
 POST /api/lost                 {\"nodes\": [2, 3], \"force\": false}: gone for good, though groups have them as members
+GET  /api/names?prefix=TEXT&after=NAME&limit=N
+POST /api/names/create         {\"name\": \"orders\", \"members\": [1, 2, 3], \"argument\": \"queue\"}
+POST /api/names/delete         {\"name\": \"orders\", \"group\": null}: and all that is in it
 POST /api/nodes/ID/replace     {\"force\": false}: its directory is gone; an empty one may take its place
 
 Changes need the header `content-type: application/json`. The tool: coracle --node HOST:PORT --help
@@ -55,6 +59,9 @@ pub(super) enum Call {
     Drain,
     Lost,
     Replace(NodeId),
+    Names(Listed),
+    Create,
+    Delete,
 }
 
 /// Answers one request, whatever it is.
@@ -85,6 +92,9 @@ async fn run(shared: &Shared, call: Call, body: &Value) -> Answer {
         Call::Lost => operate::lost(shared, body).await.into(),
         Call::Drain => operate::drain(shared).await.into(),
         Call::Replace(node) => operate::replace(shared, node, body).await.into(),
+        Call::Names(listed) => names::list(shared, &listed).await.into(),
+        Call::Create => names::create(shared, body).await.into(),
+        Call::Delete => names::delete(shared, body).await.into(),
     }
 }
 
@@ -152,6 +162,9 @@ pub(super) fn call(path: &str, query: &str) -> Result<(Call, Method), Failed> {
         }
         ["api", "drain"] => (Call::Drain, Method::POST),
         ["api", "lost"] => (Call::Lost, Method::POST),
+        ["api", "names"] => (Call::Names(listed(query)?), Method::GET),
+        ["api", "names", "create"] => (Call::Create, Method::POST),
+        ["api", "names", "delete"] => (Call::Delete, Method::POST),
         ["api", "nodes", id, "replace"] => (Call::Replace(of_node(id)?), Method::POST),
         ["api", "groups", uid] => (Call::Group(of_group(uid)?), Method::GET),
         ["api", "groups", uid, "add"] => (Call::Add(of_group(uid)?), Method::POST),
@@ -178,4 +191,36 @@ fn page(query: &str) -> Result<(GroupId, usize), Failed> {
         }
     }
     Ok((after, limit))
+}
+
+/// Which names a list is to show.
+fn listed(query: &str) -> Result<Listed, Failed> {
+    let mut listed = Listed { prefix: String::new(), after: String::new(), limit: PAGE };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let text = unescaped(value)
+            .ok_or_else(|| Failed::bad_request(format!("{key}={value}: not an escaped UTF-8 text")))?;
+        match (key, text.parse()) {
+            ("prefix", _) => listed.prefix = text,
+            ("after", _) => listed.after = text,
+            ("limit", Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => listed.limit = limit,
+            ("limit", _) => return Err(Failed::bad_request(format!("limit={text}: 1 to {PAGE_MAX}"))),
+            _ => return Err(Failed::bad_request(format!("{key:?}: there are prefix, after and limit"))),
+        }
+    }
+    Ok(listed)
+}
+
+/// A part of a query as it was meant: `%` and two hexadecimal digits are a byte.
+fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        bytes.push(match byte {
+            b'%' => (digit(rest.next())? * 16 + digit(rest.next())?) as u8,
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }

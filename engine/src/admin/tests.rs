@@ -70,6 +70,15 @@ fn paths_are_what_they_say() {
     for bad in ["limit=0", "limit=257", "limit", "after=x", "before=1"] {
         assert_eq!(overview(bad), None, "{bad}");
     }
+    let names = |query| match call("/api/names", query) {
+        Ok((Call::Names(listed), Method::GET)) => Some((listed.prefix, listed.after, listed.limit)),
+        _ => None,
+    };
+    assert_eq!(names(""), Some((String::new(), String::new(), 100)));
+    assert_eq!(names("after=%C3%A4%20b&limit=2&prefix=a/"), Some(("a/".into(), "ä b".into(), 2)));
+    for bad in ["prefix=%", "prefix=%4", "prefix=%zz", "prefix=%ff", "limit=257", "limit=x", "name=a"] {
+        assert_eq!(names(bad), None, "{bad}");
+    }
     for bad in ["", "*", "/api", "/api/groups/", "/api/groups/-1", "/api/groups/7/", "/api/groups/7/add/9"] {
         assert!(call(bad, "").is_err(), "{bad}");
     }

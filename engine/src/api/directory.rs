@@ -45,11 +45,17 @@ use crate::shard::inbox::Command;
 use crate::shard::names::{NameChange, WatchQueue, Wish};
 use crate::shard::replies::Slot;
 
+impl Handles {
+    pub(crate) fn directory(&self) -> Directory {
+        Directory { handles: self.clone() }
+    }
+}
+
 impl Node {
     /// The cluster's named groups. On a node that was not started by
     /// [`start_with_groups`](Node::start_with_groups) everything ends as [`Reason::NoGroup`].
     pub fn directory(&self) -> Directory {
-        Directory { handles: self.handles().clone() }
+        self.handles().directory()
     }
 }
 

@@ -4,6 +4,7 @@
 //! what is unknown is told and never tried again; (2) of several groups each is told about, also when others fail.
 
 mod http;
+mod names;
 mod show;
 
 use std::io::{self, Write};
@@ -73,6 +74,9 @@ Then, as usual, with empty directories: `replace 2`, start node 2, `add 2 --all`
 be up; they are members no more, and are added again. The node says ever after how often it was done: `recovery_epoch`."
     )]
     Shrink(Shrink),
+    /// Named groups: those that the cluster's directory has, another one, or one less.
+    #[command(subcommand)]
+    Groups(names::Names),
     /// The node's counters, in Prometheus' text format.
     #[command(after_help = "Example:\n  coracle --node 127.0.0.1:8001 metrics | grep applied")]
     Metrics(Common),
@@ -284,6 +288,7 @@ pub(super) fn run(node: Option<&str>, operation: &Operation) -> Result<(), Error
             node(&shrink.common).change("shrink", &json!({}), &shrink.groups, shrink.common, said)
         }
         Operation::Replace(replace) => node(&replace.common).replace(replace),
+        Operation::Groups(names) => node(names.common()).names(names),
         Operation::Metrics(common) => node(common).metrics(*common),
     }
 }
@@ -414,7 +419,12 @@ impl Node {
         common: Common,
         said: impl Fn(&Value) -> String,
     ) -> Result<(), Error> {
-        let groups = self.groups(groups)?;
+        let is_all = groups.all;
+        let mut groups = self.groups(groups)?;
+        // The directory of named groups, if there is one, is a group, too; it takes nodes up by itself.
+        if is_all && verb != "add" && self.ask("GET", "/api/groups/0", None).is_ok() {
+            groups.push(0);
+        }
         let (mut ends, mut failures) = (Vec::with_capacity(groups.len()), Vec::new());
         for group in &groups {
             match self.ask("POST", &format!("/api/groups/{group}/{verb}"), Some(body)) {

@@ -61,6 +61,21 @@ pub(super) fn members(out: &mut dyn Write, told: &Value) -> io::Result<()> {
     Ok(())
 }
 
+/// One line a named group.
+pub(super) fn names(out: &mut dyn Write, groups: &[Value]) -> io::Result<()> {
+    writeln!(out, "{:>17} {:>10}  {:<12} {:<16}  name", "group", "generation", "members", "argument")?;
+    for group in groups {
+        let members: Vec<String> = rows(&group["members"]).iter().map(text).collect();
+        let [uid, generation, name] = ["group", "generation", "name"].map(|key| text(&group[key]));
+        let argument = match &group["argument"] {
+            Value::Null => format!("0x{}", text(&group["argument_hex"])),
+            argument => text(argument),
+        };
+        writeln!(out, "{uid:>17} {generation:>10}  {:<12} {argument:<16}  {name}", members.join(" "))?;
+    }
+    Ok(())
+}
+
 /// A voter by its number alone.
 fn member(member: &Value) -> String {
     match member["is"].as_str() {
