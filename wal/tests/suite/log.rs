@@ -207,9 +207,15 @@ fn a_deleted_group_does_not_come_back_with_its_state() {
         let (_, recovery) = Wal::open(&mut copy, config(13), identity()).unwrap();
         recovery.groups.iter().map(|group| group.group.0).collect::<Vec<_>>()
     };
-    for ends_later in [false, true] {
+    // A checkpoint begins with each of the batches around the group's end.
+    for (before, ends_later) in (0..60).flat_map(|before| [(before, false), (before, true)]) {
         let mut rig = Rig::fresh(12);
         (1..4).for_each(|group| rig.append(group, 0, 1, 1, 2, 1200));
+        for _ in 0..before {
+            let last = rig.model().last(3);
+            rig.append(3, last, 1, 1, 1, 3000);
+            rig.settle();
+        }
         rig.settle();
         rig.put_state(1, b"voted");
         if ends_later {
