@@ -8,9 +8,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use coracle_base::checksum::mix64;
 use coracle_base::{NodeId, ShardId};
-use coracle_io::{Clock, Disk, Net, NetEvent};
-use coracle_wal::Wal;
+use coracle_io::{Clock, Disk, DiskError, Net, NetEvent};
+use coracle_wal::{Recovery, Wal};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,6 +19,7 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::identity::{Identity, log_dir};
+use crate::lineage::Lineage;
 use crate::shard::inbox::{Command, Inbox};
 use crate::shard::names::Machines;
 use crate::shard::places::Word;
@@ -25,6 +27,9 @@ use crate::shard::snapshots::Snapshots;
 use crate::shard::{Settings, Shard, ShardError, ShardStatus, Turn};
 use crate::transport::hello::Hello;
 use crate::transport::{LinkEvent, Transport};
+
+/// A boot's name has nothing to do with what else comes of the seed.
+const BOOT_NAMES: u64 = 0x00b0_07ed;
 
 /// The parts of the world that a shard is given.
 pub(crate) struct Parts<D, N: Net, C> {
@@ -146,6 +151,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         if recovery.report.created {
             Identity::begin_log(&mut parts.disk, shard)?;
         }
+        let name = mix64(parts.seed, mix64(BOOT_NAMES, u64::from(shard.0)));
+        let lineage = begin_boot(&mut parts.disk, shard, &recovery, name)?;
         // Of a group that has lost records nobody knows which of its files is the newest: they stay until it is whole.
         let damaged = recovery.report.is_incomplete() || recovery.groups.iter().any(|group| group.suspect);
         let dir = log_dir(shard).join("snapshots");
@@ -159,7 +166,8 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
         )?;
         let now_us = parts.clock.now_us();
         let hello = Hello::of(identity, shard, recovery.boot_epoch, parts.protocol);
-        transport.formed(&mut parts.net, hello, now_us);
+        transport.formed(&mut parts.net, Hello { boot: name, ..hello }, now_us);
+        transport.remember(&lineage.0.heard);
         let settings = Settings {
             node: identity.node,
             founders: cluster.founders(),
@@ -187,6 +195,7 @@ impl<D: Disk, N: Net, C: Clock> Server<D, N, C> {
             recovery,
             snapshots,
             transport,
+            lineage,
             inbox,
             siblings,
             machines,
@@ -283,6 +292,26 @@ fn check_members(config: &Config, identity: &Identity) -> Result<(), Error> {
         tracing::warn!(%node, "it has or had a place in the cluster, and is not among this node's peers");
     }
     Ok(())
+}
+
+/// The list of boots with this one, and as it is on the disk: a full one keeps nobody from starting.
+fn begin_boot<D: Disk>(
+    disk: &mut D,
+    shard: ShardId,
+    recovery: &Recovery,
+    name: u64,
+) -> Result<(Lineage, Lineage), DiskError> {
+    let saved = Lineage::read(disk, shard)?;
+    let mut lineage = saved.clone();
+    lineage.begin(recovery.boot_epoch, name, recovery.end_seq);
+    match lineage.save(disk, shard) {
+        Ok(()) => Ok((lineage.clone(), lineage)),
+        Err(DiskError::Crashed) => Err(DiskError::Crashed),
+        Err(error) => {
+            tracing::warn!(%error, "the list of boots could not be written: it is tried again");
+            Ok((lineage, saved))
+        }
+    }
 }
 
 fn stop_error(error: ShardError) -> Error {

@@ -16,6 +16,8 @@ pub struct Breaks {
     pub double_bootstrap: bool,
     /// A node that comes with another data directory than the cluster knows is taken for the member that it was.
     pub old_incarnation_accepted: bool,
+    /// A node that is told that its directory is an older copy does not care.
+    pub watermark_ignored: bool,
     /// One of the log's.
     pub wal: Option<coracle_wal::breaks::Break>,
 }
@@ -42,6 +44,7 @@ impl Breaks {
             // Of the same name in the log; here it is that of the group.
             "ack-before-durable" => return Some(Self { ack_before_durable: true, ..Self::default() }),
             "read-here-at-once" => return Some(Self { read_here_at_once: true, ..Self::default() }),
+            "watermark-ignored" => return Some(Self { watermark_ignored: true, ..Self::default() }),
             "double-bootstrap" => return Some(Self { double_bootstrap: true, ..Self::default() }),
             "old-incarnation-accepted" => {
                 return Some(Self { old_incarnation_accepted: true, ..Self::default() });

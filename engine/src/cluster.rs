@@ -192,9 +192,13 @@ pub(crate) fn decode_formed(reader: &mut Reader<'_>) -> Result<Option<Cluster>, 
 
 /// Appends what has become of it since; nothing if nothing has.
 pub(crate) fn encode_places(places: &[Place], out: &mut Vec<u8>) {
-    if places.is_empty() {
-        return;
+    if !places.is_empty() {
+        encode_all_places(places, out);
     }
+}
+
+/// As [`encode_places`], also if there are none: something follows.
+pub(crate) fn encode_all_places(places: &[Place], out: &mut Vec<u8>) {
     out.put(LATER);
     out.put_u16(places.len() as u16);
     for place in places {

@@ -8,6 +8,7 @@ use coracle_base::codec::{Reader, Sink};
 use coracle_raft::Message;
 
 use crate::identity::Identity;
+use crate::lineage::{Lineage, Mark};
 use crate::shard::transfer::receive::live_runs;
 use crate::shard::transfer::wire::{Chunk, Live, Offer, Want};
 use crate::shard::{check_indexes, check_payload, check_replies};
@@ -150,6 +151,25 @@ pub fn fix_identity(bytes: &mut Vec<u8>) {
     bytes.put_u32(crc);
 }
 
+/// The file that says which boots a directory knows.
+///
+/// # Errors
+/// Why it is none.
+pub fn lineage(bytes: &[u8]) -> Judged {
+    let lineage = Lineage::decode(bytes).ok_or("damaged, or of a newer version")?;
+    let again = lineage.encode();
+    assert_eq!(again, bytes[..again.len()]);
+    Ok(())
+}
+
+/// Makes its checksum right.
+pub fn fix_lineage(bytes: &mut Vec<u8>) {
+    let covered = bytes.len().saturating_sub(4);
+    bytes.truncate(covered);
+    let crc = crc32c(bytes);
+    bytes.put_u32(crc);
+}
+
 /// An envelope as [`envelope`] takes it, with one message of each kind around a raft message and its payload.
 pub fn sample_envelope(message: &Message, payload: &[u8]) -> Vec<u8> {
     let mut builder = Builder::default();
@@ -169,8 +189,8 @@ pub fn sample_envelope(message: &Message, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A frame, a hello and an identity to begin with.
-pub fn samples() -> [Vec<u8>; 3] {
+/// A frame, a hello, an identity and a list of boots to begin with.
+pub fn samples() -> [Vec<u8>; 4] {
     use crate::cluster::Cluster;
     use coracle_base::{NodeId, ShardId};
     let members = vec![(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)];
@@ -180,5 +200,8 @@ pub fn samples() -> [Vec<u8>; 3] {
     let mut frame = Vec::new();
     frame::encode(frame::FrameKind::Hello, 0, &hello, b"", &mut frame);
     frame::encode(frame::FrameKind::Envelope, 1, &[0; 12], b"tail", &mut frame);
-    [frame, hello, identity.encode()]
+    let mut lineage = Lineage::default();
+    (1..3).for_each(|epoch| lineage.begin(epoch, 100 + epoch, 10 * epoch));
+    lineage.heard.push((NodeId(3), Mark { incarnation: 13, epoch: 1, boot: 5, seq: 9 }));
+    [frame, hello, identity.encode(), lineage.encode()]
 }

@@ -58,6 +58,7 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod identity;
+mod lineage;
 mod log;
 mod machine;
 mod node;

@@ -408,6 +408,11 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         self.server.shard().is_some_and(|shard| shard.is_suspect(group))
     }
 
+    /// Whether another node said that it had heard of more than is in the directory.
+    pub fn is_old_copy(&self) -> bool {
+        self.server.shard().is_some_and(|shard| shard.is_old_copy())
+    }
+
     /// Whether every batch of the log is durable, and the loss of any of them could be noticed.
     pub fn log_is_at_rest(&self) -> bool {
         self.server.shard().is_some_and(|shard| shard.log_is_at_rest())

@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "run", judge: run, samples: runs, fix: fix_run },
     Target { name: "entries", judge: entries, samples: entry_batches, fix: leave },
     Target {
@@ -86,6 +86,12 @@ pub const TARGETS: [Target; 18] = [
         judge: coracle::fuzz::identity,
         samples: || sample(2),
         fix: coracle::fuzz::fix_identity,
+    },
+    Target {
+        name: "lineage",
+        judge: coracle::fuzz::lineage,
+        samples: || sample(3),
+        fix: coracle::fuzz::fix_lineage,
     },
     Target { name: "raft-message", judge: raft_message, samples: raft_messages, fix: leave },
     Target { name: "hard-state", judge: hard_state, samples: hard_states, fix: leave },

@@ -187,11 +187,13 @@ impl Wal {
         }
     }
 
-    /// A leader knows of entries of this group that were acknowledged here, and recovery did not miss them. It is remembered
+    /// A leader knows of entries of this group that were acknowledged here, and recovery did not miss them: votes may be lost as
+    /// well. It is remembered
     /// with the next checkpoint, which is made soon; after a crash before that, the leader has to say so again.
     pub fn mark_suspect(&mut self, group: GroupId) {
         let slot = self.groups.slot_or_new(group);
-        self.groups.at_mut(slot).cold.suspect = true;
+        let cold = &mut self.groups.at_mut(slot).cold;
+        (cold.suspect, cold.state_lost) = (true, true);
         self.checkpoints.hasten();
     }
 

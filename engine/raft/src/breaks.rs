@@ -71,4 +71,6 @@ breaks! {
     match_outlives_session,
     /// A member that is told what it acknowledged does not look whether it holds that.
     lost_tail_untold,
+    /// A member that forgot its votes votes again once one of the others has answered.
+    recall_ends_early,
 }

@@ -77,4 +77,9 @@ pub struct Restored<'a> {
     /// The log may have lost acknowledged entries: the member neither campaigns nor votes, and what it acknowledges
     /// counts for nothing, until a leader has brought it up to everything it can have acknowledged.
     pub suspect: bool,
+    /// Votes may be forgotten, too, as by an older copy of the directory: until all other voters have answered it gives none.
+    pub votes_lost: bool,
+    /// The others may know that this is an older copy: for so long it neither votes nor campaigns nor acknowledges, unless
+    /// the links to all other voters were up before.
+    pub hold_us: u64,
 }

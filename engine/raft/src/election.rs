@@ -61,6 +61,10 @@ pub(crate) enum Answer {
     Read {
         round: u64,
     },
+    /// To a member that forgot what it promised.
+    Recall {
+        round: u64,
+    },
     /// To a leader of the past: our term.
     Term,
 }
@@ -134,7 +138,7 @@ impl Group {
         (self.leader, self.leader_live) = (None, false);
         self.forced = forced;
         self.arm_election(now_us);
-        if self.election_at.is_none() || self.state.term.0 >= NUMBER_MAX {
+        if self.election_at.is_none() || self.hold.is_some() || self.state.term.0 >= NUMBER_MAX {
             self.role = Role::Follower;
             return;
         }
@@ -224,7 +228,7 @@ impl Group {
             self.peers[at].confirm = true;
         }
         let is_behind = !self.up_to_date(last);
-        let granted = term > self.state.term && !live && self.trusts_its_log() && !is_behind;
+        let granted = term > self.state.term && !live && self.may_back(last) && !is_behind;
         if !granted {
             self.tell_removed(from);
         }
@@ -279,7 +283,7 @@ impl Group {
             }
             self.become_follower(now_us, term, out);
         }
-        let free = self.state.vote == NodeId::NONE && self.leader.is_none() && self.trusts_its_log();
+        let free = self.state.vote == NodeId::NONE && self.leader.is_none() && self.may_back(last);
         if term == self.state.term && free && self.up_to_date(last) {
             self.state.vote = from;
             self.role = Role::Follower;
@@ -310,7 +314,7 @@ impl Group {
         }
     }
 
-    /// Whether nothing that we acknowledged may be lost: otherwise our word for a candidate would mean nothing.
+    /// Whether nothing that we acknowledged may be lost: otherwise we may not lead.
     pub(crate) fn trusts_its_log(&self) -> bool {
         !self.suspect || self.config.breaks.suspect_votes()
     }
@@ -348,6 +352,10 @@ impl Group {
             }
         }
         let Some(ballot) = self.ring.ballot(self.ballot()) else { return };
+        if self.votes_are_lost() {
+            // It may name somebody, whom we voted for before we knew.
+            self.owed.retain(|owed| !matches!(owed.answer, Answer::Ballot));
+        }
         for owed in core::mem::take(&mut self.owed) {
             out.push(Output::Send { to: owed.to, message: self.answer(owed.answer, ballot) });
         }
@@ -366,6 +374,7 @@ impl Group {
             Answer::PreVote { asked, granted } => Message::PreVoteReply { asked, granted, term },
             Answer::Removed { index, commit, commit_term: term } => Message::Removed { index, commit, term },
             Answer::Read { round } => Message::ReadAck { term, round },
+            Answer::Recall { round } => self.recollection(round, ballot),
             Answer::Term => Message::AppendReply(AppendReply {
                 term,
                 durable: self.ring.durable().at_most(Index::ZERO),

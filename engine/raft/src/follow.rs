@@ -98,7 +98,7 @@ impl Group {
             return out.push(Output::Diverged { index: shared });
         }
         if append.held {
-            self.check_claim(append.prev_index, append.prev_term, out);
+            self.check_claim(now_us, append.prev_index, append.prev_term, out);
         }
         if append.prev_index > self.commit && !self.log.matches(append.prev_index, append.prev_term) {
             return self.reject(append.prev_index, append.prev_term);
@@ -120,25 +120,25 @@ impl Group {
             }
             None => self.answer_due |= count > 0,
         }
-        self.answer_due |= append.answer;
+        // A leader that trusts us before all others have answered asks in vain.
+        let is_early = append.trusted && self.votes_are_lost();
+        self.answer_due |= append.answer && !is_early;
         self.agree(end.max(prev), append.commit);
-        if append.trusted && self.suspect {
-            self.suspect = false;
-            out.push(Output::CaughtUp);
+        if append.trusted && self.suspect && !is_early {
+            self.trust_again(now_us, out);
         }
     }
 
     /// The leader says that we acknowledged this entry to it. If it is not here, or not durable, our disk has lost what it
-    /// said to have: nothing that we hold or voted by is to be relied on until a leader has brought us up again.
-    fn check_claim(&mut self, index: Index, term: Term, out: &mut Vec<Output>) {
+    /// said to have: nothing that we hold or voted by is to be relied on until the others have answered (`recall.rs`).
+    fn check_claim(&mut self, now_us: u64, index: Index, term: Term, out: &mut Vec<Output>) {
         let is_durable = index <= self.ring.durable().get() && self.log.matches(index, term);
         // What is committed was joined in this life of ours; a snapshot may have taken its place.
         let holds = index <= self.commit || is_durable || self.config.breaks.lost_tail_untold();
         if holds || self.suspect {
             return;
         }
-        (self.suspect, self.answer_due) = (true, true);
-        self.election_at = None;
+        self.on_votes_lost(now_us, out);
         out.push(Output::LostAcknowledged { index });
     }
 
@@ -201,14 +201,14 @@ impl Group {
     }
 
     pub(crate) fn on_read_probe(&mut self, from: NodeId, round: u64) {
-        if !self.suspect && !self.leader_gone {
+        if !self.suspect && !self.leader_gone && self.hold.is_none() {
             self.owe(from, Answer::Read { round });
         }
     }
 
     /// One answer for all that the leader sent since the last one.
     pub(crate) fn acknowledge(&mut self, term: Durable<Term>, out: &mut Vec<Output>) {
-        let Some(leader) = self.leader else { return };
+        let Some(leader) = self.leader.filter(|_| self.hold.is_none()) else { return };
         let durable = self.ring.durable().at_most(self.matched);
         let rejected = self.rejected.take().map(|(prev_index, prev_term)| {
             let (hint_index, hint_term) = self.log.latest_at_most(prev_index, prev_term);

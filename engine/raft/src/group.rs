@@ -14,6 +14,7 @@
 //! Invariants (checked after every step and drain): (1) `snapshot <= commit <= last`; commit and term never fall;
 //! (2) `durable <= written <= last`; (3) a leader's ballot is durable, and no member's match exceeds its log.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use coracle_base::limits::MEMBERS_MAX;
@@ -28,6 +29,7 @@ use crate::persist::{PersistRing, PersistSeq};
 use crate::progress::Peer;
 use crate::quorum::Tally;
 use crate::read_index::Reads;
+use crate::recall::{Hold, Recall};
 use crate::transfer::Transfer;
 use crate::{Config, HardState, Members, Restored};
 
@@ -62,6 +64,8 @@ pub enum Input {
     LinkUp(NodeId),
     /// The session is over: nothing that was on the way arrives any more.
     LinkDown(NodeId),
+    /// What was recovered is less than what this member said to be durable: votes of it may be forgotten.
+    VotesLost,
     /// Our own snapshot is durable: the log up to it is gone. `index` was applied and durable.
     Released {
         /// Last index that the snapshot covers.
@@ -255,7 +259,11 @@ pub struct Group {
     /// A snapshot was accepted that no write covers yet.
     pub(crate) installing: bool,
     pub(crate) accepted_term: Term,
+    /// There is a `recall`.
     pub(crate) suspect: bool,
+    pub(crate) recall: Option<Box<Recall>>,
+    pub(crate) recalls: u64,
+    pub(crate) hold: Option<Hold>,
 
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
@@ -335,7 +343,10 @@ impl Group {
             commit_reported: snapshot.0,
             installing: false,
             accepted_term: restored.accepted_term,
-            suspect: restored.suspect,
+            suspect: false,
+            recall: None,
+            recalls: 0,
+            hold: None,
             role: Role::Follower,
             leader: None,
             role_told: (Role::Follower, None, state.term),
@@ -365,6 +376,10 @@ impl Group {
             config,
         };
         group.place_peers();
+        if restored.suspect || restored.votes_lost {
+            group.begin_recall(restored.votes_lost, restored.suspect);
+        }
+        group.begin_hold(now_us, restored.hold_us);
         group.arm_election(now_us);
         group.assert_invariants();
         group
@@ -393,8 +408,9 @@ impl Group {
             Input::Tick => self.on_tick(now_us, out),
             Input::Receive { from, message } => self.on_message(now_us, from, message, out),
             Input::Persisted(seq) => self.on_persisted(now_us, seq, out),
-            Input::LinkUp(node) => self.on_link_up(now_us, node),
+            Input::LinkUp(node) => self.on_link_up(now_us, node, out),
             Input::LinkDown(node) => self.on_link_down(now_us, node),
+            Input::VotesLost => self.on_votes_lost(now_us, out),
             Input::Released { index, term } => self.on_released(index, term),
             Input::Fetched { to, first, count, bytes } => self.on_fetched(to, first, count, bytes, out),
             Input::FetchFailed { to } => self.on_fetch_failed(now_us, to),
@@ -416,6 +432,7 @@ impl Group {
             out.push(Output::Commit { upto: self.commit });
         }
         self.persist(out);
+        self.ask_to_recall(now_us, out);
         self.speak(out);
         if self.role == Role::Leader {
             self.replicate(now_us, sizes, out);
@@ -427,7 +444,10 @@ impl Group {
     /// When a `Tick` is wanted; `None` if there is nothing to wait for.
     pub fn deadline_us(&self) -> Option<u64> {
         let transfer_at = self.transfer.as_ref().map(|transfer| transfer.until_us);
-        [self.election_at, self.quorum_at, self.retry_at, self.change_at, transfer_at]
+        let (hold_until, recall_at) = (self.hold_until(), self.recall_at());
+        // Nobody campaigns while it holds back.
+        let election_at = self.election_at.filter(|_| hold_until.is_none());
+        [election_at, hold_until, self.quorum_at, self.retry_at, self.change_at, transfer_at, recall_at]
             .into_iter()
             .flatten()
             .min()
@@ -447,13 +467,20 @@ impl Group {
         if passed(self.transfer.as_ref().map(|transfer| transfer.until_us)) {
             self.end_transfer(now_us, out);
         }
-        if passed(self.election_at) {
+        if passed(self.hold_until()) {
+            self.end_hold(now_us, out);
+        }
+        if passed(self.recall_at()) {
+            self.ask_again();
+        }
+        if passed(self.election_at) && self.hold.is_none() {
             self.campaign(now_us, false);
         }
     }
 
-    fn on_message(&mut self, now_us: u64, from: NodeId, message: Message, out: &mut Vec<Output>) {
+    pub(crate) fn on_message(&mut self, now_us: u64, from: NodeId, message: Message, out: &mut Vec<Output>) {
         let Some(at) = self.peer_at(from) else { return };
+        let Some(message) = self.put_off(from, message) else { return };
         match message {
             Message::PreVote { term, last_index, last_term, forced } => {
                 self.on_pre_vote(now_us, at, term, (last_term, last_index), forced);
@@ -498,6 +525,8 @@ impl Group {
             Message::LeaderGone { term } => self.on_leader_gone(now_us, from, term),
             Message::TimeoutNow { term } => self.on_timeout_now(now_us, from, term),
             Message::Removed { index, commit, term } => self.on_removed(now_us, index, (commit, term)),
+            Message::Recall { round } => self.on_recall(from, round),
+            Message::RecallReply(reply) => self.on_recall_reply(now_us, from, *reply, out),
         }
     }
 
@@ -507,41 +536,6 @@ impl Group {
         self.tally_due = true;
         if self.role == Role::Candidate && self.ring.ballot(self.ballot()).is_some() {
             self.count_vote(now_us, self.config.id, out);
-        }
-    }
-
-    fn on_link_up(&mut self, now_us: u64, node: NodeId) {
-        if node == self.config.id || node == NodeId::NONE {
-            return;
-        }
-        let at = self.peer_or_new(node);
-        if self.peers[at].link_up {
-            self.on_link_down(now_us, node);
-        }
-        self.peers[at].link_up = true;
-        self.peers[at].ask = self.members().is_voter(node);
-        if self.role == Role::Leader {
-            // The probe that follows is also how the member learns its leader again.
-            self.peers[at].restart_link(self.log.last(), self.config.breaks);
-            if self.reaches_majority() {
-                self.quorum_at = None;
-            }
-        } else if !self.leader_is_live() {
-            self.wait_for_all(now_us);
-        }
-    }
-
-    fn on_link_down(&mut self, now_us: u64, node: NodeId) {
-        let Some(at) = self.peer_at(node) else { return };
-        self.peers[at].link_up = false;
-        if self.role == Role::Leader {
-            self.peers[at].restart_link(self.log.last(), self.config.breaks);
-            if !self.reaches_majority() && self.quorum_at.is_none() {
-                self.quorum_at = Some(now_us + self.config.election_us_min);
-            }
-        } else if self.leader == Some(node) && self.leader_live {
-            self.leader_live = false;
-            self.arm_succession(now_us);
         }
     }
 

@@ -181,6 +181,11 @@ impl Members {
         self.get(node).is_some_and(|member| member.has(VOTER | OUTGOING))
     }
 
+    /// How many voters there are; in a joint phase, those of the set that is to be left.
+    pub(crate) fn deciding(&self) -> usize {
+        self.list.iter().filter(|member| member.has(VOTER)).count()
+    }
+
     /// Whether nobody but `node` decides.
     pub fn is_alone(&self, node: NodeId) -> bool {
         self.is_voter(node)

@@ -195,7 +195,7 @@ impl Group {
     }
 
     /// The newest members that are known to be committed.
-    fn committed_members(&self) -> &Configured {
+    pub(crate) fn committed_members(&self) -> &Configured {
         match &self.state.previous {
             Some(previous) if !self.members_are_settled() => previous,
             _ => &self.state.current,

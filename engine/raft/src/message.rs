@@ -14,6 +14,9 @@
 //!    11 Snapshot       term index snap_term config_index members(`member.rs`)   if these are not the group's first
 //!    12 PreVote, 13 Vote   as 1 and 3, if forced
 //!    14 TimeoutNow     term                              15 Removed        index commit term
+//!    16 Recall         round
+//!    17 RecallReply    round term last_index last_term flags(suspect 1, pending 2, committed 4), with flag 4
+//!                      the members that are committed, with flag 2 those that are not yet: index members(`member.rs`)
 //! ```
 //!
 //! Entries and snapshots travel beside their message: the driver adds their bytes, and finds the configurations among
@@ -175,6 +178,13 @@ pub enum Message {
         /// The leader's term.
         term: Term,
     },
+    /// What do you remember? From a member that may have forgotten what it promised.
+    Recall {
+        /// Names the question.
+        round: u64,
+    },
+    /// This.
+    RecallReply(Box<RecallReply>),
     /// The receiver campaigned and is no member any more.
     Removed {
         /// A configuration without it.
@@ -203,6 +213,25 @@ pub struct AppendReply {
     pub rejected: Option<Rejected>,
 }
 
+/// What a member remembers, for one that does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecallReply {
+    /// That of the question.
+    pub round: u64,
+    /// The sender's term.
+    pub term: Durable<Term>,
+    /// The sender's last durable entry.
+    pub last_index: Durable<Index>,
+    /// The term there.
+    pub last_term: Term,
+    /// The sender may have forgotten something itself: only what it says of the members is of use.
+    pub suspect: bool,
+    /// The newest members that the sender knows to be committed; `None` if it knows of nobody.
+    pub committed: Option<Configured>,
+    /// Newer ones in its log.
+    pub pending: Option<Configured>,
+}
+
 /// Why an append could not be joined, and where the logs may meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejected {
@@ -218,6 +247,8 @@ const ANSWER: u8 = 1;
 const TRUSTED: u8 = 2;
 const HELD: u8 = 4;
 const SUSPECT: u8 = 1;
+const PENDING: u8 = 2;
+const COMMITTED: u8 = 4;
 const REJECTED: u8 = 2;
 
 impl Message {
@@ -277,6 +308,8 @@ impl Message {
             Self::LeaderGone { term } => put(out, 10, &[term.0]),
             Self::TimeoutNow { term } => put(out, 14, &[term.0]),
             Self::Removed { index, commit, term } => put(out, 15, &[index.0, commit.0, term.0]),
+            Self::Recall { round } => put(out, 16, &[*round]),
+            Self::RecallReply(reply) => reply.encode(out),
         }
     }
 
@@ -323,6 +356,8 @@ impl Message {
             10 => Self::LeaderGone { term: term(reader)? },
             14 => Self::TimeoutNow { term: term(reader)? },
             15 => Self::Removed { index: index(reader)?, commit: index(reader)?, term: term(reader)? },
+            16 => Self::Recall { round: bounded(reader, "round")? },
+            17 => Self::RecallReply(Box::new(RecallReply::decode(reader)?)),
             found => return Err(DecodeError::Kind { found }),
         })
     }
@@ -358,7 +393,40 @@ impl AppendReply {
     }
 }
 
+impl RecallReply {
+    fn encode(&self, out: &mut impl Sink) {
+        let (term, last_index) = (self.term.get().0, self.last_index.get().0);
+        put(out, 17, &[self.round, term, last_index, self.last_term.0]);
+        let known = flag(PENDING, self.pending.is_some()) | flag(COMMITTED, self.committed.is_some());
+        out.put_u8(flag(SUSPECT, self.suspect) | known);
+        self.committed.iter().chain(&self.pending).for_each(|one| one.encode(out));
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let round = bounded(reader, "round")?;
+        let (term_now, last_index) = (Durable::heard(term(reader)?), Durable::heard(index(reader)?));
+        let last_term = term(reader)?;
+        let flags = flags(reader, SUSPECT | PENDING | COMMITTED)?;
+        if last_term > term_now.get() {
+            return Err(DecodeError::Field { field: "term of an entry" });
+        }
+        let suspect = flags & SUSPECT != 0;
+        let committed = if flags & COMMITTED != 0 { Some(Configured::decode_any(reader)?) } else { None };
+        let pending = if flags & PENDING != 0 { Some(Configured::decode_any(reader)?) } else { None };
+        Ok(Self { round, term: term_now, last_index, last_term, suspect, committed, pending })
+    }
+}
+
 impl Configured {
+    /// Also the one that a group was made with.
+    fn decode_any(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (index, members) = (index(reader)?, Members::decode(reader)?);
+        match HardState::holds(&Members::default(), &members) {
+            true => Ok(Self { index, members }),
+            false => Err(DecodeError::Field { field: "configuration" }),
+        }
+    }
+
     /// Appends it, as it goes with a snapshot.
     pub fn encode(&self, out: &mut impl Sink) {
         put_number(out, self.index.0);

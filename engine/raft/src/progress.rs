@@ -69,6 +69,8 @@ pub(crate) struct Peer {
     pub(crate) place: Place,
     /// A vote or pre-vote is to be asked of it.
     pub(crate) ask: bool,
+    /// What it remembers is to be asked of it, if we have forgotten something.
+    pub(crate) ask_recall: bool,
 
     pub(crate) mode: Mode,
     /// Durable there, agreed with this leader in this term, and said in this session of the link: all that counts.
@@ -98,6 +100,7 @@ impl Peer {
             link_up: false,
             place: Place::Stranger,
             ask: false,
+            ask_recall: true,
             mode: Mode::Probe { sent: false },
             match_index: Index::ZERO,
             held: Index::ZERO,

@@ -45,8 +45,12 @@ impl Group {
         if self.reaches_majority() {
             return Err(ShrinkError::HasMajority);
         }
-        if self.suspect {
+        // What only the others knew is lost anyway; but a log with a hole is none to go on with.
+        if !self.is_undamaged() {
             return Err(ShrinkError::Suspect);
+        }
+        if self.suspect {
+            self.trust_again(now_us, out);
         }
         if self.role == Role::Leader {
             self.become_follower(now_us, self.state.term, out);

@@ -4,7 +4,8 @@
 //! ```text
 //!   nodes 3 [append_entries=1 window_messages=2]  three members, new, links down. Disks answer at once unless held
 //!   nodes 5 founders=3        the first three are members, the others wait to be made some
-//!   node 2 log=1,1,4 term=6 [vote=3] [accepted=7] [snapshot=2:1] [suspect]   starts node 2 from this state instead
+//!   node 2 log=1,1,4 term=6 [vote=3] [accepted=7] [snapshot=2:1] [suspect] [old] [hold]   starts node 2 from
+//!                       this state instead; `old`: it may have forgotten votes, `hold`: it holds back for 100 ms
 //!   links up            every link              link up|down 1-2     one, as both ends see it
 //!   tick 1              time goes to node 1's deadline, if it has one
 //!   deliver [1->2] [n]  everything under way, until nothing is left; or what node 1 sent to node 2 (n messages)
@@ -15,7 +16,8 @@
 //!   change 1 +4 ~5 ^6 -2 [force]                  4 a voter, 5 a learner, 6 promotable, 2 out
 //!   transfer 1 [2]            1 hands over (to 2)     campaign 2     2 is told to     resign 1    it stops leading
 //!   shrink 2                                         node 2 becomes the only member, whoever the others were
-//!   crash 2 [n]         n of the writes in flight reach the disk     start 2 [suspect]
+//!   crash 2 [n]         n of the writes in flight reach the disk     start 2 [suspect] [old] [hold]
+//!   forget 2            somebody says that node 2 has less than it had
 //!   snapshot 1 5        node 1 has a durable snapshot at 5           disk 1 5    node 1 holds entries up to 5 on disk only
 //!   fetch 1             node 1's disk returns the entries asked for
 //!   members             what each takes for the members: `1 2 3` voters, `(2)` leaving, `~4` learner, `^4>9` promotable
@@ -34,7 +36,7 @@ use coracle_base::{Index, NodeId, Term};
 use coracle_raft::{
     Change, Config, HardState, Input, Members, Membership, Message, Output, PeerMode, Role, Spans,
 };
-use model::{Disk, Entries, Entry, Node, Packet};
+use model::{Disk, Entries, Entry, Memory, Node, Packet};
 
 #[derive(Default)]
 struct Story {
@@ -129,7 +131,8 @@ impl Story {
             }),
             "members" => self.members(),
             "crash" => self.crash(node(), number(2).unwrap_or(0)),
-            "start" => self.start(node(), words.contains(&"suspect")),
+            "start" => self.start(node(), memory(&words[2..])),
+            "forget" => self.turn(node(), |node, now_us| node.step(now_us, Input::VotesLost)),
             "snapshot" => {
                 let index = Index(number(2).expect("an index"));
                 self.turn(node(), |node, now_us| node.release(now_us, index));
@@ -164,15 +167,14 @@ impl Story {
                 }
             }
             self.configs.insert(id, config.clone());
-            self.nodes.insert(id, Node::new(config, Disk::default(), false, self.now_us));
+            self.nodes.insert(id, Node::new(config, Disk::default(), Memory::default(), self.now_us));
         }
     }
 
     fn node(&mut self, id: u64, settings: &[&str]) {
         let config = self.configs[&id].clone();
         let mut accepted = None;
-        let (mut log, mut term, mut vote, mut suspect) =
-            (Entries::default(), Term::ZERO, NodeId::NONE, false);
+        let (mut log, mut term, mut vote) = (Entries::default(), Term::ZERO, NodeId::NONE);
         for setting in settings {
             let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
             match name {
@@ -189,7 +191,7 @@ impl Story {
                 "term" => term = Term(value.parse().unwrap()),
                 "accepted" => accepted = Some(Term(value.parse().unwrap())),
                 "vote" => vote = NodeId(value.parse().unwrap()),
-                "suspect" => suspect = true,
+                "suspect" | "old" | "hold" => {}
                 other => panic!("unknown setting {other}"),
             }
         }
@@ -198,7 +200,7 @@ impl Story {
         let members = Members::of_voters(config.voters.iter().copied());
         let hard_state = HardState { term, vote, ..HardState::new(members) };
         let disk = Disk { hard_state: Some(hard_state), log, accepted_term };
-        self.nodes.insert(id, Node::new(config, disk, suspect, self.now_us));
+        self.nodes.insert(id, Node::new(config, disk, memory(settings), self.now_us));
     }
 
     fn links_up(&mut self) {
@@ -347,9 +349,9 @@ impl Story {
         others.into_iter().for_each(|other| self.disconnect(id, other));
     }
 
-    fn start(&mut self, id: u64, suspect: bool) {
+    fn start(&mut self, id: u64, memory: Memory) {
         let disk = self.crashed.remove(&id).expect("it crashed");
-        self.nodes.insert(id, Node::new(self.configs[&id].clone(), disk, suspect, self.now_us));
+        self.nodes.insert(id, Node::new(self.configs[&id].clone(), disk, memory, self.now_us));
     }
 
     fn show(&mut self) {
@@ -441,6 +443,11 @@ fn print(text: &mut String, id: u64, output: &Output) {
     };
 }
 
+fn memory(words: &[&str]) -> Memory {
+    let has = |word| words.contains(&word);
+    Memory { suspect: has("suspect"), votes_lost: has("old"), hold_us: if has("hold") { 100_000 } else { 0 } }
+}
+
 fn said(message: &Message) -> String {
     match message {
         Message::PreVote { term, last_index, last_term, forced } => {
@@ -482,6 +489,22 @@ fn said(message: &Message) -> String {
         Message::LeaderGone { term } => format!("LeaderGone {term}"),
         Message::TimeoutNow { term } => format!("TimeoutNow {term}"),
         Message::Removed { index, commit, term } => format!("Removed by {index}, committed {commit}/{term}"),
+        Message::Recall { round } => format!("Recall {round}"),
+        Message::RecallReply(reply) => {
+            let (last, term) = (reply.last_index.get(), reply.last_term);
+            let pending = reply.pending.as_ref().map_or(String::new(), |pending| {
+                format!(", then [{}] of {}", list(&pending.members), pending.index)
+            });
+            let suspect = if reply.suspect { " suspect" } else { "" };
+            let members = reply.committed.as_ref().map_or("no members".into(), |committed| {
+                format!("members [{}] of {}", list(&committed.members), committed.index)
+            });
+            format!(
+                "RecallReply {} term {} last {last}/{term}{suspect} {members}{pending}",
+                reply.round,
+                reply.term.get(),
+            )
+        }
     }
 }
 

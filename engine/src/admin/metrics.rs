@@ -51,6 +51,9 @@ const METRICS: &[Metric] = &[
         s.groups_deleted
     }),
     counter("groups_mended_total", "Those that are whole again, through their leaders.", |s| s.groups_mended),
+    gauge("directory_old", "1 if another node remembers more than this directory.", |s| {
+        s.directory_old.into()
+    }),
     gauge("groups_restoring", "Groups whose machines wait for their state.", |s| s.groups_restoring),
     counter("groups_restored_total", "Machines that got their state back from a file.", |s| {
         s.groups_restored

@@ -273,6 +273,7 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "groups_deleted": status.groups_deleted,
         "groups_lost_acknowledged": status.groups_lost_acknowledged,
         "groups_mended": status.groups_mended,
+        "directory_old": status.directory_old,
         "groups_restoring": status.groups_restoring,
         "proposed": status.proposed,
         "applied": status.applied,
@@ -300,6 +301,7 @@ fn tell_group(shared: &Shared, status: &GroupStatus) -> Value {
         "poisoned": status.poisoned,
         "recovery_epoch": status.recovery_epoch,
         "suspect": status.suspect,
+        "waits_for": status.waits_for.iter().map(|node| node.0).collect::<Vec<_>>(),
         "needs_snapshot": status.needs_snapshot,
     })
 }

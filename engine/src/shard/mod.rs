@@ -6,6 +6,7 @@
 //! that it met); (3) every buffer is bounded, and refuses early.
 
 mod apply;
+mod boots;
 mod cache;
 mod compact;
 mod elections;
@@ -48,6 +49,7 @@ use coracle_raft::{Output, PersistSeq};
 use coracle_wal::{BatchSeq, RecoveredGroup, Wal, WalError};
 
 use crate::transport::{LinkEvent, Transport};
+use boots::Boots;
 use compact::Compaction;
 use elections::Elections;
 use forward::Forwards;
@@ -141,6 +143,7 @@ pub(crate) struct Shard<D: Disk, N: Net, C: Clock> {
     places: Places,
     names: Names,
     removed: Removed,
+    boots: Boots,
     slots: Vec<Slot>,
     by_group: BTreeMap<GroupId, u32>,
     /// Found on disk, and not started yet.

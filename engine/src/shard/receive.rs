@@ -13,7 +13,7 @@ use super::inbox::{Command, Origin};
 use super::queries::Question;
 use super::room::Need;
 use super::waiting::Waiting;
-use super::{Answers, OnDurable, ReadFor, Shard, ShardError, members, places, snapshots};
+use super::{Answers, OnDurable, ReadFor, Shard, ShardError, boots, members, places, snapshots};
 use crate::api::query::Consistency;
 use crate::outcome::{Outcome, Reason, Unknown};
 use crate::transport::LinkEvent;
@@ -39,6 +39,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.complete()?;
         self.step_places();
+        self.step_boots();
+        self.tell_durable();
         self.watch_disk();
         self.tick();
         Ok(())
@@ -72,7 +74,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn on_link_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { node } => self.on_link(node, true),
+            LinkEvent::Up { node } => {
+                self.judge_directory(node);
+                self.on_link(node, true);
+            }
             LinkEvent::Down { node, session } => {
                 self.status.links_lost += 1;
                 let mut answers =
@@ -143,6 +148,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     if let Some(slot) = self.by_group.get(&piece.group).copied() {
                         self.on_want_snapshot(slot, node, base);
                     }
+                }
+                Kind::Durable => {
+                    let seq = Reader::new(piece.fields).u64()?;
+                    self.on_mark(node, seq);
                 }
                 Kind::WantIndexes => self.on_want_indexes(node, session, piece.payload)?,
                 Kind::Indexes => self.on_indexes(session, piece.payload)?,
@@ -396,7 +405,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.take_completions()?;
         self.step_snapshots();
         let durable = self.wal.durable();
-        while let Some((_, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
+        while let Some((batch, then)) = self.on_durable.pop_front_if(|(batch, _)| durable.covers(*batch)) {
+            self.on_promise(batch);
             match then {
                 OnDurable::Persisted { slot, seq } => {
                     self.input(slot, Input::Persisted(seq));
@@ -431,6 +441,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.on_snapshot_done(one);
             } else if places::owns(one.token) {
                 self.on_place_done(one);
+            } else if boots::owns(one.token) {
+                self.on_boots_done(one);
             } else {
                 self.wal.on_done(&mut self.disk, one)?;
             }

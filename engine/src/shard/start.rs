@@ -9,6 +9,7 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Config as RaftConfig, Group, HardState, Input, Restored};
 use coracle_wal::{RecoveredGroup, Recovery, Wal};
 
+use super::boots::Boots;
 use super::compact::Compaction;
 use super::groups::{Held, Slot, Snapshot};
 use super::inbox::{Inbox, Start};
@@ -20,6 +21,7 @@ use super::status::Glance;
 use super::{GroupStatus, Settings, Shard, ShardStatus};
 use crate::Error;
 use crate::identity::Identity;
+use crate::lineage::Lineage;
 use crate::machine::Machine;
 use crate::transport::Transport;
 
@@ -39,6 +41,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         recovery: Recovery,
         snapshots: Snapshots,
         transport: Transport,
+        (lineage, saved): (Lineage, Lineage),
         inbox: Arc<Inbox<N::Socket>>,
         siblings: Vec<Arc<Inbox<N::Socket>>>,
         machines: Option<Machines>,
@@ -57,6 +60,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             places: Places::new(identity),
             names: Names::new(machines),
             removed: Default::default(),
+            boots: Boots::new(lineage, saved, recovery.end_seq),
             slots: Vec::new(),
             by_group: BTreeMap::new(),
             incomplete: recovery.report.is_incomplete(),
@@ -114,12 +118,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         // It stays among the recovered ones until it runs: a second try must not find it empty.
         let found = self.recovered.get(&group);
-        if found.is_none() && self.incomplete {
-            // Everything that it ever wrote here may have been in the damaged part, its vote included.
-            let reason = "the log was damaged and does not name this group, which may have had a vote and entries there: \
-                          replace this member, or restore the directory";
-            return Err(Error::Machine { group, reason: reason.into() });
-        }
         let hard_state = found.map_or(Ok(None), hard_state_of)?;
         let held = found.and_then(held);
         let last = found.map_or(Index::ZERO, |one| one.last);
@@ -132,6 +130,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Some(state) => state.current.members.iter().any(|member| member.id != config.id),
             None => config.voters.iter().any(|voter| *voter != config.id),
         };
+        // Its vote may be in a damaged part of the log, or everything that it ever wrote here.
+        let is_in_damage = found.map_or(self.incomplete, |one| one.state_lost);
+        if is_in_damage && !others && config.voters.contains(&config.id) {
+            let reason = "its vote may be lost with a damaged part of the log, and nobody else could know of it: restore the \
+                          directory";
+            return Err(Error::Machine { group, reason: reason.into() });
+        }
         if base.is_some() && held.is_none() && !others {
             let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
                           replace this member";
@@ -147,6 +152,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             terms: &terms,
             accepted_term: found.map_or(Default::default(), |one| one.accepted_term),
             suspect: found.is_some_and(|one| one.suspect),
+            votes_lost: is_in_damage
+                || found.map_or(self.boots.is_unnamed(), |_| self.boots.votes_are_lost()),
+            hold_us: found.map_or(0, |_| self.settings.election_us),
         };
         let raft = Group::new(config, restored, self.now_us);
         let is_suspect = raft.suspect();
@@ -234,6 +242,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.by_group.get(&group).is_some_and(|slot| self.slots[*slot as usize].raft.suspect())
     }
 
+    /// Whether another node remembers more than the directory.
+    pub(crate) fn is_old_copy(&self) -> bool {
+        self.status.directory_old
+    }
+
     /// Whether nothing waits to be written, not even the mark that proves the last batch.
     pub(crate) fn log_is_at_rest(&self) -> bool {
         self.wal.backlog_bytes() == 0 && self.wal.deadline_us().is_none()
@@ -271,6 +284,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             restoring: !one.is_ready() && one.is_whole(),
             recovery_epoch: one.raft.hard_state().recovery_epoch,
             suspect: one.raft.suspect(),
+            waits_for: one.raft.waits_for().into_vec(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })
     }
@@ -310,15 +324,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 /// What a group voted, if it has begun, and may go on from there.
 ///
 /// # Errors
-/// Its state is of no known form, or a newer one may be lost.
+/// Its state is of no known form.
 fn hard_state_of(found: &RecoveredGroup) -> Result<Option<HardState>, Error> {
     let refused = |reason: String| Error::Machine { group: found.group, reason };
-    if found.state_lost {
-        // It may have voted in a term that it no longer knows; no waiting makes that safe.
-        let reason = "its vote may be lost with a damaged part of the log, so it must not vote again: replace this \
-                      member, or restore the directory";
-        return Err(refused(reason.into()));
-    }
     if found.state.is_empty() {
         return Ok(None);
     }

@@ -35,8 +35,11 @@ pub struct GroupStatus {
     pub restoring: bool,
     /// How often the group was made one member's alone by force, without a majority.
     pub recovery_epoch: u32,
-    /// Damage took a part of its log: it gives no vote and acknowledges nothing until a leader has brought it up to date.
+    /// Damage took a part of its log, or its directory is an older copy: it gives no vote and acknowledges nothing until a
+    /// leader has brought it up to date, or all other voters have answered what they know.
     pub suspect: bool,
+    /// The voters whose answers it still needs for that: if one of them is gone for good, replace this member.
+    pub waits_for: Vec<NodeId>,
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and
     /// applies nothing.
     pub needs_snapshot: Option<String>,
@@ -135,8 +138,10 @@ pub struct ShardStatus {
     pub groups_deleted: u64,
     /// Those of them that a leader had to tell: the recovery found nothing amiss, so the disk cannot be trusted.
     pub groups_lost_acknowledged: u64,
-    /// And those of them that are whole again, by what a leader sent them.
+    /// And those of them that are whole again, by what a leader sent them, or all others said.
     pub groups_mended: u64,
+    /// Another node has heard of more than is in this directory: it is an older copy, or its disk lied.
+    pub directory_old: bool,
     /// Groups whose machines wait for their state.
     pub groups_restoring: u64,
     /// Machines that got their state back from a file.

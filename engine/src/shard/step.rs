@@ -102,6 +102,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 tracing::info!(%group, "whole again after damage");
                 self.status.groups_mended += 1;
                 self.wal.clear_suspect(group);
+                self.on_whole();
             }
             Output::LostAcknowledged { index } => {
                 let group = self.slots[slot as usize].id;

@@ -30,6 +30,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if let Err(error) = self.leave_checkpoints() {
             tracing::warn!(%error, "stopping: not all checkpoints of machines could be written; the next start takes longer");
         }
+        if let Err(error) = self.leave_boots() {
+            tracing::warn!(%error, "stopping: what was heard from other nodes last could not be written");
+        }
         Ok(self.wal.shutdown(&mut self.disk)?)
     }
 

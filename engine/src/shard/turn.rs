@@ -80,6 +80,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         due.min(self.places.deadline_us())
             .min(self.names.deadline_us())
             .min(self.snapshots.deadline_us())
+            .min(self.boots.deadline_us())
             .min(self.transport.deadline_us())
             .min(timers)
             .min(forwards)

@@ -10,6 +10,9 @@
 //! Versions 1 and 2 do not know that a leader says what it counts on (`held` of an append). To them it is not said, and they
 //! find nothing out; yet they count for nothing until they have said anew what they hold, and are fed if it is less.
 //!
+//! Up to version 3 nobody says how far it is durable, nor what it remembers. A member that has forgotten its votes asks
+//! those in vain, and waits for their upgrade.
+//!
 //! Invariant: no message leaves on a link, or is taken from one, that the link's version does not know.
 
 use coracle_base::run::Entries;
@@ -32,6 +35,11 @@ fn is_of_members(message: &Message) -> bool {
     }
 }
 
+/// Whether only versions from 4 on know it.
+fn is_of_memory(message: &Message) -> bool {
+    matches!(message, Message::Recall { .. } | Message::RecallReply(_))
+}
+
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The message as the version of its link knows it.
     pub(super) fn in_words_of(&self, to: NodeId, mut message: Message) -> Message {
@@ -39,6 +47,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             *held &= self.knows_held(to);
         }
         message
+    }
+
+    fn knows_marks(&self, node: NodeId) -> bool {
+        self.transport.link(node).is_some_and(|link| link.speaks_marks())
     }
 
     fn knows_held(&self, node: NodeId) -> bool {
@@ -73,6 +85,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Whether a message, its entries included, is known to the version of its link. Entries are looked through for links
     /// of version 1 only.
     pub(super) fn is_known_at(&self, slot: u32, to: NodeId, message: &Message) -> bool {
+        if is_of_memory(message) && !self.knows_marks(to) {
+            return false;
+        }
         if !self.is_outdated(to) {
             return true;
         }
@@ -100,7 +115,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The other side keeps to the version that was agreed.
     pub(super) fn check_version(&self, from: NodeId, message: &Message) -> Result<(), EnvelopeError> {
         let is_held = matches!(message, Message::Append { held: true, .. });
-        match is_of_members(message) && self.is_outdated(from) || is_held && !self.knows_held(from) {
+        let is_early = is_held && !self.knows_held(from) || is_of_memory(message) && !self.knows_marks(from);
+        match is_of_members(message) && self.is_outdated(from) || is_early {
             true => Err(EnvelopeError::Message("a message of a newer version than was agreed".into())),
             false => Ok(()),
         }

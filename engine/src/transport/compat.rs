@@ -9,6 +9,7 @@ use super::frame::{self, Frame, FrameKind};
 use super::hello::{Hello, Lane};
 use crate::cluster::Cluster;
 use crate::identity::Identity;
+use crate::lineage::Mark;
 use crate::shard::transfer::wire::{Chunk, Key, Live, Offer, Part, Want};
 
 /// The bytes of a frame as they were kept; `COMPAT_WRITE=protocol-1` keeps them anew.
@@ -208,5 +209,53 @@ fn the_envelope_of_version_2_is_understood() {
     let live = next(Kind::Live);
     assert_eq!(Live::decode(live.fields), Ok(Live { key: key(), from: coracle_base::Index(17), next: None }));
     assert_eq!(live.payload, run());
+    assert_eq!(pieces.next(), Ok(None));
+}
+
+/// From a node that has heard of the receiver.
+fn hello_with_mark() -> Hello {
+    let heard = Some(Mark { incarnation: 11, epoch: 5, boot: 0xB007, seq: 70_000 });
+    Hello { version_max: 4, boot: 0xF00D, heard, ..hello() }
+}
+
+fn recollection() -> Message {
+    // What is durable comes from a peer's bytes only: here they are.
+    let mut bytes = vec![1, 17, 3, 6, 40, 5, 6];
+    let members = Members::of_voters([NodeId(1), NodeId(2), NodeId(3)]);
+    Configured { index: coracle_base::Index(9), members }.encode(&mut bytes);
+    configured().encode(&mut bytes);
+    Message::decode(&mut Reader::new(&bytes)).unwrap()
+}
+
+fn envelope_4() -> Vec<u8> {
+    let mut builder = Builder::default();
+    for message in [Message::Recall { round: 3 }, recollection()] {
+        builder.push(Kind::Raft, GroupId(9), false, |out| message.encode(out), |_| {});
+    }
+    builder.push(Kind::Durable, GroupId(0), true, |out| out.put_u64(70_001), |_| {});
+    let mut out = Vec::new();
+    builder.take(12, |head, tail| frame::encode(FrameKind::Envelope, 13, head, tail, &mut out));
+    out
+}
+
+#[test]
+fn the_hello_of_version_4_with_a_mark_is_understood() {
+    let bytes = kept(4, "hello.hex", || framed(FrameKind::Hello, &hello_with_mark().encode()));
+    let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
+    assert_eq!(Hello::decode(frame.head), Ok(hello_with_mark()));
+}
+
+#[test]
+fn the_envelope_of_version_4_is_understood() {
+    let bytes = kept(4, "envelope.hex", envelope_4);
+    let (frame, _) = Frame::parse(&bytes).unwrap().unwrap();
+    let mut pieces = Pieces::new(frame.head, frame.tail).unwrap();
+    for message in [Message::Recall { round: 3 }, recollection()] {
+        let piece = pieces.next().unwrap().unwrap();
+        assert_eq!((piece.kind, piece.group), (Kind::Raft, GroupId(9)));
+        assert_eq!(Message::decode(&mut Reader::new(piece.fields)).unwrap(), message);
+    }
+    let piece = pieces.next().unwrap().unwrap();
+    assert_eq!((piece.kind, piece.fields), (Kind::Durable, &70_001u64.to_le_bytes()[..]));
     assert_eq!(pieces.next(), Ok(None));
 }

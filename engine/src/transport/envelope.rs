@@ -6,7 +6,8 @@
 //!          12  .. messages, each:
 //!                 1  kind         1 raft, 2 forward, 3 query, 4 replies, 5 snapshot wanted;
 //!                                 since version 2: 6 offer, 7 want, 8 chunk, 9 live (`shard/transfer/wire.rs`);
-//!                                 since version 3: 10 read indexes wanted, 11 read indexes
+//!                                 since version 3: 10 read indexes wanted, 11 read indexes;
+//!                                 since version 4: 12 durable
 //!                 8  group
 //!                 4  payload_bytes, in the tail, in order
 //!                 4  payload_crc  crc32c of the payload; 0 for a raft append: a run has checksums of its own
@@ -19,6 +20,7 @@
 //!   read indexes wanted payload: records {request u64, group u64}
 //!   read indexes payload: records {request u64, status u8, index u64}
 //!                   status 0: what was committed up to index is all that was acknowledged before; 1..=99 as above
+//!   durable fields: seq u64, the last batch that what the sender says may rest on; group 0
 //!   snapshot wanted fields: base u64, the last entry that the sender's own, damaged one covered
 //! ```
 
@@ -52,6 +54,8 @@ pub(crate) enum Kind {
     WantIndexes = 10,
     /// So far.
     Indexes = 11,
+    /// How far the sender is durable.
+    Durable = 12,
 }
 
 impl Kind {
@@ -61,6 +65,7 @@ impl Kind {
             Self::Raft | Self::Forward | Self::Query | Self::Replies | Self::WantSnapshot => 1,
             Self::Offer | Self::Want | Self::Chunk | Self::Live => 2,
             Self::WantIndexes | Self::Indexes => 3,
+            Self::Durable => 4,
         }
     }
 }
@@ -234,6 +239,7 @@ impl<'a> Pieces<'a> {
             9 => Kind::Live,
             10 => Kind::WantIndexes,
             11 => Kind::Indexes,
+            12 => Kind::Durable,
             other => return Err(EnvelopeError::Kind(other)),
         };
         let group = GroupId(self.head.u64()?);

@@ -1,12 +1,12 @@
 //! The handshake of a connection: strangers, hello, welcome or refusal, and what the link is afterwards.
 //!
 //! Invariants: (1) a stranger is few bytes and little time; (2) who shows an older boot epoch than before, of the same
-//! directory, is refused; (3) what a hello says of the cluster is passed on, also if its sender is refused.
+//! directory, is refused, unless it understands that it is an older copy (`shard/boots.rs`); (3) what a hello says of the cluster is passed on, also if its sender is refused.
 
 use coracle_io::{ConnId, Net};
 
 use super::frame::{self, Frame, FrameKind};
-use super::hello::{Hello, Lane, Meeting, REFUSAL_BYTES_MAX, meet, news};
+use super::hello::{Hello, Lane, Meeting, PROTOCOL_MARKS, REFUSAL_BYTES_MAX, meet, news};
 use super::link::State;
 use super::{HELLO_BYTES_MAX, LinkEvent, RECEIVE_BYTES, Stranger, Transport};
 
@@ -70,16 +70,15 @@ impl Transport {
         out.extend(at.and_then(|_| news(&self.own, hello)).map(LinkEvent::News));
         let refusal = match (at, meet(&self.own, hello)) {
             (None, Ok(_)) => Some(format!("node {} is not in this node's list of peers", hello.node)),
-            (Some(at), Ok(_)) if self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch) => {
-                Some(stale(hello, self.links[at].boot_epoch))
-            }
+            (Some(at), Ok(_)) if self.is_stale(at, hello) => Some(stale(hello, self.links[at].boot_epoch)),
             (_, Err(reason)) => Some(reason),
             (Some(at), Ok(meeting)) => {
                 if self.links[at].conn().is_some() {
                     self.take_down(net, at, now_us, "a newer connection took its place", out);
                 }
                 let mut welcome = Vec::new();
-                frame::encode(FrameKind::Welcome, 0, &self.own.encode(), &[], &mut welcome);
+                let own = Hello { heard: self.links[at].heard, ..self.own.clone() };
+                frame::encode(FrameKind::Welcome, 0, &own.encode(), &[], &mut welcome);
                 net.send(conn, welcome);
                 net.receive(conn, Vec::with_capacity(RECEIVE_BYTES));
                 self.routes.insert(conn, (at, Lane::Control));
@@ -133,9 +132,7 @@ impl Transport {
             Some(hello) if hello.node != node => {
                 Err(format!("node {} answers at the address of node {node}", hello.node))
             }
-            Some(hello) if self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch) => {
-                Err(stale(hello, self.links[at].boot_epoch))
-            }
+            Some(hello) if self.is_stale(at, hello) => Err(stale(hello, self.links[at].boot_epoch)),
             Some(hello) => meet(&self.own, hello),
             None => Err("the answer to our hello is not a welcome".into()),
         };
@@ -158,6 +155,12 @@ impl Transport {
         }
     }
 
+    /// Whether it is an older copy of its directory, and would not know though it is told.
+    fn is_stale(&self, at: usize, hello: &Hello) -> bool {
+        let is_told = hello.version_max.min(self.own.version_max) >= PROTOCOL_MARKS;
+        !is_told && self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch)
+    }
+
     /// Both sides agree: what the link is from now on.
     fn begin(
         &mut self,
@@ -170,6 +173,7 @@ impl Transport {
     ) {
         let link = &mut self.links[at];
         link.boot_epoch = hello.boot_epoch;
+        (link.boot, link.told) = (hello.boot, hello.heard);
         link.incarnation = Some(hello.incarnation);
         link.places = hello.cluster.as_ref().map_or(Vec::new(), |cluster| cluster.places.clone());
         link.version = self.own.version_max.min(hello.version_max);

@@ -6,17 +6,24 @@
 //!   8   node, 8 incarnation, 8 boot_epoch
 //!   2   shard, 2 shards, 1 lane        lane 0: control and appends; 1, since version 2: bulk
 //!   18+ cluster                        as formed, and then who came later, if anybody did: both as in `cluster.rs`
+//!   8   boot                           since version 4: the name of the sender's boot (then who came later is always there)
+//!   1   heard                          1: then 8 incarnation, 8 epoch, 8 boot, 8 seq: how far the receiver said to be durable
 //!   refuse: UTF-8 text of at most 300 bytes
 //! ```
 
 use coracle_base::codec::{Reader, Sink, Truncated};
 use coracle_base::{NodeId, ShardId};
 
-use crate::cluster::{Cluster, Place, decode_formed, decode_places, encode_formed, encode_places};
+use crate::cluster::{
+    Cluster, Place, decode_formed, decode_places, encode_all_places, encode_formed, encode_places,
+};
 use crate::identity::Identity;
+use crate::lineage::Mark;
 
 /// The protocol version that this build speaks, and the oldest one that it still does.
-pub(crate) const PROTOCOL: u16 = 3;
+pub(crate) const PROTOCOL: u16 = 4;
+/// From this one on nodes say how far they are durable, and ask one another what they have forgotten.
+pub(crate) const PROTOCOL_MARKS: u16 = 4;
 pub(crate) const PROTOCOL_MIN: u16 = 1;
 /// Longest text of a refusal.
 pub(crate) const REFUSAL_BYTES_MAX: usize = 300;
@@ -42,6 +49,10 @@ pub(crate) struct Hello {
     pub(crate) shards: u16,
     pub(crate) lane: Lane,
     pub(crate) cluster: Option<Cluster>,
+    /// The name of the sender's boot; 0 if it has none.
+    pub(crate) boot: u64,
+    /// What the sender has heard of the receiver.
+    pub(crate) heard: Option<Mark>,
 }
 
 /// What a handshake makes of two nodes.
@@ -79,6 +90,8 @@ impl Hello {
             shards: identity.shards,
             lane: Lane::Control,
             cluster: identity.cluster.clone(),
+            boot: 0,
+            heard: None,
         }
     }
 
@@ -93,7 +106,15 @@ impl Hello {
         out.put_u16(self.shards);
         out.put_u8(self.lane as u8);
         encode_formed(self.cluster.as_ref(), &mut out);
-        encode_places(self.cluster.as_ref().map_or(&[], |cluster| &cluster.places), &mut out);
+        let places = self.cluster.as_ref().map_or(&[][..], |cluster| &cluster.places);
+        if self.version_max < PROTOCOL_MARKS {
+            encode_places(places, &mut out);
+            return out;
+        }
+        encode_all_places(places, &mut out);
+        out.put_u64(self.boot);
+        out.put_u8(u8::from(self.heard.is_some()));
+        self.heard.iter().for_each(|mark| mark.encode(&mut out));
         out
     }
 
@@ -109,10 +130,17 @@ impl Hello {
             shards: reader.u16()?,
             lane: if reader.u8()? == Lane::Bulk as u8 { Lane::Bulk } else { Lane::Control },
             cluster: decode_formed(&mut reader)?,
+            boot: 0,
+            heard: None,
         };
         let places = decode_places(&mut reader)?;
         if let Some(cluster) = &mut hello.cluster {
             cluster.places = places;
+        }
+        // A newer version may say it in other words, and is told so if it speaks none of ours.
+        if hello.version_max >= PROTOCOL_MARKS && !reader.is_empty() {
+            hello.boot = reader.u64()?;
+            hello.heard = if reader.u8()? == 1 { Some(Mark::decode(&mut reader)?) } else { None };
         }
         Ok(hello)
     }
@@ -268,9 +296,9 @@ mod tests {
     #[test]
     fn other_versions_and_shard_counts_are_refused() {
         let mut other = hello(2, 20, None);
-        other.version_min = 4;
-        other.version_max = 5;
-        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 4 to 5"));
+        other.version_min = PROTOCOL + 1;
+        other.version_max = PROTOCOL + 2;
+        assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("protocol versions 5 to 6"));
         let mut other = hello(2, 20, None);
         other.shards = 4;
         assert!(meet(&hello(1, 10, None), &other).unwrap_err().contains("1 shards here, 4 there"));

@@ -6,14 +6,17 @@
 
 use std::net::SocketAddr;
 
-use coracle_base::NodeId;
+use coracle_base::codec::Sink;
 use coracle_base::limits::LINK_BYTES_MAX;
+use coracle_base::{GroupId, NodeId};
 use coracle_io::{ConnId, Net};
 
 use super::bulk::Bulk;
 use super::envelope::{Builder, Kind};
 use super::frame::{self, FrameKind};
+use super::hello::PROTOCOL_MARKS;
 use crate::cluster::Place;
+use crate::lineage::Mark;
 
 /// An envelope is closed when it has this much, so that the receiver can start on it.
 const ENVELOPE_BYTES_TARGET: usize = 1024 * 1024;
@@ -48,6 +51,8 @@ pub(crate) struct Session {
     /// The oldest envelope that the other side has not echoed, and when it left.
     unechoed: Option<(u64, u64)>,
     sending: bool,
+    /// How far the other side was told that we are durable.
+    told_durable: u64,
 }
 
 /// A link to one peer.
@@ -60,6 +65,14 @@ pub(crate) struct Link {
     pub(crate) attempts: u32,
     /// The newest boot epoch that this peer has shown.
     pub(crate) boot_epoch: u64,
+    /// The name of its boot.
+    pub(crate) boot: u64,
+    /// How far it said to be durable, in this session or the last one in which it did.
+    pub(crate) heard: Option<Mark>,
+    /// What it said, when it said hello, that it had heard of us.
+    pub(crate) told: Option<Mark>,
+    /// How far we are durable, as what is being filled may rest on it.
+    pub(crate) durable: u64,
     /// What this peer said its incarnation is.
     pub(crate) incarnation: Option<u64>,
     /// Since when it is down, or was for the last time.
@@ -89,6 +102,10 @@ impl Link {
             state: State::Down { dial_at_us },
             attempts: 0,
             boot_epoch: 0,
+            boot: 0,
+            heard: None,
+            told: None,
+            durable: 0,
             incarnation: None,
             down_since_us: dial_at_us,
             places: Vec::new(),
@@ -148,6 +165,24 @@ impl Link {
         self.version >= 3
     }
 
+    /// Whether the other side knows what may be forgotten, and can say what it remembers.
+    pub(crate) fn speaks_marks(&self) -> bool {
+        self.version >= PROTOCOL_MARKS
+    }
+
+    /// The other side is durable up to there, in its present boot.
+    pub(super) fn hear_mark(&mut self, seq: u64) -> Option<Mark> {
+        let (incarnation, epoch, boot) = (self.incarnation?, self.boot_epoch, self.boot);
+        let mark = Mark { incarnation, epoch, boot, seq };
+        let is_less =
+            |known: Mark| (known.incarnation, known.boot) == (incarnation, boot) && seq <= known.seq;
+        if self.heard.is_some_and(is_less) {
+            return None;
+        }
+        self.heard = Some(mark);
+        Some(mark)
+    }
+
     /// Of each pair the node with the greater id dials.
     pub(super) fn is_dialled_by(&self, own: NodeId) -> bool {
         own > self.node
@@ -172,6 +207,7 @@ impl Link {
             last_heard_us: now_us,
             unechoed: None,
             sending: self.greeting,
+            told_durable: 0,
         });
     }
 
@@ -190,12 +226,17 @@ impl Link {
 
     /// The envelope that is being filled, if the link is up.
     pub(crate) fn envelope(&mut self) -> Option<&mut Builder> {
+        let durable = self.durable_to_tell();
         let State::Up(session) = &mut self.state else { return None };
         if self.building.bytes() >= ENVELOPE_BYTES_TARGET {
-            seal(session, &mut self.building, &mut self.out);
+            seal(session, durable, &mut self.building, &mut self.out);
             self.frames += 1;
         }
         Some(&mut self.building)
+    }
+
+    fn durable_to_tell(&self) -> u64 {
+        if self.speaks_marks() { self.durable } else { 0 }
     }
 
     /// Bytes that wait to be sent.
@@ -215,6 +256,7 @@ impl Link {
 
     /// Sends what waits, or a beat if one is due, unless a send is still in flight.
     pub(crate) fn flush<N: Net>(&mut self, net: &mut N, now_us: u64, beat_us: u64) {
+        let durable = self.durable_to_tell();
         let State::Up(session) = &mut self.state else { return };
         if session.sending {
             return;
@@ -225,7 +267,7 @@ impl Link {
                 true => self.beats += 1,
                 false => self.frames += 1,
             }
-            seal(session, &mut self.building, &mut self.out);
+            seal(session, durable, &mut self.building, &mut self.out);
         }
         if self.out.is_empty() {
             return;
@@ -286,8 +328,12 @@ impl Link {
     }
 }
 
-fn seal(session: &mut Session, building: &mut Builder, out: &mut Vec<u8>) {
+fn seal(session: &mut Session, durable: u64, building: &mut Builder, out: &mut Vec<u8>) {
     session.sent_seq += 1;
+    if durable > session.told_durable {
+        session.told_durable = durable;
+        building.push(Kind::Durable, GroupId(0), true, |fields| fields.put_u64(durable), |_| {});
+    }
     building.take(session.received_seq, |head, tail| {
         frame::encode(FrameKind::Envelope, session.sent_seq, head, tail, out);
     });

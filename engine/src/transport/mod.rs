@@ -23,6 +23,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::cluster::Cluster;
 use crate::config::Peer;
+use crate::lineage::Mark;
 use envelope::Builder;
 use frame::{Frame, FrameKind};
 use hello::{Hello, Lane, News};
@@ -153,6 +154,31 @@ impl Transport {
         }
     }
 
+    /// What was heard from others before this start.
+    pub(crate) fn remember(&mut self, heard: &[(NodeId, Mark)]) {
+        for (node, mark) in heard {
+            if let Some(at) = self.position(*node) {
+                self.links[at].heard = Some(*mark);
+            }
+        }
+    }
+
+    /// A node says how far it is durable, in its present boot. `None`: that is nothing new.
+    pub(crate) fn hear_mark(&mut self, node: NodeId, seq: u64) -> Option<Mark> {
+        let at = self.position(node)?;
+        self.links[at].hear_mark(seq)
+    }
+
+    /// From now on this node is durable up to this batch: whatever leaves after this may rest on it.
+    pub(crate) fn tell_durable(&mut self, upto: u64) {
+        self.links.iter_mut().for_each(|link| link.durable = upto);
+    }
+
+    /// Which directory this is.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.own.incarnation
+    }
+
     /// The shard whose links these are.
     pub(crate) fn shard(&self) -> ShardId {
         self.own.shard
@@ -228,7 +254,7 @@ impl Transport {
             Lane::Bulk => self.links[at].bulk.greeting = true,
         }
         let mut out = Vec::new();
-        let hello = Hello { lane, ..self.own.clone() };
+        let hello = Hello { lane, heard: self.links[at].heard, ..self.own.clone() };
         frame::encode(FrameKind::Hello, 0, &hello.encode(), &[], &mut out);
         net.send(conn, out);
         net.receive(conn, Vec::with_capacity(HELLO_BYTES_MAX));

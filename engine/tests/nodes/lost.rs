@@ -36,16 +36,15 @@ fn go_back(cluster: &mut Cluster, leader: usize, at: usize) {
 fn a_node_that_went_back_is_told_and_counts_and_votes_again_once_it_has_everything() {
     let (mut cluster, leader, at) = cluster_of(u16::MAX);
     go_back(&mut cluster, leader, at);
-    cluster.turn_until("word of the loss", |cluster| {
-        cluster.node(at).status().unwrap().groups_lost_acknowledged > 0
-    });
+    cluster.turn_until("word of the loss", |cluster| cluster.node(at).status().unwrap().directory_old);
     let is_whole = |cluster: &Cluster| {
         let (status, shard) = (cluster.status(at), cluster.node(at).status().unwrap());
         !status.suspect && status.applied == cluster.status(leader).applied && shard.groups_mended == 1
     };
     cluster.turn_until("a whole log", is_whole);
     let shard = cluster.node(at).status().unwrap();
-    assert_eq!((shard.groups_lost_acknowledged, shard.groups_damaged), (1, 1));
+    // The others say so before its leader could.
+    assert_eq!((shard.groups_lost_acknowledged, shard.groups_damaged), (0, 1));
     // With the leader gone its vote is needed.
     cluster.kill(leader);
     let other = 3 - leader - at;
@@ -60,8 +59,49 @@ fn a_node_that_went_back_is_told_and_counts_and_votes_again_once_it_has_everythi
         status.is_some_and(|status| status.applied == cluster.status(other).applied)
     });
     for node in [leader, other] {
-        assert_eq!(cluster.node(node).status().unwrap().groups_damaged, 0);
+        let status = cluster.node(node).status().unwrap();
+        assert_eq!((status.groups_damaged, status.directory_old), (0, false));
     }
+}
+
+/// While one of the others is away, it neither votes nor counts, whatever it starts anew; its status says whom it waits for.
+#[test]
+fn an_older_copy_stays_one_over_restarts_until_all_others_have_answered() {
+    let (mut cluster, leader, at) = cluster_of(u16::MAX);
+    let other = 3 - leader - at;
+    let image = cluster.disks[at].image();
+    (0..5).for_each(|_| cluster.done(leader, GROUP, b"more"));
+    cluster.turn_until("rest", |cluster| cluster.status(at).applied == cluster.status(leader).applied);
+    cluster.kill(other);
+    cluster.kill(at);
+    cluster.turn_until("no leader", |cluster| cluster.status(leader).leader.is_none());
+    cluster.disks[at] = FakeDisk::from_image(image, 77);
+    for _ in 0..3 {
+        cluster.open(at);
+        cluster.turn_until("a running node", |cluster| cluster.node(at).is_running());
+        cluster.start(at, GROUP, Fault::None);
+        let waits = vec![NodeId(other as u64 + 1)];
+        cluster.turn_until("an answer of the one that is there", |cluster| {
+            cluster.node(at).group_status(GROUP).is_some_and(|one| one.suspect && one.waits_for == waits)
+        });
+        (0..4_000).for_each(|_| cluster.turn());
+        let [here, there] = [at, leader].map(|node| cluster.status(node).leader);
+        assert_eq!((here, there), (None, None), "one of three leads");
+        cluster.kill(at);
+    }
+    [at, other].into_iter().for_each(|node| cluster.open(node));
+    cluster.turn_until("running nodes", |cluster| {
+        [at, other].iter().all(|node| cluster.node(*node).is_running())
+    });
+    [at, other].into_iter().for_each(|node| cluster.start(node, GROUP, Fault::None));
+    cluster.turn_until("a whole log", |cluster| {
+        let status = cluster.node(at).group_status(GROUP);
+        status.is_some_and(|one| {
+            !one.suspect && one.waits_for.is_empty() && one.last >= cluster.status(leader).last
+        })
+    });
+    cluster.done(at, GROUP, b"last");
+    assert_eq!(cluster.asked(other, GROUP), Ok(7));
 }
 
 /// Nothing of it is said to whoever would not understand: it is fed, and counts for what it says that it has.

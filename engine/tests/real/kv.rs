@@ -63,6 +63,11 @@ impl Cluster {
         Process::start("kv", &self.args(id))
     }
 
+    /// Starts one node that says on standard error what an operator has to know.
+    pub(crate) fn start_loud(&self, id: usize) -> Process {
+        Process::start_with("kv", &self.args(id), &[("RUST_LOG", "error")])
+    }
+
     /// Starts one node whose disk has planned faults; the program has to be built with them.
     #[cfg(feature = "faults")]
     pub(crate) fn start_faulty(&self, id: usize, faults: &str) -> Process {

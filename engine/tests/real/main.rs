@@ -16,6 +16,7 @@ mod operator;
 mod process;
 mod quick_start;
 mod resp;
+mod rollback;
 mod sector;
 mod torture;
 mod transfer;

@@ -57,6 +57,8 @@ use crate::wal::Start;
 pub struct Recovery {
     /// Rises with every start.
     pub boot_epoch: u64,
+    /// The last batch that is here, or was before its record was released; 0 for a new log.
+    pub end_seq: u64,
     /// Every group that has a record, by uid.
     pub groups: Vec<RecoveredGroup>,
     /// How it went.
@@ -175,11 +177,12 @@ pub(crate) fn recover<D: Disk>(
     let read = read_log(&mut readers, &dir, &directory, &links, &identity);
     readers.close()?;
     let LogRead { found, groups, mut report, .. } = read?;
+    let end_seq = found.tail.seq;
     let (start, strays) = begin_anew(disk, config, identity, &directory, &links, found)?;
     report.strays = strays;
     log_report(&dir, &report);
     let boot_epoch = start.boot_epoch;
-    Ok((start, Recovery { boot_epoch, groups, report }))
+    Ok((start, Recovery { boot_epoch, end_seq, groups, report }))
 }
 
 fn log_report(dir: &Path, report: &Report) {
@@ -308,7 +311,7 @@ fn create<D: Disk>(
         config,
     };
     let report = Report { created: true, files: 1, ..Report::default() };
-    Ok((start, Recovery { boot_epoch: 1, groups: Vec::new(), report }))
+    Ok((start, Recovery { boot_epoch: 1, end_seq: 0, groups: Vec::new(), report }))
 }
 
 fn spares(directory: &Directory) -> Vec<Source> {

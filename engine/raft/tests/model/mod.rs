@@ -173,8 +173,17 @@ pub struct Node {
     out: Vec<Output>,
 }
 
+/// What the storage knows to be missing, and for how long the member holds back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Memory {
+    pub suspect: bool,
+    pub votes_lost: bool,
+    pub hold_us: u64,
+}
+
 impl Node {
-    pub fn new(config: Config, disk: Disk, suspect: bool, now_us: u64) -> Self {
+    pub fn new(config: Config, disk: Disk, memory: Memory, now_us: u64) -> Self {
+        let Memory { suspect, votes_lost, hold_us } = memory;
         let restored = Restored {
             hard_state: disk.hard_state.clone(),
             snapshot: Some((disk.log.base, disk.log.base_term)),
@@ -182,6 +191,8 @@ impl Node {
             terms: &disk.log.terms(),
             accepted_term: disk.accepted_term,
             suspect,
+            votes_lost,
+            hold_us,
         };
         Self {
             id: config.id,

@@ -62,6 +62,7 @@ fn random_clusters_are_safe_and_come_back() {
     }
     println!("{seeds:?}: {marks:#?}");
     for name in [
+        "an old copy",
         "change of members",
         "committed before the leader's own disk",
         "elected",
@@ -119,6 +120,7 @@ mod planted {
             ("match-outlives-session", true, 2_000),
             // Its consequences take an election at the wrong moment: `testdata/lost_tail_election.txt`.
             ("lost-tail-untold", true, 2_000),
+            ("recall-ends-early", false, 10_000),
         ]
         .map(|(name, strict, most)| (name, strict, most, first_caught(name, strict, most)));
         std::panic::set_hook(hook);

@@ -26,6 +26,8 @@ pub(crate) struct Faults {
     cut: u32,
     release: u32,
     lose_tail: bool,
+    /// A member comes back with its disk as it was some time ago.
+    old_copy: bool,
     on_disk: bool,
     /// Members change, and leadership is handed over.
     change: u32,
@@ -61,6 +63,7 @@ impl Faults {
             change,
             transfer,
             on_disk: rng.random_bool(0.3),
+            old_copy: rng.random_bool(0.4),
         }
     }
 }
@@ -81,6 +84,8 @@ pub(crate) struct World {
     dirty: Vec<bool>,
     suspects: Vec<bool>,
     lost: Option<lost::Lost>,
+    /// Of each disk, as it was some time ago.
+    copies: Vec<Option<Disk>>,
     /// The first so many made the group; the others may be made members of it.
     founders: usize,
     /// By unordered pair: the session that exists, 0 if none; and what each end knows of it.
@@ -125,6 +130,7 @@ impl World {
             dirty: vec![false; size],
             suspects: vec![false; size],
             lost: None,
+            copies: vec![None; size],
             founders,
             sessions: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -163,7 +169,8 @@ impl World {
         self.note(|| format!("start {}", id(at)));
         let disk = self.disks[at].clone();
         self.oracle.reported.insert(id(at), disk.log.base);
-        let node = Node::new(config, disk, self.suspects[at], self.now_us);
+        let memory = self.memory(at);
+        let node = Node::new(config, disk, memory, self.now_us);
         self.nodes[at] = Some(node);
         self.dirty[at] = true;
     }
@@ -177,6 +184,9 @@ impl World {
         }
         self.note(|| format!("crash {} keeps {kept} writes", id(at)));
         self.suspects[at] = node.group.suspect();
+        if self.copies[at].is_none() || self.rng.random_bool(0.2) {
+            self.copies[at] = Some(node.disk.clone());
+        }
         self.disks[at] = node.disk;
         self.watch_disk(at);
         self.maybe_lose(at);

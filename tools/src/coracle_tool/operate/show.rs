@@ -87,7 +87,11 @@ fn member(member: &Value) -> String {
 /// What is not as it should be.
 fn trouble(group: &Value) -> String {
     let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
-    let suspect = (group["suspect"] == true).then(|| "  log damaged, waits for its leader".to_owned());
+    let missing: Vec<String> = rows(&group["waits_for"]).iter().map(text).collect();
+    let suspect = (group["suspect"] == true).then(|| match missing.is_empty() {
+        true => "  log damaged, waits for its leader".to_owned(),
+        false => format!("  may have forgotten votes, waits for nodes {}", missing.join(", ")),
+    });
     let forced = group["recovery_epoch"].as_u64().filter(|epoch| *epoch > 0);
     let forced = forced.map(|epoch| format!("  shrunk by force ({epoch})"));
     let needs = group["needs_snapshot"].as_str().map(|why| format!("  needs a snapshot: {why}"));

@@ -91,7 +91,15 @@ impl World {
         self.settle(self.now_us + 6_000_000);
         let leaders: Vec<usize> =
             (0..self.size()).filter(|&at| self.nodes[at].as_ref().unwrap().group.is_leader()).collect();
-        let &[leader] = &leaders[..] else { panic!("after healing, {leaders:?} lead") };
+        let &[leader] = &leaders[..] else {
+            let waits: Vec<_> = self
+                .nodes
+                .iter()
+                .flatten()
+                .map(|one| (one.id, one.group.waits_for(), one.group.suspect(), one.group.members().clone()))
+                .collect();
+            panic!("after healing, {leaders:?} lead; {waits:?}")
+        };
         self.act_propose(leader);
         self.act_read(leader);
         let answered = self.oracle.reads_answered;

@@ -1,9 +1,11 @@
 //! Members change, and leadership is handed over, at random.
 
+use coracle_base::Index;
 use coracle_raft::{Change, ChangeError};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
+use super::lost::voters;
 use super::{World, id};
 
 impl World {
@@ -23,7 +25,13 @@ impl World {
             })
             .collect();
         let force = self.rng.random_bool(0.1);
+        let old_copy = self.faults.old_copy;
         let Some(node) = &mut self.nodes[at] else { return };
+        let next = node.group.members().changed(&changes, Index::ZERO);
+        // Nobody's rule saves a member of a group of two from having been alone once.
+        if old_copy && next.is_ok_and(|next| voters(&next) < 3) {
+            return;
+        }
         let (result, out) = node.change(now_us, &changes, force);
         if !matches!(result, Err(ChangeError::NotLeader(_))) {
             self.note(|| format!("{} changes {changes:?}: {result:?}", id(at)));

@@ -6,10 +6,11 @@
 //! or the leader knew of nothing, and by the time that it has fed the member all of what was lost, nothing is lost.
 
 use coracle_base::{Index, NodeId, Term};
-use coracle_raft::{Message, Role};
+use coracle_raft::{Members, Membership, Message, Role};
 use rand::Rng;
 
 use super::{World, at, id};
+use crate::model::Memory;
 
 /// What a member lost, until it has it back.
 pub(super) struct Lost {
@@ -24,6 +25,16 @@ pub(super) struct Lost {
     told: bool,
     /// Its storage knows, and remembers.
     is_rot: bool,
+    /// All of its disk is an older copy: the others know at once, and it remembers.
+    is_old: bool,
+}
+
+/// Those of the set that decides in the end.
+pub(super) fn voters(members: &Members) -> usize {
+    members
+        .iter()
+        .filter(|member| !matches!(member.membership(), Membership::Leaving) && members.is_voter(member.id))
+        .count()
 }
 
 impl World {
@@ -31,8 +42,11 @@ impl World {
     pub(super) fn maybe_lose(&mut self, node: usize) {
         if let Some(lost) = self.lost.as_mut().filter(|lost| lost.at == node) {
             // The next checkpoint would have remembered for good that it was told.
-            self.suspects[node] &= lost.is_rot || self.rng.random_bool(0.5);
+            self.suspects[node] &= lost.is_rot || lost.is_old || self.rng.random_bool(0.5);
             lost.told = self.suspects[node];
+            return;
+        }
+        if self.go_back(node) {
             return;
         }
         // With two voters a suspect would halt the group: the other one needs its vote.
@@ -45,10 +59,43 @@ impl World {
         let upto = (log.last(), log.term_at(log.last()).expect("its last entry"));
         log.held.truncate(self.rng.random_range(0..log.held.len()));
         let term = self.newest_term();
-        self.lost = Some(Lost { at: node, upto, term, session: self.session_next, told: is_rot, is_rot });
+        self.lost = Some(Lost {
+            at: node,
+            upto,
+            term,
+            session: self.session_next,
+            told: is_rot,
+            is_rot,
+            is_old: false,
+        });
         self.suspects[node] = is_rot;
         *self.oracle.marks.entry(if is_rot { "lost by rot" } else { "lost in silence" }).or_default() += 1;
         self.note(|| format!("node {} lost its tail, rot: {is_rot}", id(node)));
+    }
+
+    /// Its disk is as it was some time ago: entries, votes, terms, members. A group of one or two is not spared by anybody.
+    fn go_back(&mut self, node: usize) -> bool {
+        let is_large =
+            self.founders >= 3 && self.nodes.iter().flatten().all(|one| voters(one.group.members()) >= 3);
+        let may = self.faults.old_copy && is_large && self.lost.is_none() && self.rng.random_bool(0.5);
+        let Some(copy) = self.copies[node].take().filter(|_| may) else { return false };
+        let log = &self.disks[node].log;
+        let upto = (log.last(), log.term_at(log.last()).unwrap_or_default());
+        self.disks[node] = copy;
+        let (term, session) = (self.newest_term(), self.session_next);
+        self.lost = Some(Lost { at: node, upto, term, session, told: true, is_rot: false, is_old: true });
+        self.suspects[node] = true;
+        *self.oracle.marks.entry("an old copy").or_default() += 1;
+        self.note(|| format!("node {} goes back", id(node)));
+        true
+    }
+
+    /// What its storage knows, and what the others say before anything else.
+    pub(super) fn memory(&self, node: usize) -> Memory {
+        let lost = self.lost.as_ref().filter(|lost| lost.at == node);
+        let is_rot = lost.is_some_and(|lost| lost.is_rot);
+        let (suspect, hold_us) = (self.suspects[node], 0);
+        Memory { suspect: suspect && is_rot, votes_lost: suspect && !is_rot, hold_us }
     }
 
     /// Whoever lost something in silence is often back before its leader is gone: that is what P0 is about.
