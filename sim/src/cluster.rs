@@ -155,6 +155,7 @@ impl Cluster {
         }
         if let Some(status) = process.sim.status() {
             let counts = [
+                ("old_copies_noticed", u64::from(status.directory_old)),
                 ("snapshot_files_written", status.snapshot_files),
                 ("machines_restored_from_files", status.groups_restored),
                 ("transfers_installed", status.transfers_installed),

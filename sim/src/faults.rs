@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::cluster::Cluster;
 use crate::harm::{self, Harm};
-use crate::node::End;
+use crate::node::{End, Node};
 use crate::oracle::Violation;
 use crate::plan::{Fault, Harmed, Plan};
 
@@ -24,6 +24,12 @@ const HARM_TRIES: u32 = 40;
 const HARM_RETRY_US: u64 = 50_000;
 /// Operations of a disk until a fuse blows, at most.
 const FUSE_STEPS_MAX: u64 = 200;
+/// A copy of a directory is older than what the others have not heard yet.
+const OLD_AGE_US: u64 = 1_000_000;
+/// Before it is put back somebody falls behind for so long, at most.
+const BEHIND_US: u64 = 2_000_000;
+/// After it is put back nothing else goes wrong until the node was told, or for so long: nobody else could.
+const QUIET_US: u64 = 3_000_000;
 /// While a cluster is being formed there is trouble within this time.
 const EARLY_US: u64 = 400_000;
 const FAULT: u64 = 6;
@@ -40,6 +46,11 @@ enum Later {
     },
     /// The disk has room again.
     Room(usize),
+    /// Gives a node its directory as it was, while this one leads.
+    PutBack {
+        at: usize,
+        leader: usize,
+    },
     /// Lets one pass to the other again.
     Unblock(u64, u64),
     FastDisk(usize),
@@ -70,6 +81,9 @@ pub(crate) struct Faults {
     /// What becomes of the strike that is being dealt with.
     dice: SmallRng,
     next_us: u64,
+    /// Nothing goes wrong until this node was told that its directory is an older copy, or until then.
+    quiet: Option<(usize, u64)>,
+    old_since_us: u64,
     later: BTreeMap<(u64, u64), Later>,
     count: u64,
     strikes: u64,
@@ -83,7 +97,8 @@ impl Faults {
         let next_us = if plan.weather.early { rng.random_range(0..EARLY_US) } else { 2 * EARLY_US };
         let dice = SmallRng::seed_from_u64(mix64(plan.seed, 0xd1ce));
         let (later, story) = (BTreeMap::new(), Vec::new());
-        Self { seed: plan.seed, rng, dice, next_us, later, count: 0, strikes: 0, story }
+        let (quiet, old_since_us, count, strikes) = (None, 0, 0, 0);
+        Self { seed: plan.seed, rng, dice, next_us, quiet, old_since_us, later, count, strikes, story }
     }
 
     /// When the next thing happens.
@@ -94,10 +109,13 @@ impl Faults {
     /// Whatever is due.
     pub(crate) fn act(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         let now_us = cluster.now_us();
+        let is_quiet = self.is_quiet(cluster);
         self.lie_in_ambush(cluster);
         self.doubt(cluster)?;
         while let Some(first) = self.later.first_entry().filter(|first| first.key().0 <= now_us) {
             match first.remove() {
+                Later::Isolate(..) | Later::PowerLoss(_) | Later::Harm { .. } if is_quiet => {}
+                Later::PutBack { at, leader } => self.put_back(cluster, at, leader)?,
                 Later::Strike(fault) => self.strike(cluster, fault)?,
                 Later::Unblock(from, to) => cluster.network.unblock(from, to),
                 Later::FastDisk(at) => set_disk(cluster, at, cluster.plan.disk),
@@ -140,7 +158,7 @@ impl Faults {
     fn doubt(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         let one_in = cluster.plan.weather.doubt_one_in;
         for at in std::mem::take(&mut cluster.doubtful) {
-            if one_in > 0 && self.rng.random_ratio(1, one_in) {
+            if one_in > 0 && self.rng.random_ratio(1, one_in) && self.quiet.is_none() {
                 cluster.tally.fault("power_loss_after_cut");
                 self.crash(cluster, at, End::PowerLoss(CrashPolicy::LOSE_ALL))?;
             }
@@ -173,7 +191,7 @@ impl Faults {
     fn strike(&mut self, cluster: &mut Cluster, fault: Fault) -> Result<(), Violation> {
         let (now_us, number) = (cluster.now_us(), self.strikes);
         self.strikes += 1;
-        if !cluster.plan.trim.has_strike(number, fault) {
+        if !cluster.plan.trim.has_strike(number, fault) || self.quiet.is_some() {
             return Ok(());
         }
         self.dice = SmallRng::seed_from_u64(mix64(self.seed, mix64(0xd1ce, number)));
@@ -277,6 +295,10 @@ impl Faults {
         if node.harm == Harm::Lost {
             return Ok(());
         }
+        if fault == Fault::OldDirectory {
+            self.roll_back(cluster, at, tries);
+            return Ok(());
+        }
         if !node.is_at_rest() {
             if tries > 0 {
                 let us = cluster.now_us() + HARM_RETRY_US;
@@ -285,10 +307,6 @@ impl Faults {
             return Ok(());
         }
         match fault {
-            Fault::OldDirectory if node.old.is_none() => {
-                cluster.nodes[at].old = Some(node.disk.durable_image());
-                return Ok(());
-            }
             Fault::Damage if !harm::damage_a_page(&node.disk, &mut self.dice) => return Ok(()),
             _ => {}
         }
@@ -300,13 +318,75 @@ impl Faults {
                 node.disk.restore(&FakeDisk::new(self.seed).image());
                 node.set_harm(Harm::Lost);
             }
-            Fault::OldDirectory => {
-                node.disk.restore(&node.old.take().expect("it was looked at above"));
-                node.set_harm(Harm::Old);
-            }
             _ => node.set_harm(Harm::Damaged),
         }
         Ok(())
+    }
+
+    /// A copy of the node's directory is made; or there is one, and something is about to happen that it knows nothing of.
+    fn roll_back(&mut self, cluster: &mut Cluster, at: usize, tries: u32) {
+        let now_us = cluster.now_us();
+        if cluster.nodes.len() < 3 {
+            return; // nobody but this node may know
+        }
+        let again = Later::Harm { at, fault: Fault::OldDirectory, tries: tries.saturating_sub(1) };
+        if cluster.nodes[at].old.is_none() {
+            if cluster.nodes[at].is_at_rest() {
+                cluster.nodes[at].old = Some(cluster.nodes[at].disk.durable_image());
+                self.old_since_us = now_us;
+            } else if tries > 0 {
+                self.at(now_us + HARM_RETRY_US, again);
+            }
+            return;
+        }
+        if now_us < self.old_since_us + OLD_AGE_US || !would_be_told(cluster, at) {
+            if tries > 0 {
+                self.at(now_us + HARM_RETRY_US, again);
+            }
+            return;
+        }
+        // Somebody falls behind meanwhile, whom only this node and the leader could keep from leading.
+        let leader = self.leader(cluster);
+        let behind = (leader + 1 + self.dice.random_range(0..cluster.nodes.len() - 1)) % cluster.nodes.len();
+        let us = now_us + self.dice.random_range(0..BEHIND_US);
+        if leader != at && behind != at {
+            self.cut_until(cluster, us, |from, to| {
+                [(leader, behind), (behind, leader)].contains(&(from, to))
+            });
+        }
+        self.at(us, Later::PutBack { at, leader });
+    }
+
+    /// The node loses power, and comes back with its directory as it was. For a while it does not meet who led.
+    fn put_back(&mut self, cluster: &mut Cluster, at: usize, leader: usize) -> Result<(), Violation> {
+        if !would_be_told(cluster, at) {
+            return Ok(());
+        }
+        let Some(old) = cluster.nodes[at].old.take() else { return Ok(()) };
+        cluster.tally.fault(Fault::OldDirectory.name());
+        cluster.end(at, End::PowerLoss(cluster.plan.weather.crash))?;
+        cluster.network.heal();
+        cluster.nodes.iter().for_each(|node| node.disk.fail_no_more());
+        let node = &mut cluster.nodes[at];
+        node.disk.restore(&old);
+        node.set_harm(Harm::Old);
+        let back_us = node.restart_us;
+        self.quiet = Some((at, back_us + QUIET_US));
+        if leader != at {
+            let until_us = back_us + self.dice.random_range(0..QUIET_US);
+            self.cut_until(cluster, until_us, |from, to| from == leader || to == leader);
+        }
+        Ok(())
+    }
+
+    /// Nothing goes wrong until an older copy was noticed, by one of those who remember.
+    fn is_quiet(&mut self, cluster: &Cluster) -> bool {
+        let is_over = |(at, until_us): &(usize, u64)| {
+            let process = cluster.nodes[*at].process.as_ref();
+            cluster.now_us() >= *until_us || process.is_some_and(|process| process.sim.is_old_copy())
+        };
+        self.quiet = self.quiet.filter(|quiet| !is_over(quiet));
+        self.quiet.is_some()
     }
 
     /// Ends a process, if there is one; what power loss takes with it is the disk's to say.
@@ -366,7 +446,7 @@ impl Faults {
     /// Everything is repaired, and nothing goes wrong any more. A node whose power was about to fail loses it now.
     pub(crate) fn heal(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         self.later.clear();
-        self.next_us = u64::MAX;
+        (self.next_us, self.quiet) = (u64::MAX, None);
         cluster.network.heal();
         cluster.network.set_rates(NetRates::default());
         cluster
@@ -389,6 +469,20 @@ impl Faults {
         }
         Ok(())
     }
+}
+
+/// Whether an older copy of this node's directory would be noticed: all the others are there, and have heard from it.
+fn would_be_told(cluster: &Cluster, at: usize) -> bool {
+    let is_up = |node: &Node| {
+        let process = node.process.as_ref().filter(|process| process.sim.is_running());
+        process.is_some()
+            && node.paused_until_us <= cluster.now_us()
+            && !node.fused
+            && node.harm != Harm::Lost
+    };
+    let status = cluster.nodes[at].process.as_ref().and_then(|process| process.sim.status());
+    let others = cluster.nodes.len() as u64 - 1;
+    status.is_some_and(|status| status.links_up == others) && cluster.nodes.iter().all(is_up)
 }
 
 fn set_disk(cluster: &Cluster, at: usize, latency: Latency) {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | a damaged page | say that a group is suspect, start it late or never, not start at all | forget in silence |
 //! | its directory is lost | wait, refused by all others | be a member again |
-//! | its directory is an older copy | wait, refused by all others | vote and count as if it had not forgotten |
+//! | its directory is an older copy | be suspect until all others have answered | vote and count as if it had not forgotten |
 
 use std::cmp::Reverse;
 use std::path::PathBuf;

@@ -47,7 +47,7 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 27] = [
+pub const BREAKS: [&str; 29] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
@@ -75,6 +75,8 @@ pub const BREAKS: [&str; 27] = [
     "corrupt-tail-dropped",
     "read-plan-races-reuse",
     "torn-checkpoint-accepted",
+    "watermark-ignored",
+    "recall-ends-early",
 ];
 
 #[cfg(test)]

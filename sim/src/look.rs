@@ -30,6 +30,7 @@ impl Cluster {
     /// Shows the oracle what a node has done.
     pub(crate) fn look(&mut self, at: usize) -> Result<(), Violation> {
         self.look_at_machines(at)?;
+        self.look_at_directory(at)?;
         let committed = self.look_at_groups(at)?;
         self.look_at_readers(at)?;
         let Some(process) = &mut self.nodes[at].process else { return Ok(()) };
@@ -44,6 +45,15 @@ impl Cluster {
             self.check_majority(at, group, &before, &status)?;
         }
         answered.iter().try_for_each(|(asked, outcome)| self.settle(*asked, outcome.as_ref()))
+    }
+
+    fn look_at_directory(&self, at: usize) -> Result<(), Violation> {
+        let Node { id, process: Some(process), harm, .. } = &self.nodes[at] else { return Ok(()) };
+        if *harm == Harm::None && process.sim.is_old_copy() {
+            let detail = format!("node {id} was never given an older one");
+            return Err(Violation { invariant: "nobody's directory is taken for an older copy", detail });
+        }
+        Ok(())
     }
 
     fn look_at_machines(&mut self, at: usize) -> Result<(), Violation> {

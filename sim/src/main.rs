@@ -86,7 +86,7 @@ struct Less {
     /// None of these kinds of trouble; --list-kinds lists them.
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = parse_kind)]
     without: Vec<&'static str>,
-    /// Also these kinds of faults, which no seed has by itself.
+    /// Also these kinds of faults, and often, which few seeds have by themselves.
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = parse_kind_to_add)]
     with: Vec<&'static str>,
     /// No strikes but those of these numbers.

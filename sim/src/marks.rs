@@ -18,7 +18,7 @@ pub const CLUSTER_MARKS: [&str; 13] = [
 ];
 
 /// States that only some hundred seeds reach: a night's run that does not reach one of them has a fault that does nothing.
-pub const CLUSTER_MARKS_RARE: [&str; 34] = [
+pub const CLUSTER_MARKS_RARE: [&str; 35] = [
     "clusters_harmed_too_much",
     "clusters_of_one",
     "clusters_of_seven",
@@ -48,6 +48,7 @@ pub const CLUSTER_MARKS_RARE: [&str; 34] = [
     "machines_stopped_by_disk",
     "machines_without_a_sound_snapshot",
     "nodes_halted",
+    "old_copies_noticed",
     "sessions_gave_up",
     "transfers_abandoned",
     "transfers_needless",

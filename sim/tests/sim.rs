@@ -65,11 +65,14 @@ fn caught_within(name: &str, worlds: Worlds, seeds_max: u64) {
 
 /// As [`caught_within`]; those that are known to show nothing need not be run each time.
 fn caught_in(name: &str, worlds: Worlds, seeds: Range<u64>) {
+    caught_with(name, worlds, seeds, &Trim::default());
+}
+
+fn caught_with(name: &str, worlds: Worlds, seeds: Range<u64>, trim: &Trim) {
     assert!(BREAKS.contains(&name));
     let breaks = Breaks::named(name).unwrap();
-    let report = campaign(seeds.clone(), worlds, breaks, &Trim::default(), THREADS, |_, verdict| {
-        verdict.violation.is_none()
-    });
+    let report =
+        campaign(seeds.clone(), worlds, breaks, trim, THREADS, |_, verdict| verdict.violation.is_none());
     assert_eq!(report.failures.len(), 1, "{name} was not caught in seeds {seeds:?}");
     println!("{name}: {:?}", report.failures);
 }
@@ -104,6 +107,14 @@ fn planted_bugs_of_identity_and_damage_are_noticed() {
     caught_in("old-incarnation-accepted", Worlds::Cluster, 8..150);
     caught_in("suspect-votes", Worlds::Cluster, 8..150);
     caught_in("match-below-hole", Worlds::Cluster, 20..300);
+}
+
+/// With a fault that few seeds have by themselves.
+#[test]
+fn planted_bugs_of_old_copies_are_noticed() {
+    let trim = Trim { with: Trim::kinds_to_add().collect(), ..Trim::default() };
+    caught_with("watermark-ignored", Worlds::Cluster, 0..100, &trim);
+    caught_with("recall-ends-early", Worlds::Cluster, 0..100, &trim);
 }
 
 #[test]

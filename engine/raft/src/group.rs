@@ -376,8 +376,10 @@ impl Group {
             config,
         };
         group.place_peers();
-        if restored.suspect || restored.votes_lost {
-            group.begin_recall(restored.votes_lost, restored.suspect);
+        // Who decides alone has nobody who could know better.
+        let votes_lost = restored.votes_lost && !group.members().is_alone(group.config.id);
+        if restored.suspect || votes_lost {
+            group.begin_recall(votes_lost, restored.suspect);
         }
         group.begin_hold(now_us, restored.hold_us);
         group.arm_election(now_us);

@@ -3,11 +3,13 @@
 //!
 //! Invariant: a large cluster has a short storm, so that seeds cost the same on average.
 
+use coracle_base::checksum::mix64;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::{Fault, Harmed, Plan, pick};
 
+const OLD: u64 = 0x01d;
 /// From so many groups on a cluster is large.
 const MANY_GROUPS: u64 = 16;
 
@@ -60,6 +62,10 @@ impl Plan {
             self.weather.faults.extend([Fault::Damage; 3]);
             if own.random_ratio(1, 3) {
                 self.weather.faults.push(Fault::DirectoryLost);
+            }
+            // Not of the same dice, so that the other seeds stay what they are.
+            if mix64(self.seed, OLD).is_multiple_of(2) {
+                self.weather.faults.extend([Fault::OldDirectory; 6]);
             }
         } else if own.random_ratio(1, 16) {
             self.harmed = Harmed::Anybody;

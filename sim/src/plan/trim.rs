@@ -51,7 +51,7 @@ pub struct Trim {
     pub strikes: Option<Numbers>,
     /// Records of the log alone beyond so many.
     pub records: Option<u64>,
-    /// Not left out, but added: kinds of faults that no seed has by itself.
+    /// Not left out, but added: kinds of faults that few seeds have by themselves.
     pub with: BTreeSet<&'static str>,
 }
 
@@ -61,7 +61,7 @@ impl Trim {
         Fault::ALL.into_iter().map(|(_, name)| name).chain(SMALL).chain(storage::FAULTS)
     }
 
-    /// Faults that happen only if they are asked for.
+    /// Faults that can be had in more seeds than have them, and more often.
     pub fn kinds_to_add() -> impl Iterator<Item = &'static str> {
         [Fault::OldDirectory.name()].into_iter()
     }
