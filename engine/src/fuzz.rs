@@ -106,7 +106,9 @@ fn message(piece: Piece<'_>) -> Judged {
             let live = Live::decode(piece.fields).map_err(|error| text(&error))?;
             live_runs(piece.group, &live, piece.payload).map(drop).map_err(|error| text(&error))
         }
-        Kind::WantSnapshot => Reader::new(piece.fields).u64().map(drop).map_err(|error| text(&error)),
+        Kind::WantSnapshot | Kind::Durable => {
+            Reader::new(piece.fields).u64().map(drop).map_err(|error| text(&error))
+        }
     }
 }
 

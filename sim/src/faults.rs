@@ -326,8 +326,9 @@ impl Faults {
     /// A copy of the node's directory is made; or there is one, and something is about to happen that it knows nothing of.
     fn roll_back(&mut self, cluster: &mut Cluster, at: usize, tries: u32) {
         let now_us = cluster.now_us();
-        if cluster.nodes.len() < 3 {
-            return; // nobody but this node may know
+        // A group of one or two may have been decided by this node alone: then nobody else knows.
+        if cluster.nodes.len() < 3 || cluster.plan.churn.is_some() {
+            return;
         }
         let again = Later::Harm { at, fault: Fault::OldDirectory, tries: tries.saturating_sub(1) };
         if cluster.nodes[at].old.is_none() {

@@ -62,6 +62,9 @@ const VOTERS_MIN: usize = 3;
 /// Configurations newer than the committed one that are remembered; a chain of honest leaders makes one or two.
 const PENDING_MAX: usize = 8;
 
+/// Who, its term, and the end of its durable log.
+type Answered = (NodeId, Term, (Term, Index));
+
 /// What a suspect member has to hear, and has heard.
 #[derive(Debug)]
 pub(crate) struct Recall {
@@ -71,7 +74,7 @@ pub(crate) struct Recall {
     is_damaged: bool,
     /// Names the question, so that answers to an earlier one are not taken for answers to this.
     round: u64,
-    answers: SmallVec<[(NodeId, Term, (Term, Index)); 4]>,
+    answers: SmallVec<[Answered; 4]>,
     /// The newest members that anybody knows to be committed, and newer ones.
     committed: Configured,
     pending: Vec<Configured>,
