@@ -137,8 +137,8 @@ impl Hello {
         if let Some(cluster) = &mut hello.cluster {
             cluster.places = places;
         }
-        // A newer version may say it in other words, and is told so if it speaks none of ours.
-        if hello.version_max >= PROTOCOL_MARKS && !reader.is_empty() {
+        // Who speaks none of our versions says it in words of its own, and has to hear why it is refused.
+        if hello.version_max >= PROTOCOL_MARKS && hello.version_min <= PROTOCOL {
             hello.boot = reader.u64()?;
             hello.heard = if reader.u8()? == 1 { Some(Mark::decode(&mut reader)?) } else { None };
         }
