@@ -123,6 +123,10 @@ impl Wal {
     /// # Panics
     /// If there are so many ranges that the record does not fit a batch.
     pub fn put_moved(&mut self, moved: &Moved) -> BatchSeq {
+        let Some(slot) = self.groups.slot(moved.group) else {
+            // It was deleted meanwhile, and its slot is another's: a record would bring it back.
+            return BatchSeq(self.stage.last_seq());
+        };
         self.begin_record(
             moved.group,
             RecordKind::Moved,
@@ -131,7 +135,6 @@ impl Wal {
         let batch = self.stage.batch();
         record::put_moved(moved, &mut batch.buf);
         let seq = batch.seq;
-        let slot = self.groups.slot_or_new(moved.group);
         self.groups.change(slot).moved(moved.from, moved.to, &moved.ranges, seq, &mut self.refs);
         BatchSeq(seq)
     }
@@ -147,7 +150,7 @@ impl Wal {
             self.groups.vacate(slot);
         }
         self.groups.change(slot).delete(seq, &mut self.refs);
-        // Both have noted slots.
+        // Both have noted slots; neither notes one that is vacant.
         if self.sweep.is_none() && !self.indexes.is_being_written() {
             self.groups.reclaim();
         }

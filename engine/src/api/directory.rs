@@ -71,8 +71,8 @@ impl Directory {
     /// them makes from the name and `argument`. Done when it is in the directory; its members take it up in a moment, and
     /// commands to it end as [`Reason::NoGroup`] or [`Reason::NoLeader`] until then.
     ///
-    /// The uid is drawn: no other group of the cluster ever has it, whatever happens to the name. Asked again for the same,
-    /// it answers [`Created::Same`].
+    /// The uid is drawn: no other group of the cluster ever has it, whatever happens to the name. Asked again for the same
+    /// (the same members, or nobody again, and the same argument), it answers [`Created::Same`].
     ///
     /// Refused as [`Reason::BadName`]: a name has 1 to 255 bytes and no control characters; as [`Reason::TooLarge`]: an
     /// argument has at most 4 KiB; as [`Reason::NotAMember`]: a node that is named twice, or has no place in the cluster.
@@ -135,8 +135,8 @@ impl Directory {
         NameChanges { queue }
     }
 
-    /// The directory's own group: who leads it, and who its members are. Nodes become members by themselves; one whose place
-    /// is to be given to another data directory is removed from it as from any group.
+    /// The directory's own group: who leads it, and who its members are. Nodes become members by themselves, and again if they
+    /// are removed while they run: one whose place is to be given to another data directory is stopped first, then removed.
     pub fn group(&self) -> Group {
         self.handles.group(DIRECTORY)
     }

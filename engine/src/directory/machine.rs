@@ -9,7 +9,7 @@ use coracle_base::GroupId;
 use super::wire::{self, Ask, Command};
 use super::{
     BYTES_MAX, Created, Deleted, END_DRAWN, FIRST_DRAWN, NAMES_MAX, NamedGroup, PAGE_BYTES, PAGE_MAX, Page,
-    are_founders, is_name,
+    Seat, are_founders, is_name,
 };
 use crate::machine::{Class, Effects, Entry, Machine, RestoreError, Wire};
 
@@ -17,6 +17,8 @@ use crate::machine::{Class, Effects, Entry, Machine, RestoreError, Wire};
 const RELEASE_BYTES: usize = 32 * 1024;
 /// What a command costs the log besides its own bytes.
 const COMMAND_BYTES: usize = 64;
+/// More uids than a log that is lost can have drawn since the one that is left.
+const SKIPPED: u64 = 1 << 32;
 
 /// What happened, for the node that runs this machine; in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(crate) struct NameMachine {
     names: BTreeMap<String, GroupId>,
     /// The uid that is drawn next.
     next: GroupId,
+    /// How often uids were passed over because by force the log is not the one that they were drawn in.
+    skipped: u64,
     bytes: usize,
     /// Of commands since the last wish for a snapshot.
     since_bytes: usize,
@@ -48,6 +52,7 @@ impl Default for NameMachine {
             groups: BTreeMap::new(),
             names: BTreeMap::new(),
             next: FIRST_DRAWN,
+            skipped: 0,
             bytes: 0,
             since_bytes: 0,
             events: Vec::new(),
@@ -75,19 +80,21 @@ impl NameMachine {
         self.groups.get(self.names.get(name)?)
     }
 
-    fn create(&mut self, name: String, argument: Vec<u8>, founders: Vec<super::Seat>) -> Created {
+    fn create(&mut self, name: String, argument: Vec<u8>, of_all: bool, founders: Vec<Seat>) -> Created {
         if !is_name(&name) || !are_founders(&founders) {
             return Created::Refused;
         }
         if let Some(group) = self.find(&name) {
-            let nodes = |seats: &[super::Seat]| seats.iter().map(|seat| seat.node).collect::<Vec<_>>();
-            let is_same = group.argument == argument && nodes(&group.founders) == nodes(&founders);
+            let nodes = |seats: &[Seat]| seats.iter().map(|seat| seat.node).collect::<Vec<_>>();
+            // All nodes there are may be others the next time that the same is wished for.
+            let are_same = of_all || nodes(&group.founders) == nodes(&founders);
+            let is_same = group.argument == argument && group.of_all == of_all && are_same;
             let group = NamedGroup::clone(group);
             return if is_same { Created::Same(group) } else { Created::Taken(group) };
         }
         let id = self.next;
         let (members, members_index) = (founders.clone(), coracle_base::Index::ZERO);
-        let group = NamedGroup { name, id, argument, founders, members, members_index };
+        let group = NamedGroup { name, id, argument, of_all, founders, members, members_index };
         let is_full = self.groups.len() >= NAMES_MAX || self.bytes + group.bytes() > BYTES_MAX;
         if is_full || id >= END_DRAWN {
             return Created::Full;
@@ -120,7 +127,7 @@ impl NameMachine {
     }
 
     /// What a group's leader says of its members. Of two such words the one about the later entry counts.
-    fn change(&mut self, id: GroupId, index: coracle_base::Index, members: Vec<super::Seat>) {
+    fn change(&mut self, id: GroupId, index: coracle_base::Index, members: Vec<Seat>) {
         let Some(group) = self.groups.get(&id).filter(|group| group.members_index < index) else { return };
         if !are_founders(&members) {
             return;
@@ -128,6 +135,15 @@ impl NameMachine {
         let group = Arc::new(NamedGroup { members, members_index: index, ..NamedGroup::clone(group) });
         self.insert(group.clone());
         self.events.push(Event::Changed(group));
+    }
+
+    /// Uids may have been drawn that this log has forgotten: none of them is drawn again.
+    pub(super) fn skip(&mut self, epoch: u64) {
+        if epoch > self.skipped {
+            self.next = GroupId((self.next.0 + SKIPPED).min(END_DRAWN.0));
+            self.skipped = epoch;
+            self.events.push(Event::All);
+        }
     }
 
     fn list(&self, prefix: &str, after: &str, count: u16) -> Page {
@@ -155,11 +171,12 @@ impl Machine for NameMachine {
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
         // What is no command changes nothing, on every node, and its answer is empty.
         match Command::decode(entry.command) {
-            Some(Command::Create { name, argument, founders }) => {
-                self.create(name, argument, founders).encode(effects.reply());
+            Some(Command::Create { name, argument, of_all, founders }) => {
+                self.create(name, argument, of_all, founders).encode(effects.reply());
             }
             Some(Command::Delete { name, id }) => self.delete(&name, id).encode(effects.reply()),
             Some(Command::Members { id, index, members }) => self.change(id, index, members),
+            Some(Command::Skip { epoch }) => self.skip(epoch),
             None => {}
         }
         self.since_bytes += entry.command.len() + COMMAND_BYTES;
@@ -186,14 +203,14 @@ impl Machine for NameMachine {
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
-        wire::put_state(out, self.next, self.groups.len(), self.groups().map(|group| &**group));
+        wire::put_state(out, self.next, self.skipped, self.groups.len(), self.groups().map(|group| &**group));
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
-        let (next, groups) = wire::state(snapshot)
+        let (next, skipped, groups) = wire::state(snapshot)
             .ok_or_else(|| RestoreError(format!("{} bytes that are no directory", snapshot.len())))?;
         let events = std::mem::take(&mut self.events);
-        *self = Self { next, events, ..Self::default() };
+        *self = Self { next, skipped, events, ..Self::default() };
         groups.into_iter().for_each(|group| self.insert(Arc::new(group)));
         if self.names.len() != self.groups.len() {
             return Err(RestoreError("a directory with a name of two groups".into()));

@@ -58,6 +58,8 @@ pub struct NamedGroup {
     name: String,
     id: GroupId,
     argument: Vec<u8>,
+    /// Whoever wished for it named nobody: all nodes that there were founded it.
+    of_all: bool,
     founders: Vec<Seat>,
     members: Vec<Seat>,
     /// The entry of its own log that made these the members; 0: they founded it.
@@ -75,8 +77,8 @@ impl NamedGroup {
         self.id
     }
 
-    /// Which one of all named groups that the cluster ever made it is, from 1: a name that is deleted and used again comes
-    /// with a higher one.
+    /// Which one of all named groups that the cluster ever made it is, from 1 (some are left out where the directory was cut
+    /// down to one member by force): a name that is deleted and used again comes with a higher one.
     pub fn generation(&self) -> u64 {
         self.id.0 - FIRST_DRAWN.0 + 1
     }

@@ -14,7 +14,12 @@ fn apply(machine: &mut NameMachine, command: &Command) -> (Vec<u8>, bool) {
 }
 
 fn create(machine: &mut NameMachine, name: &str, argument: &[u8], nodes: &[u64]) -> Created {
-    let command = Command::Create { name: name.into(), argument: argument.to_vec(), founders: seats(nodes) };
+    let command = Command::Create {
+        name: name.into(),
+        argument: argument.to_vec(),
+        of_all: false,
+        founders: seats(nodes),
+    };
     Created::decode(&apply(machine, &command).0).unwrap()
 }
 
@@ -58,6 +63,40 @@ fn a_name_is_one_groups_and_a_uid_never_comes_again() {
     );
     assert_eq!(ask::<Option<NamedGroup>>(&machine, &Ask::LookUp("a".into())), Some(again));
     assert_eq!(ask::<Option<NamedGroup>>(&machine, &Ask::LookUp("c".into())), None);
+}
+
+#[test]
+fn all_nodes_are_the_same_wish_though_they_are_others_by_then() {
+    let mut machine = NameMachine::default();
+    let wish = |machine: &mut NameMachine, of_all, nodes: &[u64]| {
+        let founders = seats(nodes);
+        let command = Command::Create { name: "a".into(), argument: Vec::new(), of_all, founders };
+        Created::decode(&apply(machine, &command).0).unwrap()
+    };
+    let group = made(wish(&mut machine, true, &[1, 2, 3]));
+    assert_eq!(wish(&mut machine, true, &[1, 2, 3, 4]), Created::Same(group.clone()));
+    assert_eq!(wish(&mut machine, false, &[1, 2, 3]), Created::Taken(group));
+}
+
+#[test]
+fn a_directory_that_may_have_forgotten_what_it_drew_passes_it_over_once_an_epoch() {
+    let mut machine = NameMachine::default();
+    let before = made(create(&mut machine, "a", b"", &[1]));
+    let skip = |machine: &mut NameMachine, epoch| apply(machine, &Command::Skip { epoch });
+    skip(&mut machine, 1);
+    let after = made(create(&mut machine, "b", b"", &[1]));
+    assert!(after.id().0 >= before.id().0 + (1 << 32));
+    skip(&mut machine, 1);
+    let next = made(create(&mut machine, "c", b"", &[1]));
+    assert_eq!(next.id().0, after.id().0 + 1, "the same word twice");
+    let mut snapshot = Vec::new();
+    machine.snapshot(&mut snapshot);
+    let mut restored = NameMachine::default();
+    restored.restore(&snapshot).unwrap();
+    skip(&mut restored, 1);
+    assert_eq!(made(create(&mut restored, "d", b"", &[1])).id().0, after.id().0 + 2);
+    (2..1 << 22).for_each(|epoch| restored.skip(epoch));
+    assert_eq!(create(&mut restored, "e", b"", &[1]), Created::Full);
 }
 
 #[test]
@@ -147,7 +186,11 @@ fn its_log_is_let_go_after_as_much_as_its_state() {
         let founders = seats(&[1, 2, 3]);
         let name = format!("n{}", at % 5);
         releases += u32::from(
-            apply(&mut machine, &Command::Create { name: name.clone(), argument: vec![1; 40], founders }).1,
+            apply(
+                &mut machine,
+                &Command::Create { name: name.clone(), argument: vec![1; 40], of_all: false, founders },
+            )
+            .1,
         );
         releases += u32::from(apply(&mut machine, &Command::Delete { name, id: None }).1);
     }
@@ -171,10 +214,13 @@ fn commands_questions_and_answers_come_back_and_cut_ones_do_not() {
     check(&Command::Create {
         name: "a".into(),
         argument: vec![1; ARGUMENT_BYTES_MAX],
+        of_all: true,
         founders: seats(&[1]),
     });
     check(&Command::Delete { name: "a".into(), id: None });
     check(&Command::Delete { name: "a".into(), id: Some(group.id()) });
+    check(&Command::Delete { name: "a".into(), id: Some(GroupId(0)) });
+    check(&Command::Skip { epoch: 3 });
     check(&Command::Members { id: group.id(), index: Index(4), members: seats(&[1, 2]) });
     check(&Ask::LookUp("a".into()));
     check(&Ask::List { prefix: "p".into(), after: String::new(), count: 7 });

@@ -3,11 +3,13 @@
 //! ```text
 //!   name       u8 bytes, UTF-8             argument   u16 bytes, any
 //!   seats      u8 count, each: node u64, incarnation u64, by node
-//!   group      uid u64, name, argument, seats (founders), seats (members), index u64 (of the members)
+//!   group      uid u64, name, argument, u8 (1: founded by all nodes there were), seats (founders), seats (members),
+//!              index u64 (of the members)
 //!
-//!   command    version u8 = 1, then   1 create   name, argument, seats
-//!                                     2 delete   name, uid u64 (0: whichever it is)
+//!   command    version u8 = 1, then   1 create   name, argument, u8 (1: all nodes there are), seats
+//!                                     2 delete   name, u8 (0: whichever it is, 1: this one), uid u64
 //!                                     3 members  uid u64, index u64, seats
+//!                                     4 skip     u64: how often the directory was cut down to one member by force
 //!   question   version u8 = 1, then   1 look up  name
 //!                                     2 list     prefix: name (may be empty), after: name (may be empty), u16 groups at most
 //!                                     3 nothing: whoever asks wants to know when all that was committed is applied
@@ -15,7 +17,7 @@
 //!              delete                 u8: 1 gone, 2 other, each with a group; 3 not there
 //!              look up                u8: 0 none, or 1 and a group
 //!              list                   u8: 0 or 1, there are more; u16 count, groups
-//!   state      version u8 = 1, the next uid u64, u32 count, groups by uid
+//!   state      version u8 = 1, the next uid u64, skipped u64, u32 count, groups by uid
 //! ```
 
 use coracle_base::codec::{Reader, Sink, Truncated};
@@ -30,9 +32,26 @@ const VERSION: u8 = 1;
 /// What changes the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
-    Create { name: String, argument: Vec<u8>, founders: Vec<Seat> },
-    Delete { name: String, id: Option<GroupId> },
-    Members { id: GroupId, index: Index, members: Vec<Seat> },
+    /// `of_all`: whoever wished for it named nobody, and these are all nodes that there were.
+    Create {
+        name: String,
+        argument: Vec<u8>,
+        of_all: bool,
+        founders: Vec<Seat>,
+    },
+    Delete {
+        name: String,
+        id: Option<GroupId>,
+    },
+    Members {
+        id: GroupId,
+        index: Index,
+        members: Vec<Seat>,
+    },
+    /// What was drawn may be forgotten: by force this is not the log that it was.
+    Skip {
+        epoch: u64,
+    },
 }
 
 /// What is asked of it.
@@ -72,6 +91,13 @@ fn argument(reader: &mut Reader<'_>) -> Result<Vec<u8>, Truncated> {
     }
 }
 
+fn flag(reader: &mut Reader<'_>) -> Result<bool, Truncated> {
+    match reader.u8()? {
+        flag @ (0 | 1) => Ok(flag == 1),
+        _ => Err(WRONG),
+    }
+}
+
 fn put_seats(out: &mut Vec<u8>, seats: &[Seat]) {
     out.put_u8(seats.len() as u8);
     for seat in seats {
@@ -96,6 +122,7 @@ pub(super) fn put_group(out: &mut Vec<u8>, group: &NamedGroup) {
     out.put_u64(group.id.0);
     put_text(out, &group.name);
     put_argument(out, &group.argument);
+    out.put_u8(group.of_all.into());
     put_seats(out, &group.founders);
     put_seats(out, &group.members);
     out.put_u64(group.members_index.0);
@@ -106,6 +133,7 @@ fn group(reader: &mut Reader<'_>) -> Result<NamedGroup, Truncated> {
         id: GroupId(reader.u64()?),
         name: text(reader)?,
         argument: argument(reader)?,
+        of_all: flag(reader)?,
         founders: seats(reader)?,
         members: seats(reader)?,
         members_index: Index(reader.u64()?),
@@ -124,15 +152,17 @@ impl Wire for Command {
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(VERSION);
         match self {
-            Self::Create { name, argument, founders } => {
+            Self::Create { name, argument, of_all, founders } => {
                 out.put_u8(1);
                 put_text(out, name);
                 put_argument(out, argument);
+                out.put_u8((*of_all).into());
                 put_seats(out, founders);
             }
             Self::Delete { name, id } => {
                 out.put_u8(2);
                 put_text(out, name);
+                out.put_u8(id.is_some().into());
                 out.put_u64(id.map_or(0, |id| id.0));
             }
             Self::Members { id, index, members } => {
@@ -140,6 +170,10 @@ impl Wire for Command {
                 out.put_u64(id.0);
                 out.put_u64(index.0);
                 put_seats(out, members);
+            }
+            Self::Skip { epoch } => {
+                out.put_u8(4);
+                out.put_u64(*epoch);
             }
         }
     }
@@ -149,17 +183,19 @@ impl Wire for Command {
             (VERSION, 1) => Ok(Self::Create {
                 name: text(reader)?,
                 argument: argument(reader)?,
+                of_all: flag(reader)?,
                 founders: seats(reader)?,
             }),
-            (VERSION, 2) => Ok(Self::Delete {
-                name: text(reader)?,
-                id: Some(GroupId(reader.u64()?)).filter(|id| id.0 != 0),
-            }),
+            (VERSION, 2) => {
+                let (name, is_exact, id) = (text(reader)?, flag(reader)?, GroupId(reader.u64()?));
+                Ok(Self::Delete { name, id: is_exact.then_some(id) })
+            }
             (VERSION, 3) => Ok(Self::Members {
                 id: GroupId(reader.u64()?),
                 index: Index(reader.u64()?),
                 members: seats(reader)?,
             }),
+            (VERSION, 4) => Ok(Self::Skip { epoch: reader.u64()? }),
             _ => Err(WRONG),
         })
     }
@@ -283,19 +319,22 @@ impl Wire for Page {
 pub(super) fn put_state<'a>(
     out: &mut Vec<u8>,
     next: GroupId,
+    skipped: u64,
     count: usize,
     groups: impl Iterator<Item = &'a NamedGroup>,
 ) {
     out.put_u8(VERSION);
     out.put_u64(next.0);
+    out.put_u64(skipped);
     out.put_u32(count as u32);
     groups.for_each(|group| put_group(out, group));
 }
 
-/// Reads what [`put_state`] wrote: the next uid, and the groups.
-pub(super) fn state(bytes: &[u8]) -> Option<(GroupId, Vec<NamedGroup>)> {
+/// Reads what [`put_state`] wrote: the next uid, how far uids were skipped, and the groups.
+pub(super) fn state(bytes: &[u8]) -> Option<(GroupId, u64, Vec<NamedGroup>)> {
     whole(bytes, |reader| {
-        let (version, next, count) = (reader.u8()?, GroupId(reader.u64()?), reader.u32()? as usize);
+        let (version, next, skipped) = (reader.u8()?, GroupId(reader.u64()?), reader.u64()?);
+        let count = reader.u32()? as usize;
         if version != VERSION || !is_drawn(next) || count > NAMES_MAX {
             return Err(WRONG);
         }
@@ -307,6 +346,6 @@ pub(super) fn state(bytes: &[u8]) -> Option<(GroupId, Vec<NamedGroup>)> {
             }
             groups.push(group);
         }
-        Ok((next, groups))
+        Ok((next, skipped, groups))
     })
 }

@@ -59,6 +59,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, |_, _| true);
             marked.into_iter().chain(checkpoints.into_iter().map(|one| one.name)).collect()
         } else {
+            self.snapshots.remove_found(&mut self.disk, group);
             return false;
         };
         let batch = self.wal.delete(group);

@@ -175,6 +175,18 @@ impl Snapshots {
         good
     }
 
+    /// Groups of which files were found that no log needs.
+    pub(super) fn found_of(&self) -> impl Iterator<Item = GroupId> {
+        self.found.keys().chain(self.parts.keys()).copied()
+    }
+
+    /// A group is deleted for good: a crash may have come before its files went.
+    pub(super) fn remove_found<D: Disk>(&mut self, disk: &mut D, group: GroupId) {
+        self.checkpoints_of(disk, group, |_, _| false);
+        let part = self.part_of(group);
+        part.into_iter().for_each(|part| self.remove_part(disk, part));
+    }
+
     /// A group is started: what had come of another member's snapshot.
     pub(super) fn part_of(&mut self, group: GroupId) -> Option<PartName> {
         self.parts.remove(&group)

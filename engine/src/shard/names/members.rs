@@ -50,8 +50,20 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if directory::is_drawn(group) {
             self.names.reporting.insert(group);
         }
+        if group == DIRECTORY {
+            self.skip_uids(slot);
+        }
         if directory::is_drawn(group) || group == DIRECTORY {
             self.try_names_at(self.now_us + AGAIN_US / 4);
+        }
+    }
+
+    /// A directory that was cut down to one member by force may have forgotten what it drew. So the first that its new leader
+    /// does, before any wish, is to pass over more uids than it can have drawn since.
+    fn skip_uids(&mut self, slot: u32) {
+        let epoch = u64::from(self.slots[slot as usize].raft.hard_state().recovery_epoch);
+        if epoch > 0 {
+            self.propose_name(&directory::Command::Skip { epoch }, Origin::Slot(Arc::default()));
         }
     }
 

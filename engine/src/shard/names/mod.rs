@@ -252,9 +252,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     pub(super) fn on_name_wish(&mut self, wish: Wish, origin: Origin) {
         let command = match wish {
             Wish::Delete { name, id } => Ok(directory::Command::Delete { name, id }),
-            Wish::Create { name, argument, members } => self
-                .seats_for(members)
-                .map(|founders| directory::Command::Create { name, argument, founders }),
+            Wish::Create { name, argument, members } => {
+                let of_all = members.is_empty();
+                let founders = self.seats_for(members);
+                founders.map(|founders| directory::Command::Create { name, argument, of_all, founders })
+            }
         };
         match command {
             Ok(command) => self.propose_name(&command, origin),
@@ -295,9 +297,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 for group in groups.iter().filter(|group| group.id().shard(shards) == own) {
                     self.names.note(group);
                 }
-                let here = self.by_group.keys().chain(self.recovered.keys());
-                let is_gone = |id: &&GroupId| self.names.why_none(**id) == Reason::Deleted;
-                let gone: Vec<GroupId> = here.filter(is_gone).copied().collect();
+                let here = self.by_group.keys().chain(self.recovered.keys()).copied();
+                let is_gone = |id: &GroupId| self.names.why_none(*id) == Reason::Deleted;
+                let gone: Vec<GroupId> = here.chain(self.snapshots.found_of()).filter(is_gone).collect();
                 gone.into_iter().for_each(|group| self.end_named(group));
             }
         }

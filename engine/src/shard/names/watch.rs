@@ -3,7 +3,7 @@
 //! Invariant: what waits for a watcher is bounded. One that is too slow is told no more, and hears that it missed something.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
@@ -34,6 +34,8 @@ pub enum NameChange {
 #[derive(Debug, Default)]
 pub(crate) struct WatchQueue {
     changes: SegQueue<NameChange>,
+    /// Of them, at most so many are groups that were there when it began, or began again.
+    begins_with: AtomicUsize,
     /// Nothing will come any more: it was too slow, or the node has stopped.
     is_over: AtomicBool,
     /// Its watcher is gone.
@@ -59,7 +61,13 @@ impl WatchQueue {
 
     /// Nobody watches any more.
     pub(crate) fn leave(&self) {
-        self.is_left.store(true, Ordering::Relaxed);
+        self.is_left.store(true, Ordering::Release);
+        while self.changes.pop().is_some() {}
+    }
+
+    /// It has not taken what it should have by now.
+    fn is_too_full(&self) -> bool {
+        self.changes.len() >= WAITING_MAX + self.begins_with.load(Ordering::Relaxed)
     }
 
     pub(crate) fn end(&self) {
@@ -82,12 +90,14 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // What is not told yet is in what it begins with.
         self.take_directory_events();
         self.tell_groups(&queue);
+        self.names.watchers.retain(|watcher| !watcher.is_left.load(Ordering::Acquire));
         self.names.watchers.push(queue);
     }
 
     fn tell_groups(&mut self, queue: &WatchQueue) {
         if let Some(machine) = self.directory() {
-            machine.groups().for_each(|group| queue.push(NameChange::Created(group.clone())));
+            let groups = machine.groups().map(|group| queue.push(NameChange::Created(group.clone())));
+            queue.begins_with.store(groups.count(), Ordering::Relaxed);
         }
     }
 
@@ -102,10 +112,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Event::All => NameChange::Restarted,
         };
         for queue in std::mem::take(&mut self.names.watchers) {
-            if queue.is_left.load(Ordering::Relaxed) {
+            if queue.is_left.load(Ordering::Acquire) {
                 continue;
             }
-            if queue.changes.len() >= WAITING_MAX {
+            if queue.is_too_full() {
                 queue.end();
                 continue;
             }
