@@ -403,3 +403,33 @@ fn names_that_come_and_go_leave_nothing_behind() {
         assert!(slots < 40 && of_log < 1100, "node {at}: {slots} slots, and {of_log} of the log");
     }
 }
+
+/// What the one that is left does not know of may run somewhere.
+#[test]
+fn a_directory_that_is_cut_down_to_one_member_draws_no_uid_again() {
+    let mut cluster = Cluster::named(3);
+    let known = made(&mut cluster, 0, "known", &[]);
+    until_runs(&mut cluster, &[0, 1, 2], known.id());
+    let leader = cluster.node(0).group_status(DIRECTORY).unwrap().leader.unwrap().0;
+    let left = leader % 3 + 1;
+    let lost: Vec<u64> = (1..=3).filter(|node| *node != left).collect();
+    cluster.network.partition(&[&lost, &[left]]);
+    let forgotten = made(&mut cluster, leader as usize - 1, "forgotten", &[leader]);
+    lost.iter().for_each(|node| cluster.kill(*node as usize - 1));
+    (0..8000).for_each(|_| cluster.turn());
+    let at = left as usize - 1;
+    let nodes: Vec<NodeId> = lost.into_iter().map(NodeId).collect();
+    let told = cluster.node(at).lose_nodes(&nodes, false);
+    (0..2000).for_each(|_| cluster.turn());
+    assert!(matches!(told(), Some(Ok(()))));
+    let shrunk = cluster.node(at).force_shrink(DIRECTORY);
+    let shrunk = (0..4000).find_map(|_| {
+        cluster.turn();
+        shrunk()
+    });
+    assert!(matches!(shrunk, Some(Ok(()))), "{shrunk:?}");
+    assert_eq!(look_up(&mut cluster, at, "forgotten"), None);
+    let next = made(&mut cluster, at, "next", &[left]);
+    assert!(next.id() > forgotten.id(), "{} was drawn before {}", next.id(), forgotten.id());
+    until_runs(&mut cluster, &[at], next.id());
+}

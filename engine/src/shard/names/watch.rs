@@ -132,3 +132,20 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.names.watchers.drain(..).for_each(|queue| queue.end());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_watch_begins_with_does_not_make_it_too_slow_and_who_leaves_keeps_nothing() {
+        let queue = WatchQueue::default();
+        queue.begins_with.store(10, Ordering::Relaxed);
+        (0..WAITING_MAX + 9).for_each(|_| queue.push(NameChange::Restarted));
+        assert!(!queue.is_too_full());
+        queue.push(NameChange::Restarted);
+        assert!(queue.is_too_full());
+        queue.leave();
+        assert_eq!((queue.pop(), queue.changes.len()), (None, 0));
+    }
+}
