@@ -284,4 +284,16 @@ impl Slot {
         };
         [raft, parked, waiting, reading, ask, transfer].into_iter().flatten().min()
     }
+
+    /// The index up to which a snapshot or a checkpoint is kept.
+    pub(super) fn newest_kept(&self) -> Index {
+        let snapshot = self.snapshot.as_ref().map_or(Index::ZERO, Held::index);
+        self.checkpoints.iter().map(|one| one.index).fold(snapshot, Index::max)
+    }
+
+    /// The wish to release the log is being fulfilled.
+    pub(super) fn settle_wish(&mut self) {
+        (self.want_release, self.force_release) = (false, false);
+        self.release_when = ReleaseWishes::default();
+    }
 }

@@ -22,14 +22,14 @@ use coracle_raft::{Input, Message};
 use coracle_segments::snapshot::{self, PartName, SnapshotHead, SnapshotName, SnapshotWriter, Written};
 use coracle_wal::{Identity, IndexRange, RecoveredGroup, SnapshotFile};
 
-use super::groups::{Held, Slot, Snapshot};
+use super::groups::{Held, Snapshot};
 use super::restore::Restoring;
 use super::room::Need;
 use super::step::poison;
 use super::transfer::receive::{Incoming, Receives};
 use super::transfer::send::Sends;
 use super::{OnDurable, Shard};
-use crate::machine::{ReleaseWhen, ReleaseWishes, SnapshotSource, in_order};
+use crate::machine::{ReleaseWhen, SnapshotSource, in_order};
 use crate::panics::caught;
 
 /// Completions with these are of snapshot files.
@@ -584,19 +584,5 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if let Some(writing) = token.and_then(|token| self.snapshots.writing.get_mut(&token)) {
             writing.writer.abandon(&mut self.disk);
         }
-    }
-}
-
-impl Slot {
-    /// The index up to which a snapshot or a checkpoint is kept.
-    pub(super) fn newest_kept(&self) -> Index {
-        let snapshot = self.snapshot.as_ref().map_or(Index::ZERO, Held::index);
-        self.checkpoints.iter().map(|one| one.index).fold(snapshot, Index::max)
-    }
-
-    /// The wish to release the log is being fulfilled.
-    fn settle_wish(&mut self) {
-        (self.want_release, self.force_release) = (false, false);
-        self.release_when = ReleaseWishes::default();
     }
 }
