@@ -69,6 +69,13 @@ pub(crate) enum Answer {
     Term,
 }
 
+impl Answer {
+    /// Whether it says something by virtue of our votes.
+    fn is_a_promise(&self) -> bool {
+        matches!(self, Self::Ballot | Self::Read { .. } | Self::PreVote { granted: true, .. })
+    }
+}
+
 impl Group {
     /// Term and vote in force; perhaps not durable yet.
     pub(crate) fn ballot(&self) -> Ballot {
@@ -353,8 +360,9 @@ impl Group {
         }
         let Some(ballot) = self.ring.ballot(self.ballot()) else { return };
         if self.votes_are_lost() {
-            // It may name somebody, whom we voted for before we knew.
-            self.owed.retain(|owed| !matches!(owed.answer, Answer::Ballot));
+            // It may name somebody, whom we voted for before we knew; and a leader that we forgot may be newer than the one that
+            // asks whether we still follow it.
+            self.owed.retain(|owed| !owed.answer.is_a_promise());
         }
         for owed in core::mem::take(&mut self.owed) {
             out.push(Output::Send { to: owed.to, message: self.answer(owed.answer, ballot) });

@@ -536,6 +536,7 @@ impl Group {
     fn on_persisted(&mut self, now_us: u64, seq: PersistSeq, out: &mut Vec<Output>) {
         self.ring.complete(seq);
         self.tally_due = true;
+        self.trust_if_enough(now_us, out);
         if self.role == Role::Candidate && self.ring.ballot(self.ballot()).is_some() {
             self.count_vote(now_us, self.config.id, out);
         }

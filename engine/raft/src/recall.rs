@@ -212,9 +212,7 @@ impl Group {
         for peer in self.peers.iter_mut().filter(|peer| peer.link_up && peer.ask_recall) {
             peer.ask_recall = false;
             out.push(Output::Send { to: peer.id, message: Message::Recall { round: recall.round } });
-            if recall.again_at.is_none() && !recall.has(peer.id) {
-                recall.again_at = Some(now_us + recall.wait_us);
-            }
+            recall.again_at.get_or_insert(now_us + recall.wait_us);
         }
     }
 
@@ -222,14 +220,13 @@ impl Group {
         self.recall.as_ref().and_then(|recall| recall.again_at)
     }
 
-    /// The group may not have been started there, or was suspect itself.
+    /// The group may not have been started there, or was suspect itself; and who has answered may know by now that others are
+    /// members than those who are waited for.
     pub(crate) fn ask_again(&mut self) {
         let Some(recall) = &mut self.recall else { return };
         recall.again_at = None;
         recall.wait_us = (2 * recall.wait_us).min(ASK_AGAIN_ELECTIONS_MAX * self.config.election_us_max);
-        for peer in &mut self.peers {
-            peer.ask_recall |= !recall.has(peer.id);
-        }
+        self.peers.iter_mut().for_each(|peer| peer.ask_recall = true);
     }
 
     /// While we do not know ourselves whether we forgot something, we are no help; it asks again.
@@ -286,7 +283,10 @@ impl Group {
     fn conclude(&mut self, now_us: u64, out: &mut Vec<Output>) {
         let Some(recall) = &mut self.recall else { return };
         let term = recall.answers.iter().map(|(_, term, _)| *term).max().unwrap_or_default();
-        let bound = recall.answers.iter().map(|(.., last)| *last).max().unwrap_or_default();
+        // Of those who decide: what only others hold nobody counted, and a bound that no voter reaches is none to wait for.
+        let voters = recall.voters(self.config.id);
+        let deciding = recall.answers.iter().filter(|(node, ..)| voters.contains(node));
+        let bound = deciding.map(|(.., last)| *last).max().unwrap_or_default();
         let votes_lost = core::mem::take(&mut recall.votes_lost);
         (recall.bound, recall.again_at) = (Some(bound), None);
         if votes_lost && term >= self.state.term {
@@ -298,6 +298,13 @@ impl Group {
         }
         // What our leader hears next is that our votes are known again; so it may trust us.
         self.answer_due = true;
+        self.trust_if_enough(now_us, out);
+    }
+
+    /// What is durable here may be as good by now as the best log that was heard of. The leader that brought it may be gone
+    /// before it could say so.
+    pub(crate) fn trust_if_enough(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        let Some(bound) = self.recall.as_ref().and_then(|recall| recall.bound) else { return };
         let durable = self.ring.durable().get();
         if self.log.term_at(durable).is_some_and(|term| (term, durable) >= bound) {
             self.trust_again(now_us, out);

@@ -141,6 +141,10 @@ impl Group {
 
     fn can_win(&self) -> bool {
         let term = self.state.term.0;
-        self.may_campaign() && self.trusts_its_log() && self.reaches_majority() && term < NUMBER_MAX
+        self.hold.is_none()
+            && self.may_campaign()
+            && self.trusts_its_log()
+            && self.reaches_majority()
+            && term < NUMBER_MAX
     }
 }

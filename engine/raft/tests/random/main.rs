@@ -82,7 +82,7 @@ fn random_clusters_are_safe_and_come_back() {
         "transfer given up",
     ] {
         let seen = marks.get(name).copied().unwrap_or(0);
-        assert!(seeds.end - seeds.start < 1000 || seen > 100, "{name} was hardly tried: {seen}");
+        assert!(seeds.end - seeds.start < 1000 || seen > 50, "{name} was hardly tried: {seen}");
     }
 }
 
