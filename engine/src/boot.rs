@@ -300,13 +300,13 @@ fn begin_boot<D: Disk>(
     shard: ShardId,
     recovery: &Recovery,
     name: u64,
-) -> Result<(Lineage, Lineage), DiskError> {
+) -> Result<(Lineage, Lineage), Error> {
     let saved = Lineage::read(disk, shard)?;
     let mut lineage = saved.clone();
     lineage.begin(recovery.boot_epoch, name, recovery.end_seq);
     match lineage.save(disk, shard) {
         Ok(()) => Ok((lineage.clone(), lineage)),
-        Err(DiskError::Crashed) => Err(DiskError::Crashed),
+        Err(DiskError::Crashed) => Err(DiskError::Crashed.into()),
         Err(error) => {
             tracing::warn!(%error, "the list of boots could not be written: it is tried again");
             Ok((lineage, saved))

@@ -158,7 +158,7 @@ pub fn fix_identity(bytes: &mut Vec<u8>) {
 /// # Errors
 /// Why it is none.
 pub fn lineage(bytes: &[u8]) -> Judged {
-    let lineage = Lineage::decode(bytes).ok_or("damaged, or of a newer version")?;
+    let lineage = Lineage::decode(bytes).map_err(|_| "damaged, or of a newer version")?;
     let again = lineage.encode();
     assert_eq!(again, bytes[..again.len()]);
     Ok(())

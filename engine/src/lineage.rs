@@ -2,10 +2,10 @@
 //! durable. Pure codec and rules, and the file's reading and writing at a start.
 //!
 //! Batches of a shard's log count up for ever, and after a crash nothing durable is missing. So a node says to the others
-//! "durable up to batch S", first where its log ended when it started, then at most once an envelope; and with the hello of the next session each says back the highest S
-//! that it has heard. Whoever has less than it said itself is an older copy of its directory (a machine was rolled back, a
-//! backup restored), or its disk lied. Only batches that a vote or an acknowledgement rests on are told of, so that the rot
-//! of a mark which nothing rests on accuses nobody.
+//! "durable up to batch S", first where its log ended when it started, then at most once an envelope; and with the hello of
+//! the next session each says back the highest S that it has heard. Whoever has less than it said itself is an older copy of
+//! its directory (a machine was rolled back, a backup restored), or its disk lied. Only batches that a vote or an
+//! acknowledgement rests on are told of, so that the rot of a mark which nothing rests on accuses nobody.
 //!
 //! A number alone would not do: a copy that runs unnoticed for a while writes batches of its own, and passes S. So each boot
 //! draws a name, S is said together with it, and the directory keeps the names of its last boots and the batch that each
@@ -20,7 +20,7 @@
 //!                           bit is refused
 //!   16   2   boots          oldest first, the last one is the present: epoch u64, name u64, end u64 (all ones: not known)
 //!   ..   2   heard          of each node: node u64, incarnation u64, epoch u64, name u64, seq u64
-//!   ..   4   crc32c         of everything before; then zeros up to the block
+//!   ..   4   crc32c         of everything before, in any version; then zeros up to the block
 //! ```
 //!
 //! The file is written at a start, when another node begins a boot, now and then while more is heard, and at a stop in good
@@ -39,12 +39,14 @@ use coracle_base::{NodeId, ShardId};
 use coracle_io::disk::run;
 use coracle_io::{Disk, DiskError, DiskOk, DiskOp, FileId, FileMode};
 
+use crate::Error;
+
 const MAGIC: &[u8; 8] = b"CORACLEB";
 const VERSION: u16 = 1;
 /// Boots that are remembered: whoever has not heard of a node for so long accuses it of nothing.
 const BOOTS_MAX: usize = 32;
 /// Nodes whose words are remembered.
-const HEARD_MAX: usize = 60;
+pub(crate) const HEARD_MAX: usize = 60;
 const BOOT_BYTES: usize = 24;
 const HEARD_BYTES: usize = 40;
 const OPEN: u64 = u64::MAX;
@@ -92,6 +94,14 @@ pub(crate) enum Forgotten {
     Boot(u64),
 }
 
+/// Why a file says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    Damaged,
+    /// What it says is not known here.
+    Newer,
+}
+
 fn file(shard: ShardId) -> PathBuf {
     format!("shard-{shard}.boots").into()
 }
@@ -105,13 +115,13 @@ impl Lineage {
     /// older program, or the node's first start.
     ///
     /// # Errors
-    /// The disk's.
-    pub(crate) fn read<D: Disk>(disk: &mut D, shard: ShardId) -> Result<Self, DiskError> {
+    /// The disk's; or a newer program wrote it, and may have said that votes are lost.
+    pub(crate) fn read<D: Disk>(disk: &mut D, shard: ShardId) -> Result<Self, Error> {
         let (file, bytes) = match run(disk, DiskOp::Open { path: file(shard), mode: FileMode::Read }) {
             Ok((DiskOk::Opened { file, bytes, .. }, _)) => (file, bytes),
-            Ok(_) => return Err(unexpected(shard)),
+            Ok(_) => return Err(unexpected(shard).into()),
             Err(DiskError::NotFound { .. }) => return Ok(Self::default()),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         let mut buf = disk.buffer(BLOCK_BYTES);
         buf.resize(BLOCK_BYTES.min(bytes as usize));
@@ -119,12 +129,24 @@ impl Lineage {
         close(disk, file, &read)?;
         let lineage = match read {
             Ok((_, Some(buf))) => Self::decode(&buf),
-            _ => None,
+            _ => Err(Unreadable::Damaged),
         };
-        Ok(lineage.unwrap_or_else(|| {
-            tracing::error!(file = %self::file(shard).display(), "damaged: what was voted and acknowledged here is mistrusted");
-            Self { votes_lost: true, is_unnamed: true, ..Self::default() }
-        }))
+        match lineage {
+            Ok(lineage) => Ok(lineage),
+            Err(Unreadable::Newer) => {
+                let reason = "a newer version of the program wrote it: start that one".into();
+                Err(Error::Directory { path: self::file(shard), reason })
+            }
+            Err(Unreadable::Damaged) => {
+                tracing::error!(file = %self::file(shard).display(), "damaged: what was voted and acknowledged here is mistrusted");
+                Ok(Self { votes_lost: true, is_unnamed: true, ..Self::default() })
+            }
+        }
+    }
+
+    /// Whether it knows of a boot before the present one.
+    pub(crate) fn has_past(&self) -> bool {
+        self.boots.len() > 1
     }
 
     /// A boot begins: the log ended with this batch.
@@ -204,8 +226,18 @@ impl Lineage {
         out
     }
 
+    /// # Errors
+    /// It is damaged, or sound and of a newer version.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        match Self::decode_known(bytes) {
+            Some(lineage) => Ok(lineage),
+            None if bytes.starts_with(MAGIC) && is_sound(bytes) => Err(Unreadable::Newer),
+            None => Err(Unreadable::Damaged),
+        }
+    }
+
     /// `None`: damaged, or of a newer version.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+    fn decode_known(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         let found = reader.bytes(8).ok()? == MAGIC;
         let (_, min_reader, flags) = (reader.u16().ok()?, reader.u16().ok()?, reader.u32().ok()?);
@@ -241,6 +273,15 @@ impl Mark {
     }
 }
 
+/// Whether its checksum is right, wherever it ends: some of the zeros may be the checksum's own.
+fn is_sound(bytes: &[u8]) -> bool {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    (end..=(end + 4).min(bytes.len())).any(|end| {
+        let (covered, crc) = bytes[..end].split_at(end.saturating_sub(4));
+        crc == crc32c(covered).to_le_bytes()
+    })
+}
+
 /// Closes the file after what was done to it last; a disk that is gone does nothing any more.
 fn close<D: Disk, T>(disk: &mut D, file: FileId, last: &Result<T, DiskError>) -> Result<(), DiskError> {
     if matches!(last, Err(DiskError::Crashed)) {
@@ -267,13 +308,33 @@ mod tests {
         (1..=40).for_each(|epoch| lineage.begin(epoch, 100 + epoch, 10 * epoch));
         lineage.heard = vec![(NodeId(2), mark(3, 5, 8))];
         let bytes = lineage.encode();
-        assert_eq!(Lineage::decode(&bytes), Some(lineage));
+        assert_eq!(Lineage::decode(&bytes), Ok(lineage));
         for at in 0..8 * bytes.len() {
             let mut bad = bytes.clone();
             bad[at / 8] ^= 1 << (at % 8);
-            assert_eq!(Lineage::decode(&bad), None, "bit {at}");
+            assert_eq!(Lineage::decode(&bad), Err(Unreadable::Damaged), "bit {at}");
         }
-        assert!((0..bytes.len()).all(|cut| Lineage::decode(&bytes[..cut]).is_none()));
+        assert!((0..bytes.len()).all(|cut| Lineage::decode(&bytes[..cut]) == Err(Unreadable::Damaged)));
+    }
+
+    /// It may say that votes are lost: who does not understand it neither trusts the directory nor writes over it.
+    #[test]
+    fn what_a_newer_program_wrote_is_not_taken_for_damage() {
+        let newer = |change: fn(&mut Vec<u8>)| {
+            let mut bytes = Lineage::default().encode();
+            bytes.truncate(bytes.len() - 4);
+            change(&mut bytes);
+            bytes.extend(crc32c(&bytes).to_le_bytes());
+            bytes.resize(BLOCK_BYTES, 0);
+            Lineage::decode(&bytes)
+        };
+        assert_eq!(newer(|_| {}), Ok(Lineage::default()));
+        assert_eq!(newer(|bytes| bytes[10] = 2), Err(Unreadable::Newer));
+        assert_eq!(newer(|bytes| bytes[12] = 4), Err(Unreadable::Newer));
+        assert_eq!(
+            newer(|bytes| (bytes[10] = 2, bytes.extend([7; 900])).1),
+            Err(Unreadable::Newer)
+        );
     }
 
     #[test]

@@ -10,10 +10,12 @@
 //! ```
 //!
 //! Groups that are started later are told when they start; also those that are not on the disk, as the newer directory may
-//! have had them. A log that is damaged so that it does not say of whom is no different.
+//! have had them. A log that is damaged so that it does not say of whom is no different. Such a group is on the disk with its
+//! first record, and nothing in that says that its votes are lost: so it hears and says nothing before the file says it.
 //!
 //! Invariants: (1) what is told to be durable is what votes and acknowledgements rest on, and all of it leaves with or
-//! before what rests on it; (2) the file is written by one operation at a time, and only while it differs.
+//! before what rests on it; (2) the file is written by one operation at a time, and only while it differs; (3) no record of a
+//! group whose votes are lost is staged while a restart would not know.
 
 use std::path::PathBuf;
 
@@ -25,7 +27,7 @@ use coracle_raft::Input;
 use coracle_wal::BatchSeq;
 
 use super::{Shard, ShardError};
-use crate::lineage::{Forgotten, Lineage};
+use crate::lineage::{Forgotten, HEARD_MAX, Lineage};
 
 /// What was heard meanwhile is written after so long.
 const SAVE_US: u64 = 30_000_000;
@@ -61,12 +63,14 @@ pub(super) struct Boots {
     save_at_us: u64,
     /// An older copy was noticed since the start: more words of it tell nothing new.
     is_old: bool,
-    /// A group became whole: perhaps all are.
+    /// A group became whole, or went, or came: perhaps all are whole.
     look: bool,
     /// All were, and it is durable with this batch.
     whole_with: Option<BatchSeq>,
     /// The newest durable batch that something rests on.
     promised: u64,
+    /// The directory was here before this start: it may be a copy.
+    has_past: bool,
 }
 
 /// Whether a completion is ours.
@@ -77,11 +81,12 @@ pub(super) fn owns(token: u64) -> bool {
 impl Boots {
     /// `saved`: as it is on the disk, which may have had no room for what it is now. What was promised in earlier boots is in the
     /// log that was found, up to `end_seq`: so the others know this boot before anything is promised in it.
-    pub(super) fn new(lineage: Lineage, saved: Lineage, end_seq: u64) -> Self {
+    pub(super) fn new(lineage: Lineage, saved: Lineage, end_seq: u64, is_new: bool) -> Self {
         let save_at_us = if lineage == saved { u64::MAX } else { 0 };
         let (is_old, look) = (false, lineage.votes_lost);
         let (saving, whole_with) = (None, None);
-        Self { lineage, saved, saving, save_at_us, is_old, look, whole_with, promised: end_seq }
+        let has_past = !is_new || lineage.has_past();
+        Self { lineage, saved, saving, save_at_us, is_old, look, whole_with, promised: end_seq, has_past }
     }
 
     /// Whether a group that was found here may have forgotten votes.
@@ -92,6 +97,26 @@ impl Boots {
     /// Whether one that was not found may have been here.
     pub(super) fn is_unnamed(&self) -> bool {
         self.lineage.is_unnamed
+    }
+
+    /// Whether a group that was not found may have been here, for all that others could say: a copy does not know its own.
+    pub(super) fn has_past(&self) -> bool {
+        self.has_past
+    }
+
+    /// Whether a restart would know that votes are lost, whatever of the file is under way.
+    fn is_loss_durable(&self) -> bool {
+        self.saved.votes_lost && self.saving.as_ref().is_none_or(|saving| saving.lineage.votes_lost)
+    }
+
+    /// A group was not found, and its votes may be lost. Whether that is durable already.
+    pub(super) fn doubt(&mut self) -> bool {
+        (self.lineage.votes_lost, self.whole_with) = (true, None);
+        let is_durable = self.is_loss_durable();
+        if !is_durable {
+            self.save_at_us = 0;
+        }
+        is_durable
     }
 
     pub(super) fn deadline_us(&self) -> u64 {
@@ -154,13 +179,20 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let is_other_boot = known.as_ref().is_none_or(|(_, known)| (known.boot) != mark.boot);
         match known {
             Some((_, known)) => *known = mark,
-            None => self.boots.lineage.heard.push((node, mark)),
+            None => {
+                // Who left the cluster makes room for those that are in it.
+                if self.boots.lineage.heard.len() >= HEARD_MAX {
+                    let transport = &self.transport;
+                    self.boots.lineage.heard.retain(|(known, _)| transport.link(*known).is_some());
+                }
+                self.boots.lineage.heard.push((node, mark));
+            }
         }
         let wait_us = if is_other_boot { 0 } else { SAVE_US };
         self.boots.save_at_us = self.boots.save_at_us.min(self.now_us + wait_us);
     }
 
-    /// A group is whole again.
+    /// A group is whole again, or gone, or was taken up.
     pub(super) fn on_whole(&mut self) {
         self.boots.look = true;
     }
@@ -227,11 +259,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.save_step(Step::Write, DiskOp::Write { file, offset: 0, buf });
             }
             (Step::Write, Some(file), Ok(_)) => self.save_step(Step::Sync, DiskOp::Sync { file }),
-            (Step::Sync, Some(file), Ok(_)) => self.save_step(Step::Close, DiskOp::Close { file }),
-            (Step::Close, ..) => {
+            (Step::Sync, Some(file), Ok(_)) => {
+                // Whatever comes of it, it is not closed twice: its number may be another file's then.
                 saving.file = None;
-                self.save_step(Step::Rename, Lineage::rename(shard));
+                self.save_step(Step::Close, DiskOp::Close { file });
             }
+            (Step::Close, ..) => self.save_step(Step::Rename, Lineage::rename(shard)),
             (Step::Rename, ..) => self.save_step(Step::SyncDir, DiskOp::SyncDir { path: PathBuf::new() }),
             (Step::SyncDir, ..) => self.saved(),
             (step, ..) => self.fail_saving(&format!("{step:?} did not give a file")),
@@ -245,16 +278,30 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if is_urgent {
             self.boots.save_at_us = 0;
         }
+        if self.boots.is_loss_durable() {
+            self.let_unsure_begin();
+        }
         self.again = true;
     }
 
-    /// What was there before is there still.
+    /// A restart would know what they may have forgotten: now they may write.
+    fn let_unsure_begin(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            if std::mem::take(&mut self.slots[slot as usize].unsure) {
+                self.tell_links(slot);
+                self.touch(slot);
+            }
+        }
+    }
+
+    /// What was there before is there still, or after the rename perhaps the new one: it counts for what both say.
     fn fail_saving(&mut self, error: &str) {
         let Some(saving) = self.boots.saving.take() else { return };
         tracing::warn!(error, "the list of boots could not be written: it is tried again");
         if let Some(file) = saving.file {
             self.disk.start(super::snapshots::NOBODY, DiskOp::Close { file });
         }
+        self.boots.saved.votes_lost &= saving.lineage.votes_lost;
         self.boots.save_at_us = self.now_us + AGAIN_US;
     }
 

@@ -146,6 +146,8 @@ pub(crate) struct Slot {
     pub(crate) given_up_until_us: u64,
     /// Another majority contradicts what is committed here. Poisoned, too: the member hears and says nothing any more.
     pub(crate) diverged: bool,
+    /// Its votes may be forgotten, and that is not durable yet: until then it hears and says nothing.
+    pub(crate) unsure: bool,
     /// It was removed from this node: the slot is nobody's.
     pub(crate) gone: bool,
     pub(crate) waiting: WaitingList,
@@ -207,6 +209,7 @@ impl Slot {
             poisoned: None,
             given_up_until_us: 0,
             diverged: false,
+            unsure: false,
             gone: false,
             waiting: WaitingList::default(),
             parked: VecDeque::new(),
@@ -235,6 +238,11 @@ impl Slot {
             transfer_for: Vec::new(),
             shrinking: Vec::new(),
         }
+    }
+
+    /// Whether its consensus is left alone.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.diverged || self.unsure
     }
 
     /// What stands before the machine's own bytes.
@@ -277,7 +285,7 @@ impl Slot {
         let waiting = self.waiting.deadline_us();
         let reading = self.reads.values().next().map(|one| one.deadline_us);
         let transfer = self.transfer_for.first().map(|one| one.deadline_us);
-        let raft = self.raft.deadline_us().filter(|_| !self.diverged && !self.election_waits);
+        let raft = self.raft.deadline_us().filter(|_| !self.is_deaf() && !self.election_waits);
         let ask = match self.state {
             MachineState::Needed { ask_us, .. } => Some(ask_us),
             _ => None,

@@ -63,6 +63,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return false;
         };
         let batch = self.wal.delete(group);
+        self.on_whole();
         self.removed.files.push_back((batch, files));
         self.status.groups_deleted += 1;
         self.again = true;

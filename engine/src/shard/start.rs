@@ -28,6 +28,17 @@ use crate::transport::Transport;
 /// The order in which a group's members campaign is the same on all of them, and has nothing to do with their shard.
 const ORDER_SEED: u64 = 0x00c0_4ac1_e0de_4000;
 
+/// A group as the disk has it, or empty.
+struct Found {
+    raft: Group,
+    held: Option<Held>,
+    last: Index,
+    /// Its log begins with a snapshot, sound or not.
+    has_base: bool,
+    /// The disk has nothing of it.
+    is_new: bool,
+}
+
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A shard over a WAL that is open and links that are being made.
     #[allow(clippy::too_many_arguments)] // the parts that a shard is made of
@@ -60,7 +71,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             places: Places::new(identity),
             names: Names::new(machines),
             removed: Default::default(),
-            boots: Boots::new(lineage, saved, recovery.end_seq),
+            boots: Boots::new(lineage, saved, recovery.end_seq, recovery.report.created),
             slots: Vec::new(),
             by_group: BTreeMap::new(),
             incomplete: recovery.report.is_incomplete(),
@@ -117,6 +128,44 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Err(Error::GroupRuns(group));
         }
         // It stays among the recovered ones until it runs: a second try must not find it empty.
+        let Found { raft, held, last, has_base, is_new } = self.raft_of(group, founders)?;
+        let is_suspect = raft.suspect();
+        let mut slot = Slot::new(group, raft, machine, last);
+        let (first, raft) = (slot.raft.first(), &slot.raft);
+        let is_good =
+            |index, term| index >= first && index <= raft.durable() && raft.term_at(index) == Some(term);
+        let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, is_good);
+        let tries = match &held {
+            // As small as it is, it need not wait.
+            Some(Held::Inline(snapshot)) if checkpoints.is_empty() => {
+                slot.restore(snapshot)
+                    .map_err(|error| Error::Machine { group, reason: error.to_string() })?;
+                None
+            }
+            held => tries(held.as_ref(), has_base, &checkpoints),
+        };
+        (slot.snapshot, slot.checkpoints) = (held, checkpoints);
+        slot.part = self.snapshots.part_of(group);
+        // What is found says itself, or the file does, what it has lost.
+        slot.unsure = is_new && is_suspect && !self.boots.doubt();
+        self.recovered.remove(&group);
+        let at = self.place_slot(slot);
+        self.by_group.insert(group, at);
+        self.status.groups += 1;
+        self.status.groups_damaged += u64::from(is_suspect);
+        if let Some(tries) = tries {
+            self.restore_from(at, tries, false);
+        }
+        self.tell_links(at);
+        self.drop_part(at);
+        self.touch(at);
+        self.on_whole();
+        self.sweeping.on_unrest(self.now_us);
+        Ok(())
+    }
+
+    /// The consensus of a group, as the disk has it, and what else there is of it.
+    fn raft_of(&self, group: GroupId, founders: Vec<NodeId>) -> Result<Found, Error> {
         let found = self.recovered.get(&group);
         let hard_state = found.map_or(Ok(None), hard_state_of)?;
         let held = found.and_then(held);
@@ -132,19 +181,22 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         };
         // Its vote may be in a damaged part of the log, or everything that it ever wrote here.
         let is_in_damage = found.map_or(self.incomplete, |one| one.state_lost);
+        let refused = |reason: &str| Err(Error::Machine { group, reason: reason.into() });
         if is_in_damage && !others && config.voters.contains(&config.id) {
-            let reason = "its vote may be lost with a damaged part of the log, and nobody else could know of it: restore the \
-                          directory";
-            return Err(Error::Machine { group, reason: reason.into() });
+            return refused(
+                "its vote may be lost with a damaged part of the log, and nobody else could know of it: restore the directory",
+            );
         }
         if base.is_some() && held.is_none() && !others {
-            let reason = "its snapshot in the log is damaged, and what it covers is released: restore the directory, or \
-                          replace this member";
-            return Err(Error::Machine { group, reason: reason.into() });
+            return refused(
+                "its snapshot in the log is damaged, and what it covers is released: restore the directory, or replace this \
+                 member",
+            );
         }
-        let terms = found
-            .as_ref()
-            .map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
+        let terms = found.map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
+        let is_forgotten = found.map_or(self.boots.is_unnamed(), |_| self.boots.votes_are_lost());
+        // In the first start of all nothing can be forgotten: a new cluster does not wait.
+        let holds = found.is_some() || self.boots.has_past();
         let restored = Restored {
             hard_state,
             snapshot: base,
@@ -152,45 +204,18 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             terms: &terms,
             accepted_term: found.map_or(Default::default(), |one| one.accepted_term),
             suspect: found.is_some_and(|one| one.suspect),
-            votes_lost: is_in_damage
-                || found.map_or(self.boots.is_unnamed(), |_| self.boots.votes_are_lost()),
-            hold_us: found.map_or(0, |_| self.settings.election_us),
+            votes_lost: is_in_damage || is_forgotten,
+            hold_us: if holds { self.settings.election_us } else { 0 },
         };
         let raft = Group::new(config, restored, self.now_us);
-        let is_suspect = raft.suspect();
-        let mut slot = Slot::new(group, raft, machine, last);
-        let (first, raft) = (slot.raft.first(), &slot.raft);
-        let is_good =
-            |index, term| index >= first && index <= raft.durable() && raft.term_at(index) == Some(term);
-        let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, is_good);
-        let tries = match &held {
-            // As small as it is, it need not wait.
-            Some(Held::Inline(snapshot)) if checkpoints.is_empty() => {
-                slot.restore(snapshot)
-                    .map_err(|error| Error::Machine { group, reason: error.to_string() })?;
-                None
-            }
-            held => tries(held.as_ref(), base.is_some(), &checkpoints),
-        };
-        (slot.snapshot, slot.checkpoints) = (held, checkpoints);
-        slot.part = self.snapshots.part_of(group);
-        self.recovered.remove(&group);
-        let at = self.place_slot(slot);
-        self.by_group.insert(group, at);
-        self.status.groups += 1;
-        self.status.groups_damaged += u64::from(is_suspect);
-        if let Some(tries) = tries {
-            self.restore_from(at, tries, false);
-        }
-        let up: Vec<_> =
-            self.transport.links().iter().filter(|link| link.session().is_some()).map(|l| l.node).collect();
-        for node in up {
-            self.input(at, Input::LinkUp(node));
-        }
-        self.drop_part(at);
-        self.touch(at);
-        self.sweeping.on_unrest(self.now_us);
-        Ok(())
+        Ok(Found { raft, held, last, has_base: base.is_some(), is_new: found.is_none() })
+    }
+
+    /// A group hears which links are up.
+    pub(super) fn tell_links(&mut self, at: u32) {
+        let up = self.transport.links().iter().filter(|link| link.session().is_some());
+        let up: Vec<_> = up.map(|link| link.node).collect();
+        up.into_iter().for_each(|node| self.input(at, Input::LinkUp(node)));
     }
 
     fn raft_config(&self, group: GroupId, founders: Vec<NodeId>) -> RaftConfig {

@@ -26,7 +26,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Steps one group, and does at once what refers to the input's own bytes: a run's entries, or a snapshot.
     pub(super) fn step(&mut self, slot: u32, input: Input, run: Option<RunRef<'_>>, payload: &[u8]) {
-        if self.slots[slot as usize].diverged {
+        if self.slots[slot as usize].is_deaf() {
             return;
         }
         let mut outputs = std::mem::take(&mut self.outputs);
@@ -61,7 +61,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn drain(&mut self, slot: u32, outputs: &mut Vec<Output>) {
         let one = &mut self.slots[slot as usize];
         one.dirty = false;
-        if !one.diverged {
+        if !one.is_deaf() {
             one.raft.drain(self.now_us, &one.log, outputs);
         }
         for output in outputs.drain(..) {

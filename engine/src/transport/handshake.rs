@@ -1,7 +1,8 @@
 //! The handshake of a connection: strangers, hello, welcome or refusal, and what the link is afterwards.
 //!
 //! Invariants: (1) a stranger is few bytes and little time; (2) who shows an older boot epoch than before, of the same
-//! directory, is refused, unless it understands that it is an older copy (`shard/boots.rs`); (3) what a hello says of the cluster is passed on, also if its sender is refused.
+//! directory, is refused, unless it hears from us that it is an older copy, and understands (`shard/boots.rs`); (3) what a
+//! hello says of the cluster is passed on, also if its sender is refused.
 
 use coracle_io::{ConnId, Net};
 
@@ -9,6 +10,7 @@ use super::frame::{self, Frame, FrameKind};
 use super::hello::{Hello, Lane, Meeting, PROTOCOL_MARKS, REFUSAL_BYTES_MAX, meet, news};
 use super::link::State;
 use super::{HELLO_BYTES_MAX, LinkEvent, RECEIVE_BYTES, Stranger, Transport};
+use crate::lineage::Mark;
 
 impl Transport {
     /// Bytes of a connection that has not said hello.
@@ -157,8 +159,13 @@ impl Transport {
 
     /// Whether it is an older copy of its directory, and would not know though it is told.
     fn is_stale(&self, at: usize, hello: &Hello) -> bool {
-        let is_told = hello.version_max.min(self.own.version_max) >= PROTOCOL_MARKS;
-        !is_told && self.links[at].has_seen_newer(hello.incarnation, hello.boot_epoch)
+        let link = &self.links[at];
+        // What was heard before the boot that it lacks, or of another directory, tells it nothing.
+        let accuses =
+            |mark: Mark| mark.incarnation == hello.incarnation && mark.epoch >= link.boot_epoch;
+        let understands = hello.version_max.min(self.own.version_max) >= PROTOCOL_MARKS;
+        let is_told = understands && link.heard.is_some_and(accuses);
+        !is_told && link.has_seen_newer(hello.incarnation, hello.boot_epoch)
     }
 
     /// Both sides agree: what the link is from now on.

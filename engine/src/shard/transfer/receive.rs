@@ -112,7 +112,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Key { index, term, .. } = offer.key;
         let is_known = index <= one.raft.commit() || one.raft.term_at(index) == Some(term);
         let is_late = offer.raft_term < one.raft.term();
-        if one.diverged || offer.state_only && (one.is_whole() || !is_known) {
+        if one.is_deaf() || offer.state_only && (one.is_whole() || !is_known) {
             return;
         }
         if !offer.state_only && (is_late || is_known && one.is_whole()) {
