@@ -331,10 +331,7 @@ mod tests {
         assert_eq!(newer(|_| {}), Ok(Lineage::default()));
         assert_eq!(newer(|bytes| bytes[10] = 2), Err(Unreadable::Newer));
         assert_eq!(newer(|bytes| bytes[12] = 4), Err(Unreadable::Newer));
-        assert_eq!(
-            newer(|bytes| (bytes[10] = 2, bytes.extend([7; 900])).1),
-            Err(Unreadable::Newer)
-        );
+        assert_eq!(newer(|bytes| (bytes[10] = 2, bytes.extend([7; 900])).1), Err(Unreadable::Newer));
     }
 
     #[test]

@@ -274,6 +274,7 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "groups_lost_acknowledged": status.groups_lost_acknowledged,
         "groups_mended": status.groups_mended,
         "directory_old": status.directory_old,
+        "new_groups_doubted": status.new_groups_doubted,
         "groups_restoring": status.groups_restoring,
         "proposed": status.proposed,
         "applied": status.applied,

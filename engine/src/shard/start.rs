@@ -193,7 +193,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                  member",
             );
         }
-        let terms = found.map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
+        let terms =
+            found.map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
         let is_forgotten = found.map_or(self.boots.is_unnamed(), |_| self.boots.votes_are_lost());
         // In the first start of all nothing can be forgotten: a new cluster does not wait.
         let holds = found.is_some() || self.boots.has_past();
@@ -328,6 +329,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let wal = self.wal.stats();
         let mut status = ShardStatus {
             syscalls: self.disk.syscalls(),
+            new_groups_doubted: self.incomplete || self.boots.is_unnamed(),
             batches: wal.batches,
             batch_bytes: wal.batch_bytes,
             padding_bytes: wal.padding_bytes,

@@ -142,6 +142,9 @@ pub struct ShardStatus {
     pub groups_mended: u64,
     /// Another node has heard of more than is in this directory: it is an older copy, or its disk lied.
     pub directory_old: bool,
+    /// Its votes in groups that begin here may be forgotten, as the directory was an older copy, or damaged, once: each waits
+    /// for the answers of all of its other voters.
+    pub new_groups_doubted: bool,
     /// Groups whose machines wait for their state.
     pub groups_restoring: u64,
     /// Machines that got their state back from a file.

@@ -8,7 +8,7 @@ use coracle_io::{ConnId, Net};
 
 use super::frame::{self, Frame, FrameKind};
 use super::hello::{Hello, Lane, Meeting, PROTOCOL_MARKS, REFUSAL_BYTES_MAX, meet, news};
-use super::link::State;
+use super::link::{Link, State};
 use super::{HELLO_BYTES_MAX, LinkEvent, RECEIVE_BYTES, Stranger, Transport};
 use crate::lineage::Mark;
 
@@ -157,15 +157,8 @@ impl Transport {
         }
     }
 
-    /// Whether it is an older copy of its directory, and would not know though it is told.
     fn is_stale(&self, at: usize, hello: &Hello) -> bool {
-        let link = &self.links[at];
-        // What was heard before the boot that it lacks, or of another directory, tells it nothing.
-        let accuses =
-            |mark: Mark| mark.incarnation == hello.incarnation && mark.epoch >= link.boot_epoch;
-        let understands = hello.version_max.min(self.own.version_max) >= PROTOCOL_MARKS;
-        let is_told = understands && link.heard.is_some_and(accuses);
-        !is_told && link.has_seen_newer(hello.incarnation, hello.boot_epoch)
+        is_stale(&self.links[at], hello, self.own.version_max)
     }
 
     /// Both sides agree: what the link is from now on.
@@ -204,10 +197,50 @@ impl Transport {
     }
 }
 
+/// Whether it is an older copy of its directory, and does not hear of it from us, or would not understand.
+fn is_stale(link: &Link, hello: &Hello, version_max: u16) -> bool {
+    // What was heard before the boot that it lacks, or of another directory, tells it nothing.
+    let accuses = |mark: Mark| mark.incarnation == hello.incarnation && mark.epoch >= link.boot_epoch;
+    let understands = hello.version_max.min(version_max) >= PROTOCOL_MARKS;
+    let is_told = understands && link.heard.is_some_and(accuses);
+    !is_told && link.has_seen_newer(hello.incarnation, hello.boot_epoch)
+}
+
 fn stale(hello: &Hello, known: u64) -> String {
     format!(
         "node {} shows boot epoch {}, and had {known} before: its data directory is an older copy; restore the newest, or \
          replace the node as a new member",
         hello.node, hello.boot_epoch
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_base::{NodeId, ShardId};
+
+    use super::*;
+    use crate::identity::Identity;
+
+    /// An older program ran in boots 4 and 5 of that directory, or a newer one that said nothing before it went.
+    #[test]
+    fn an_older_copy_is_let_in_only_if_it_is_told_so() {
+        let identity = Identity { node: NodeId(2), incarnation: 12, shards: 1, cluster: None };
+        let hello = |boot_epoch, version| Hello::of(&identity, ShardId(0), boot_epoch, version);
+        let mut link = Link::new(NodeId(2), ([127, 0, 0, 1], 1).into(), 0);
+        (link.incarnation, link.boot_epoch) = (Some(12), 5);
+        let new = PROTOCOL_MARKS;
+        let mark = |incarnation, epoch| Mark { incarnation, epoch, boot: 9, seq: 3 };
+        for (heard, epoch, version, expected) in [
+            (None, 4, new, true),
+            (Some(mark(12, 4)), 4, new, true),
+            (Some(mark(13, 5)), 4, new, true),
+            (Some(mark(12, 5)), 4, new, false),
+            (Some(mark(12, 5)), 4, new - 1, true),
+            (None, 5, new, false),
+            (None, 6, new - 1, false),
+        ] {
+            link.heard = heard;
+            assert_eq!(is_stale(&link, &hello(epoch, version), new), expected, "{heard:?} {epoch} {version}");
+        }
+    }
 }

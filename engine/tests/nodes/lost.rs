@@ -1,6 +1,6 @@
 //! A node comes back with an older state of its disk than it acknowledged, and nothing on the disk says so.
 
-use coracle::NodeId;
+use coracle::{GroupId, Index, NodeId};
 use coracle_io::fake::FakeDisk;
 
 use crate::cluster::{Cluster, Fault, GROUP};
@@ -117,4 +117,42 @@ fn a_node_of_an_older_version_that_went_back_is_fed() {
     cluster.kill(3 - leader - at);
     cluster.done(leader, GROUP, b"last");
     assert_eq!(cluster.asked(leader, GROUP), Ok(7));
+}
+
+/// Its votes in that group may be forgotten, and what its leader has it store does not change that: not over a restart either.
+#[test]
+fn a_group_that_an_older_copy_does_not_have_is_no_more_trusted_after_a_restart() {
+    const LATER: GroupId = GroupId(2);
+    let (mut cluster, leader, at) = cluster_of(u16::MAX);
+    let other = 3 - leader - at;
+    go_back(&mut cluster, leader, at);
+    cluster.turn_until("a whole log", |cluster| cluster.node(at).status().unwrap().groups_mended == 1);
+    // That all are whole is durable.
+    (0..2_000).for_each(|_| cluster.turn());
+    [leader, other].into_iter().for_each(|node| cluster.start(node, LATER, Fault::None));
+    cluster.done(leader, LATER, b"one");
+    let leads = |cluster: &Cluster| cluster.node(leader).group_status(LATER).and_then(|one| one.leader);
+    // Whoever does not lead it does not answer.
+    let dead = if leads(&cluster) == Some(NodeId(leader as u64 + 1)) { other } else { leader };
+    cluster.kill(dead);
+    cluster.start(at, LATER, Fault::None);
+    cluster.turn_until("an entry", |cluster| {
+        cluster.node(at).group_status(LATER).is_some_and(|one| one.last > Index(0))
+    });
+    (0..200).for_each(|_| cluster.turn());
+    cluster.kill(at);
+    cluster.open(at);
+    cluster.turn_until("a running node", |cluster| cluster.node(at).is_running());
+    cluster.start(at, LATER, Fault::None);
+    let waits = vec![NodeId(dead as u64 + 1)];
+    cluster.turn_until("an answer of the one that is there", |cluster| {
+        let status = cluster.node(at).group_status(LATER);
+        status.is_some_and(|one| one.suspect && one.last > Index(0) && one.waits_for == waits)
+    });
+    cluster.open(dead);
+    cluster.turn_until("a running node", |cluster| cluster.node(dead).is_running());
+    cluster.start(dead, LATER, Fault::None);
+    cluster.turn_until("a whole log", |cluster| {
+        cluster.node(at).group_status(LATER).is_some_and(|one| !one.suspect)
+    });
 }

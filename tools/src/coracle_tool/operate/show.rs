@@ -88,9 +88,15 @@ fn member(member: &Value) -> String {
 fn trouble(group: &Value) -> String {
     let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
     let missing: Vec<String> = rows(&group["waits_for"]).iter().map(text).collect();
-    let suspect = (group["suspect"] == true).then(|| match missing.is_empty() {
-        true => "  log damaged, waits for its leader".to_owned(),
-        false => format!("  may have forgotten votes, waits for nodes {}", missing.join(", ")),
+    let voters = rows(&group["members"]).iter().filter(|member| member["is"] == "voter").count();
+    let suspect = (group["suspect"] == true).then(|| match (missing.is_empty(), voters) {
+        (false, _) => format!("  may have forgotten votes, waits for nodes {}", missing.join(", ")),
+        // Of so few no answers are enough (`engine/raft/src/recall.rs`).
+        (true, ..3) => {
+            "  damaged or may have forgotten votes, waits for its leader; if there is none, shrink it"
+                .to_owned()
+        }
+        (true, _) => "  log damaged, waits for its leader".to_owned(),
     });
     let forced = group["recovery_epoch"].as_u64().filter(|epoch| *epoch > 0);
     let forced = forced.map(|epoch| format!("  shrunk by force ({epoch})"));
