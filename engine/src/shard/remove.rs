@@ -88,6 +88,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 at
             }
             None => {
+                // Those behind them come first the next time.
+                self.removed.vacant.rotate_left(looks);
                 self.slots.push(slot);
                 self.slots.len() as u32 - 1
             }

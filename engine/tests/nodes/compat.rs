@@ -6,8 +6,8 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use coracle::{
-    Config, Effects, Entry, Group, GroupId, Index, IndexRange, Machine, Node, NodeId, Outcome, Peer,
-    RestoreError, TypedGroup, TypedMachine,
+    Config, Created, Deleted, Effects, Entry, Group, GroupId, Index, IndexRange, Machine, Node, NodeId,
+    Outcome, Peer, RestoreError, TypedGroup, TypedMachine,
 };
 
 struct Sum(i64);
@@ -241,6 +241,61 @@ fn the_directory_of_version_4_is_read_and_goes_on() {
 #[test]
 fn the_directory_of_version_5_is_read_and_goes_on() {
     is_read_and_goes_on("v5");
+}
+
+/// A node with named groups, once they run here.
+fn start_named(dir: &Path) -> (Node, Group) {
+    let machines = |_: &str, argument: &[u8]| -> Option<Box<dyn Machine>> {
+        (argument == b"bodies").then(|| Box::<Bodies>::default() as Box<dyn Machine>)
+    };
+    let node = Node::start_with_groups(config(dir), machines).unwrap();
+    let found = loop {
+        match node.directory().create("numbers", &[], b"bodies").wait() {
+            Outcome::Done(done) => match done.reply {
+                Created::New(group) | Created::Same(group) => break group,
+                other => panic!("{other:?}"),
+            },
+            Outcome::NotDone(_) => {}
+            Outcome::Unknown(why) => panic!("{why}"),
+        }
+    };
+    let group = node.group(found.id());
+    (node, group)
+}
+
+fn write_named(dir: &Path) {
+    let (node, group) = start_named(dir);
+    assert_eq!(add_body(&group, 5), 5);
+    let gone = node.directory().delete("numbers").wait();
+    assert!(matches!(gone, Outcome::Done(done) if matches!(done.reply, Deleted::Gone(_))));
+    node.stop().unwrap();
+    // The next one of that name.
+    let (node, group) = start_named(dir);
+    for number in 1..=100 {
+        add_body(&group, number);
+    }
+    node.stop().unwrap();
+}
+
+#[test]
+fn the_directory_of_version_6_is_read_and_goes_on() {
+    if writes("v6") {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        write_named(dir.path());
+        let _ = fs::remove_dir_all(kept("v6"));
+        copy(dir.path(), &kept("v6"));
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    copy(&kept("v6"), dir.path());
+    assert!(has(dir.path(), ".boots"));
+    for more in 1..=2 {
+        let (node, group) = start_named(dir.path());
+        assert_eq!(add_body(&group, 1), 100 * 101 / 2 + more);
+        let named = node.directory().look_up("numbers").wait();
+        let Outcome::Done(done) = named else { panic!("{named:?}") };
+        assert_eq!(done.reply.map(|named| named.generation()), Some(2));
+        node.stop().unwrap();
+    }
 }
 
 #[test]
