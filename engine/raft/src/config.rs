@@ -37,6 +37,9 @@ pub struct Config {
     pub append_entries_max: u32,
     /// A member whose link is up and that owes an answer is asked again after this long.
     pub retry_us: u64,
+    /// Not every member has to know who founded the group: its first leader says so in an entry, and until then only those who
+    /// know can lead.
+    pub says_founders: bool,
     /// Planted bugs; none without the feature `breaks`.
     pub breaks: Breaks,
 }
@@ -56,6 +59,7 @@ impl Config {
             append_bytes_max: 256 * 1024,
             append_entries_max: RUN_ENTRIES_MAX,
             retry_us: 500_000,
+            says_founders: false,
             breaks: Breaks::default(),
         }
     }

@@ -317,9 +317,7 @@ impl Group {
     pub fn new(config: Config, restored: Restored<'_>, now_us: u64) -> Self {
         let snapshot = restored.snapshot.unwrap_or_default();
         let log = Log::new(snapshot, restored.last, restored.terms);
-        let mut state = restored
-            .hard_state
-            .unwrap_or_else(|| HardState::new(Members::of_voters(config.voters.iter().copied())));
+        let mut state = restored.hard_state.unwrap_or_else(|| HardState::founded(&config));
         assert!(state.current.members.len() <= MEMBERS_MAX, "a group has at most {MEMBERS_MAX} members");
         if state.current.index > log.last()
             && let Some(previous) = state.previous.take()

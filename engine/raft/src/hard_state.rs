@@ -66,7 +66,8 @@ pub struct HardState {
     /// Those before them, to which we go back if the entry that changed them is cut off; it is the only one in the log
     /// that may not be committed. `None` if those in force are surely committed.
     pub previous: Previous,
-    /// The members in force were forced, and no entry of the log says who they are: the next leader appends one.
+    /// No entry of the log says who the members in force are, and not everybody may know: the next leader appends one. They
+    /// were forced, or founded the group ([`Config::says_founders`](crate::Config::says_founders)).
     pub is_unsaid: bool,
 }
 
@@ -115,6 +116,12 @@ impl HardState {
             previous: None,
             is_unsaid: false,
         }
+    }
+
+    /// A new group's, as this member is told of it.
+    pub(crate) fn founded(config: &crate::config::Config) -> Self {
+        let is_unsaid = config.says_founders && !config.voters.is_empty();
+        Self { is_unsaid, ..Self::new(Members::of_voters(config.voters.iter().copied())) }
     }
 
     /// Term and vote together.

@@ -227,6 +227,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         );
         let mut config = RaftConfig::new(settings.node, founders);
         config.seed = seed;
+        // A named group may be taken up by a founder that does not know all the others yet, and so waits for a leader.
+        config.says_founders = crate::directory::is_drawn(group);
         config.order = coracle_base::checksum::mix64(ORDER_SEED, group.0);
         config.election_us_min = settings.election_us;
         config.election_us_max = 2 * settings.election_us;

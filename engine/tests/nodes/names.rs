@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use coracle::sim::NameAnswer;
-use coracle::{Change, Created, Deleted, GroupId, NameChange, NamedGroup, NodeId, Outcome, Reason, Wire};
+use coracle::{
+    Change, Created, Deleted, GroupId, Index, NameChange, NamedGroup, NodeId, Outcome, Reason, Wire,
+};
 use coracle_io::fake::FakeDisk;
 
 use crate::cluster::Cluster;
@@ -69,6 +71,10 @@ fn a_named_group_runs_on_its_members_and_again_after_a_restart() {
     cluster.done(0, group.id(), b"one");
     cluster.done(1, group.id(), b"release");
     assert!(!runs(&cluster, 3, group.id()), "it is no member");
+    cluster.turn_until("members that the log knows", |cluster| {
+        let status = |at: usize| cluster.node(at).group_status(group.id()).unwrap();
+        (0..3).all(|at| status(at).members_index > Index(0))
+    });
     assert_eq!(cluster.once(3, group.id(), b"one"), Some(Reason::NoGroup));
     assert_eq!(look_up(&mut cluster, 3, "orders"), Some(group.clone()));
     for at in 0..4 {

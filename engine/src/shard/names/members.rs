@@ -78,15 +78,19 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             if raft.role() != Role::Leader || configured.index <= known.members_index() {
                 continue;
             }
+            let seats: Option<Vec<Seat>> =
+                configured.members.iter().map(|member| self.seat(member.id)).collect();
+            if seats.as_deref() == Some(known.seats()) {
+                continue;
+            }
             self.names.reporting.insert(group);
             is_all_told = false;
             let is_leaving = |one: &coracle_raft::Member| one.membership() == Membership::Leaving;
             if configured.index > raft.commit() || configured.members.iter().any(is_leaving) {
                 continue;
             }
-            let (index, nodes) = (configured.index, configured.members.iter().map(|one| one.id));
-            let seats: Option<Vec<Seat>> = nodes.map(|node| self.seat(node)).collect();
             if let Some(members) = seats {
+                let index = configured.index;
                 self.report(group, index, members);
             }
         }
