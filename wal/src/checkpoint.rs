@@ -188,8 +188,8 @@ impl Wal {
     }
 
     /// A leader knows of entries of this group that were acknowledged here, and recovery did not miss them: votes may be lost as
-    /// well. It is remembered
-    /// with the next checkpoint, which is made soon; after a crash before that, the leader has to say so again.
+    /// well. It is remembered with the next checkpoint, which is made soon; after a crash before that, the leader has to say
+    /// so again.
     pub fn mark_suspect(&mut self, group: GroupId) {
         let slot = self.groups.slot_or_new(group);
         let cold = &mut self.groups.at_mut(slot).cold;

@@ -258,7 +258,7 @@ fn what_a_leader_says_is_lost_is_remembered() {
         }
         assert!(round < 3, "the checkpoint is made soon");
     }
-    assert_eq!(suspect(&rig.disk), [(2, false)]);
+    assert_eq!(suspect(&rig.disk), [(2, true)], "its votes are doubted, too");
     rig.wal.clear_suspect(GroupId(2));
     for _ in 0..60 {
         let last = rig.model().last(3);
