@@ -78,23 +78,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         seed: u64,
         protocol: u16,
     ) -> Result<Self, Error> {
-        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
-        let siblings = vec![inbox.clone()];
-        #[cfg(feature = "breaks")]
-        let breaks = Default::default();
-        let parts = Parts {
-            disk,
-            net,
-            clock,
-            inbox,
-            siblings,
-            seed,
-            machines: None,
-            protocol: protocol.min(PROTOCOL),
-            #[cfg(feature = "breaks")]
-            breaks,
-        };
-        Self::from_parts(config, parts)
+        Self::open_alone(config, (disk, net, clock), seed, None, protocol.min(PROTOCOL))
     }
 
     /// As [`open`](Self::open), with named groups, as by [`Node::start_with_groups`](crate::Node::start_with_groups).
@@ -109,9 +93,19 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         seed: u64,
         machines: impl Fn(&str, &[u8]) -> Option<Box<dyn Machine>> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
+        Self::open_alone(config, (disk, net, clock), seed, Some(Arc::new(machines)), PROTOCOL)
+    }
+
+    /// A node of one shard, of which no other part is wanted.
+    fn open_alone(
+        config: &Config,
+        (disk, net, clock): (D, N, C),
+        seed: u64,
+        machines: Option<Machines>,
+        protocol: u16,
+    ) -> Result<Self, Error> {
         let inbox = Arc::new(Inbox::new(Box::new(|| {})));
         let siblings = vec![inbox.clone()];
-        let machines: Option<Machines> = Some(Arc::new(machines));
         #[cfg(feature = "breaks")]
         let breaks = Default::default();
         let parts = Parts {
@@ -122,7 +116,7 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
             siblings,
             seed,
             machines,
-            protocol: PROTOCOL,
+            protocol,
             #[cfg(feature = "breaks")]
             breaks,
         };
