@@ -77,7 +77,7 @@ pub use api::{
 pub use config::{Config, Peer};
 pub use coracle_base::{GroupId, Index, NodeId, Term};
 pub use coracle_io::Strategy;
-pub use coracle_raft::{Change, Member, Members, Membership};
+pub use coracle_raft::{Change, DataLoss, Member, Members, Membership};
 pub use coracle_wal::IndexRange;
 pub use directory::{Created, Deleted, NamedGroup, Page};
 pub use error::Error;

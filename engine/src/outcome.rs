@@ -85,6 +85,9 @@ pub enum Reason {
     Deleted,
     /// That is no name of a group.
     BadName,
+    /// So few members have a sound log that nobody can say what was committed: the group stands still, until an operator
+    /// shrinks it to one of them.
+    DataLoss,
 }
 
 impl Reason {
@@ -110,7 +113,7 @@ impl Reason {
     const NOT_JOINED: u8 = 17;
     /// And these from 18 on. Only what a node answers itself ends so, or one that has named groups to another: older versions
     /// never hear of them.
-    const LATER: [Self; 4] = [Self::NotApplied, Self::Released, Self::Deleted, Self::BadName];
+    const LATER: [Self; 5] = [Self::NotApplied, Self::Released, Self::Deleted, Self::BadName, Self::DataLoss];
 
     /// Its number between nodes, and the node that it is about.
     pub(crate) fn encode(self) -> (u8, NodeId) {
@@ -169,6 +172,7 @@ impl fmt::Display for Reason {
             Reason::NotApplied => "this node's machine has not come so far",
             Reason::Released => "the log with that entry is released",
             Reason::Deleted => "the group was deleted",
+            Reason::DataLoss => "data may be lost: too few members of the group have a sound log",
             Reason::BadName => "a group's name has 1 to 255 bytes and no control characters",
             Reason::NoLeader => "no leader could be reached",
             Reason::Busy => "the shard is busy",
@@ -250,11 +254,12 @@ mod tests {
             (Reason::Released, 19, 0),
             (Reason::Deleted, 20, 0),
             (Reason::BadName, 21, 0),
+            (Reason::DataLoss, 22, 0),
         ] {
             assert_eq!(reason.encode(), (number, NodeId(node)));
             assert_eq!(Reason::decode(number, NodeId(node)), Some(reason));
         }
         assert!(Reason::PLAIN.iter().all(|one| Reason::decode(one.encode().0, NodeId::NONE) == Some(*one)));
-        assert!([0, 22, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
+        assert!([0, 23, 100, 255].iter().all(|number| Reason::decode(*number, NodeId(1)).is_none()));
     }
 }

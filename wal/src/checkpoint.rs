@@ -89,6 +89,8 @@ pub(crate) struct Checkpoints {
     /// And since the last step of the running one.
     since_step_bytes: usize,
     rolled: bool,
+    /// Something is to be remembered that no record says: it does not wait for others to be written.
+    urgent: bool,
     pub(crate) written: u64,
     /// Of all of them together, what was staged.
     pub(crate) written_bytes: u64,
@@ -110,11 +112,6 @@ impl Checkpoints {
 
     /// The log went on to a new file.
     pub(crate) fn roll(&mut self) {
-        self.rolled = true;
-    }
-
-    /// The next checkpoint is not to wait for much more to be written.
-    pub(crate) fn hasten(&mut self) {
         self.rolled = true;
     }
 
@@ -145,7 +142,7 @@ impl Checkpoints {
     fn is_due(&self, every_bytes: u64) -> bool {
         let enough = self.rolled || self.since_bytes >= every_bytes;
         let earned = self.since_bytes > SHARE * self.bytes;
-        enough && earned
+        self.urgent || enough && earned
     }
 
     fn is_idle(&self) -> bool {
@@ -159,7 +156,7 @@ impl Checkpoints {
         self.running = Some(Running { id, begin, next_slot: 0, page_no: 0, pieces, kept, kept_bytes: 0 });
         self.bytes = 0;
         self.since_bytes = 0;
-        self.rolled = false;
+        (self.rolled, self.urgent) = (false, false);
     }
 }
 
@@ -188,13 +185,14 @@ impl Wal {
     }
 
     /// A leader knows of entries of this group that were acknowledged here, and recovery did not miss them: votes may be lost as
-    /// well. It is remembered with the next checkpoint, which is made soon; after a crash before that, the leader has to say
-    /// so again.
+    /// well. It is remembered with the next checkpoint, which begins at once: a quiet log may not have another one for long, and
+    /// a restart in the meantime would vote as if nothing were missing if nobody is there who knows better. After a crash
+    /// before that the leader has to say so again, as after one just before it said so.
     pub fn mark_suspect(&mut self, group: GroupId) {
         let slot = self.groups.slot_or_new(group);
         let cold = &mut self.groups.at_mut(slot).cold;
         (cold.suspect, cold.state_lost) = (true, true);
-        self.checkpoints.hasten();
+        self.checkpoints.urgent = true;
     }
 
     /// Pages keep few files that hold nothing else: what lies in older ones is written again.

@@ -24,6 +24,7 @@ use smallvec::SmallVec;
 use crate::election::Owed;
 use crate::follow::Received;
 use crate::log::Log;
+use crate::loss::DataLoss;
 use crate::message::Message;
 use crate::persist::{PersistRing, PersistSeq};
 use crate::progress::Peer;
@@ -196,6 +197,9 @@ pub enum Output {
         /// The last entry that it acknowledged.
         index: Index,
     },
+    /// So few members have a sound log that nobody can say what was committed: the group stands still until an operator shrinks
+    /// it. Said once, until that is over ([`Group::data_loss`]).
+    DataLost(DataLoss),
     /// A leader's log contradicts an entry that is committed here: two majorities, a damaged disk or a lie. Nothing was
     /// changed; stop the group and raise an alarm.
     Diverged {
@@ -263,6 +267,8 @@ pub struct Group {
     pub(crate) suspect: bool,
     pub(crate) recall: Option<Box<Recall>>,
     pub(crate) recalls: u64,
+    /// That data may be lost was said.
+    pub(crate) loss_told: bool,
     pub(crate) hold: Option<Hold>,
 
     pub(crate) role: Role,
@@ -344,6 +350,7 @@ impl Group {
             suspect: false,
             recall: None,
             recalls: 0,
+            loss_told: false,
             hold: None,
             role: Role::Follower,
             leader: None,
@@ -377,7 +384,7 @@ impl Group {
         // Who decides alone has nobody who could know better.
         let votes_lost = restored.votes_lost && !group.members().is_alone(group.config.id);
         if restored.suspect || votes_lost {
-            group.begin_recall(votes_lost, restored.suspect);
+            group.begin_recall(now_us, votes_lost, restored.suspect);
         }
         group.begin_hold(now_us, restored.hold_us);
         group.arm_election(now_us);
@@ -471,7 +478,7 @@ impl Group {
             self.end_hold(now_us, out);
         }
         if passed(self.recall_at()) {
-            self.ask_again();
+            self.ask_again(out);
         }
         if passed(self.election_at) && self.hold.is_none() {
             self.campaign(now_us, false);
@@ -480,6 +487,7 @@ impl Group {
 
     pub(crate) fn on_message(&mut self, now_us: u64, from: NodeId, message: Message, out: &mut Vec<Output>) {
         let Some(at) = self.peer_at(from) else { return };
+        self.note_sound(at, &message);
         let Some(message) = self.put_off(from, message) else { return };
         match message {
             Message::PreVote { term, last_index, last_term, forced } => {
@@ -525,7 +533,7 @@ impl Group {
             Message::LeaderGone { term } => self.on_leader_gone(now_us, from, term),
             Message::TimeoutNow { term } => self.on_timeout_now(now_us, from, term),
             Message::Removed { index, commit, term } => self.on_removed(now_us, index, (commit, term)),
-            Message::Recall { round } => self.on_recall(from, round),
+            Message::Recall { round } => self.on_recall(now_us, from, round, out),
             Message::RecallReply(reply) => self.on_recall_reply(now_us, from, *reply, out),
         }
     }

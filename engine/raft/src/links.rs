@@ -20,6 +20,8 @@ impl Group {
         self.peers[at].link_up = true;
         self.peers[at].ask = self.members().is_voter(node);
         self.peers[at].ask_recall = true;
+        // What it asked in an earlier session it asks again, if it still has to.
+        self.peers[at].recalls = self.peers[at].recalls.min(1);
         if self.role == Role::Leader {
             // The probe that follows is also how the member learns its leader again.
             self.peers[at].restart_link(self.log.last(), self.config.breaks);

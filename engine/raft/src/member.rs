@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A change of at most one voter is made in one step: any majority of the old voters meets any majority of the new ones.
-//! Every other change passes through a joint configuration (Raft thesis 4.3).
+//! Every other change passes through a joint configuration (Raft thesis 4.3). So does every change from two voters: then both of
+//! them have it, and one that forgets it is told by the other (`recall.rs`).
 //!
 //! Invariants: (1) members ascend by id and each has a role; (2) nobody is voter and learner; (3) a configuration that
 //! is not empty has a voter, an empty one decides nothing.
@@ -222,7 +223,7 @@ impl Members {
         of(OUTGOING).map_or(incoming, |outgoing| incoming.min(outgoing))
     }
 
-    /// What the members are once a change has begun: a joint configuration, if voters change by more than one. What
+    /// What the members are once a change has begun: a joint configuration, if voters change by more than one, or from two. What
     /// joins as promotable is to hold `target` first.
     ///
     /// # Errors
@@ -261,7 +262,7 @@ impl Members {
         }
         let gone = self.set(VOTER).filter(|id| next.set(VOTER).all(|other| other != *id)).count();
         let come = next.set(VOTER).filter(|id| self.set(VOTER).all(|other| other != *id)).count();
-        if gone + come > 1 {
+        if gone + come > 1 || gone + come > 0 && self.deciding() == 2 {
             next.join(self);
         }
         if next.list.len() > MEMBERS_MAX { Err(BadChange::TooMany) } else { Ok(next) }

@@ -71,6 +71,8 @@ pub(crate) struct Peer {
     pub(crate) ask: bool,
     /// What it remembers is to be asked of it, if we have forgotten something.
     pub(crate) ask_recall: bool,
+    /// How often it asked what we remember, as it may have forgotten something; sessions count, and rounds within one.
+    pub(crate) recalls: u8,
 
     pub(crate) mode: Mode,
     /// Durable there, agreed with this leader in this term, and said in this session of the link: all that counts.
@@ -101,6 +103,7 @@ impl Peer {
             place: Place::Stranger,
             ask: false,
             ask_recall: true,
+            recalls: 0,
             mode: Mode::Probe { sent: false },
             match_index: Index::ZERO,
             held: Index::ZERO,

@@ -26,10 +26,10 @@
 //! Members. What we hold of them may be old, too. So each answer says who the members are there, and we ask all voters of
 //! the newest configuration that anybody knows to be committed, and of all later ones: of three and more voters a majority
 //! of the next configuration always has one of those we know beside us, so each step of a chain of changes is told by
-//! somebody whom the step before made us ask. Of one or two voters it is not so: we may have decided alone, and changed
-//! the members, too. There no answers are enough: the group stands still until a leader is there, or an operator. Earlier
-//! configurations need not answer: whoever is elected after a committed change has it, and stale terms are below the term
-//! that we take.
+//! somebody whom the step before made us ask. Of two voters that is so because they only change through a joint phase, to
+//! which both agree (`member.rs`). Of one it is not so: we may have decided alone, and changed the members, too. There no
+//! answers are enough: the group stands still until a leader is there, or an operator. Earlier configurations need not
+//! answer: whoever is elected after a committed change has it, and stale terms are below the term that we take.
 //!
 //! The answer of a member that is suspect itself counts for nothing. If so many have forgotten that none of them hears
 //! from all others, the group stands still, and says who is waited for: an operator replaces them, or shrinks the group.
@@ -57,8 +57,8 @@ use crate::persist::Durable;
 /// Whoever has not answered is asked again after so many election timeouts, and then less and less often.
 const ASK_AGAIN_ELECTIONS: u64 = 1;
 const ASK_AGAIN_ELECTIONS_MAX: u64 = 16;
-/// With fewer voters a majority of the next configuration may be ourselves and whoever is new.
-const VOTERS_MIN: usize = 3;
+/// A member that decided alone may have changed the members, and nobody else knows.
+pub(crate) const VOTERS_MIN: usize = 2;
 /// Configurations newer than the committed one that are remembered; a chain of honest leaders makes one or two.
 const PENDING_MAX: usize = 8;
 
@@ -75,6 +75,10 @@ pub(crate) struct Recall {
     /// Names the question, so that answers to an earlier one are not taken for answers to this.
     round: u64,
     answers: SmallVec<[Answered; 4]>,
+    /// The best log of all that were heard of, of suspect members, too: its last term and index, and whose it is.
+    best: Option<(Term, Index, NodeId)>,
+    /// Once was not enough.
+    is_asking_again: bool,
     /// The newest members that anybody knows to be committed, and newer ones.
     committed: Configured,
     pending: Vec<Configured>,
@@ -104,6 +108,15 @@ impl Recall {
         voters.sort_unstable();
         voters.dedup();
         voters
+    }
+
+    /// The members that others know of.
+    pub(crate) fn known_members(&self) -> impl Iterator<Item = &Configured> {
+        core::iter::once(&self.committed).chain(&self.pending)
+    }
+
+    pub(crate) fn best_heard(&self) -> Option<(Term, Index, NodeId)> {
+        self.best
     }
 
     fn has(&self, node: NodeId) -> bool {
@@ -138,7 +151,7 @@ impl Recall {
 
 impl Group {
     /// What was recovered may be less than what was promised, or is surely so.
-    pub(crate) fn begin_recall(&mut self, votes_lost: bool, is_damaged: bool) {
+    pub(crate) fn begin_recall(&mut self, now_us: u64, votes_lost: bool, is_damaged: bool) {
         self.suspect = true;
         self.recalls += 1;
         let mut recall = Recall {
@@ -146,6 +159,8 @@ impl Group {
             is_damaged,
             round: self.recalls,
             answers: SmallVec::new(),
+            best: None,
+            is_asking_again: false,
             committed: self.committed_members().clone(),
             pending: Vec::new(),
             bound: None,
@@ -154,6 +169,10 @@ impl Group {
         };
         if self.state.current.index > recall.committed.index {
             recall.pending.push(self.state.current.clone());
+        }
+        // Who is alone has nobody to ask, and is not whole by waiting.
+        if recall.voters(self.config.id).is_empty() {
+            recall.again_at = Some(now_us + recall.wait_us);
         }
         self.recall = Some(Box::new(recall));
         self.peers.iter_mut().for_each(|peer| peer.ask_recall = true);
@@ -167,7 +186,7 @@ impl Group {
             return;
         }
         let is_damaged = self.recall.as_ref().is_some_and(|recall| recall.is_damaged);
-        self.begin_recall(true, is_damaged);
+        self.begin_recall(now_us, true, is_damaged);
         if self.role == Role::Leader {
             self.become_follower(now_us, self.state.term, out);
         }
@@ -222,15 +241,23 @@ impl Group {
 
     /// The group may not have been started there, or was suspect itself; and who has answered may know by now that others are
     /// members than those who are waited for.
-    pub(crate) fn ask_again(&mut self) {
+    pub(crate) fn ask_again(&mut self, out: &mut Vec<Output>) {
         let Some(recall) = &mut self.recall else { return };
         recall.again_at = None;
+        recall.is_asking_again = true;
         recall.wait_us = (2 * recall.wait_us).min(ASK_AGAIN_ELECTIONS_MAX * self.config.election_us_max);
         self.peers.iter_mut().for_each(|peer| peer.ask_recall = true);
+        self.tell_loss(out);
+    }
+
+    /// Whether we have asked more than once, and are not answered by all who it takes.
+    pub(crate) fn recalls_in_vain(&self) -> bool {
+        self.recall.as_ref().is_some_and(|recall| recall.is_asking_again && recall.bound.is_none())
     }
 
     /// While we do not know ourselves whether we forgot something, we are no help; it asks again.
-    pub(crate) fn on_recall(&mut self, from: NodeId, round: u64) {
+    pub(crate) fn on_recall(&mut self, now_us: u64, from: NodeId, round: u64, out: &mut Vec<Output>) {
+        self.note_recall(now_us, from, out);
         if self.hold.is_none() {
             self.owe(from, Answer::Recall { round });
             self.tell_removed(from);
@@ -270,8 +297,9 @@ impl Group {
         }
         recall.learn(reply.committed, reply.pending);
         recall.answers.retain(|(known, ..)| *known != from);
+        let last = (reply.last_term, reply.last_index.get());
+        recall.best = recall.best.max(Some((last.0, last.1, from)));
         if !reply.suspect {
-            let last = (reply.last_term, reply.last_index.get());
             recall.answers.push((from, reply.term.get(), last));
         }
         if recall.is_complete(own, one_is_enough) {
@@ -293,8 +321,10 @@ impl Group {
             if term > self.state.term {
                 self.become_follower(now_us, term, out);
             }
-            // Of this term we may have voted for anybody: for ourselves is for nobody else.
-            self.state.vote = self.config.id;
+            // Of this term we may have voted for anybody: for ourselves is for nobody else. A vote that is known is the only one.
+            if self.state.vote == NodeId::NONE {
+                self.state.vote = self.config.id;
+            }
         }
         // What our leader hears next is that our votes are known again; so it may trust us.
         self.answer_due = true;
@@ -313,7 +343,7 @@ impl Group {
 
     /// Everything that it can have acknowledged is here.
     pub(crate) fn trust_again(&mut self, now_us: u64, out: &mut Vec<Output>) {
-        (self.suspect, self.recall) = (false, None);
+        (self.suspect, self.recall, self.loss_told) = (false, None, false);
         out.push(Output::CaughtUp);
         if !self.leader_live && self.role == Role::Follower {
             self.arm_election(now_us);

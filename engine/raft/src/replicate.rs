@@ -80,7 +80,8 @@ impl Group {
         }
         let peer = &mut self.peers[at];
         peer.next_index = peer.next_index.max(peer.match_index.next());
-        if matches!(peer.place, Place::Leaving { .. }) && peer.commit_acked >= self.state.current.index {
+        let is_said = !self.state.is_unsaid && peer.commit_acked >= self.state.current.index;
+        if matches!(peer.place, Place::Leaving { .. }) && is_said {
             // It knows that it is out.
             peer.place = Place::Stranger;
         }

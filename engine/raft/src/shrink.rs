@@ -27,8 +27,8 @@ pub enum ShrinkError {
     /// A majority of the members can be reached: change them in the usual way.
     #[error("a majority of the members can be reached: no force is needed")]
     HasMajority,
-    /// A part of its log is damaged, and only the others could have mended it.
-    #[error("this member's own log is damaged")]
+    /// A part of its log is damaged, and a member can be reached whose log is not.
+    #[error("this member's own log is damaged, and another member's is not: shrink the group to that one")]
     Suspect,
 }
 
@@ -42,11 +42,11 @@ impl Group {
         if !self.members().contains(own) {
             return Err(ShrinkError::NotAMember);
         }
-        if self.reaches_majority() {
+        if self.reaches_majority() && self.data_loss().is_none() {
             return Err(ShrinkError::HasMajority);
         }
-        // What only the others knew is lost anyway; but a log with a hole is none to go on with.
-        if !self.is_undamaged() {
+        // What only the others knew is lost anyway; but a log with a hole is none to go on with while there is a better one.
+        if !self.is_undamaged() && self.reaches_sound_voter() {
             return Err(ShrinkError::Suspect);
         }
         if self.suspect {

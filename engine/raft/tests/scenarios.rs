@@ -439,6 +439,14 @@ fn print(text: &mut String, id: u64, output: &Output) {
         }
         Output::CaughtUp => writeln!(text, "{id}: caught up"),
         Output::LostAcknowledged { index } => writeln!(text, "{id}: acknowledged {index} and lost it"),
+        Output::DataLost(loss) => {
+            let (node, last) = loss.best;
+            writeln!(
+                text,
+                "{id}: data above {} may be lost; the best log is node {node}'s, up to {last}",
+                loss.above
+            )
+        }
         Output::Diverged { index } => writeln!(text, "{id}: diverged at {index}"),
     };
 }

@@ -101,6 +101,7 @@ fn of_reason(reason: Reason) -> (StatusCode, &'static str, bool) {
         Reason::NotApplied => (AWAY, "not_applied", true),
         Reason::Released => (StatusCode::GONE, "released", false),
         Reason::Deleted => (StatusCode::GONE, "deleted", false),
+        Reason::DataLoss => (AWAY, "data_loss", false),
         Reason::BadName => (StatusCode::BAD_REQUEST, "bad_name", false),
         Reason::NoLiveQuorum => (AWAY, "no_live_quorum", false),
         Reason::NotHandedOver => (AWAY, "not_handed_over", false),

@@ -47,6 +47,9 @@ const METRICS: &[Metric] = &[
     counter("groups_lost_acknowledged_total", "Those whose leader had to tell: mistrust the disk.", |s| {
         s.groups_lost_acknowledged
     }),
+    counter("groups_data_loss_total", "Those that stand still, as nobody can say what was committed.", |s| {
+        s.groups_data_loss
+    }),
     counter("groups_deleted_total", "Named groups that were deleted, and removed here.", |s| {
         s.groups_deleted
     }),

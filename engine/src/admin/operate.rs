@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use coracle_base::limits::MEMBERS_MAX;
 use coracle_base::{GroupId, NodeId};
-use coracle_raft::{Change, Member, Membership};
+use coracle_raft::{Change, DataLoss, Member, Membership};
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -270,6 +270,7 @@ fn tell_shard((shard, status): (usize, &ShardStatus)) -> Value {
         "shard": shard,
         "groups": status.groups,
         "groups_damaged": status.groups_damaged,
+        "groups_data_loss": status.groups_data_loss,
         "groups_deleted": status.groups_deleted,
         "groups_lost_acknowledged": status.groups_lost_acknowledged,
         "groups_mended": status.groups_mended,
@@ -303,8 +304,14 @@ fn tell_group(shared: &Shared, status: &GroupStatus) -> Value {
         "recovery_epoch": status.recovery_epoch,
         "suspect": status.suspect,
         "waits_for": status.waits_for.iter().map(|node| node.0).collect::<Vec<_>>(),
+        "data_loss": status.data_loss.map(tell_loss),
         "needs_snapshot": status.needs_snapshot,
     })
+}
+
+fn tell_loss(loss: DataLoss) -> Value {
+    let (node, last) = loss.best;
+    json!({ "above": loss.above.0, "best": { "node": node.0, "last": last.0 } })
 }
 
 fn tell_member(shared: &Shared, member: &Member) -> Value {

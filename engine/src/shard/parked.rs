@@ -3,6 +3,7 @@
 use coracle_base::EntryBatch;
 use coracle_base::limits::SHARD_UNCOMMITTED_BYTES;
 use coracle_io::{Clock, Disk, Net};
+use coracle_raft::DataLoss;
 
 use super::Shard;
 use super::groups::{Parked, question_bytes};
@@ -16,6 +17,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Entries wait for a leader, or for this one to know whether it stays one.
     pub(super) fn park(&mut self, slot: u32, entries: EntryBatch, origin: Origin) {
         let one = &self.slots[slot as usize];
+        if one.raft.data_loss().is_some() {
+            return self.refuse(&entries, &origin, Reason::DataLoss, None);
+        }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
         if one.parked.len() >= PARKED_MAX
             || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES
@@ -25,6 +29,30 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.waiting_bytes += entries.bytes().len();
         self.slots[slot as usize].parked.push_back(Parked::Propose { entries, origin, deadline_us });
         self.set_timer(slot);
+    }
+
+    /// No leader can be waited for: data may be lost, and only an operator can say what is to go on.
+    pub(super) fn on_data_loss(&mut self, slot: u32, loss: DataLoss) {
+        let group = self.slots[slot as usize].id;
+        let DataLoss { above, best: (node, last) } = loss;
+        tracing::error!(
+            %group, %above, best = %node, %last,
+            "data may be lost: so few members have a sound log that nobody can say what was committed. The group stands still; \
+             shrink it to the member with the best log, or bring back members that are away"
+        );
+        self.status.groups_data_loss += 1;
+        for parked in std::mem::take(&mut self.slots[slot as usize].parked) {
+            match parked {
+                Parked::Propose { entries, origin, .. } => {
+                    self.waiting_bytes -= entries.bytes().len();
+                    self.refuse(&entries, &origin, Reason::DataLoss, None);
+                }
+                Parked::Query(question) => {
+                    self.waiting_bytes -= question_bytes(&question.query);
+                    self.refuse_query(&question, Reason::DataLoss, None);
+                }
+            }
+        }
     }
 
     /// A leader may be known (and reachable) now: what waited for one goes its way.

@@ -156,6 +156,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The question waits for a leader.
     fn park_query(&mut self, slot: u32, question: Question) {
         let one = &mut self.slots[slot as usize];
+        if one.raft.data_loss().is_some() {
+            return self.refuse_query(&question, Reason::DataLoss, None);
+        }
         if one.parked.len() >= PARKED_MAX {
             return self.refuse_query(&question, Reason::Busy, None);
         }

@@ -64,7 +64,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let slot = self.by_group.get(&group).copied().ok_or(Error::NoGroup(group))?;
         let refused = |reason: String| Err(Error::Shrink { group, reason });
         let (others, one) = (self.others_of(slot), &self.slots[slot as usize]);
-        if others.is_empty() && one.raft.hard_state().recovery_epoch > 0 {
+        if others.is_empty() && one.raft.hard_state().recovery_epoch > 0 && !one.raft.suspect() {
             // It was done before.
             return Ok(slot);
         }

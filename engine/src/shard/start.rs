@@ -180,7 +180,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             None => config.voters.iter().any(|voter| *voter != config.id),
         };
         // Its vote may be in a damaged part of the log, or everything that it ever wrote here.
-        let is_in_damage = found.map_or(self.incomplete, |one| one.state_lost);
+        let is_new = found.is_none() && self.names.is_new(group);
+        let is_in_damage = found.map_or(self.incomplete && !is_new, |one| one.state_lost);
         let refused = |reason: &str| Err(Error::Machine { group, reason: reason.into() });
         if is_in_damage && !others && config.voters.contains(&config.id) {
             return refused(
@@ -195,9 +196,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let terms =
             found.map_or(Vec::new(), |one| terms_above(base.map(|(index, _)| index), last, &one.terms));
-        let is_forgotten = found.map_or(self.boots.is_unnamed(), |_| self.boots.votes_are_lost());
+        let is_forgotten = found.map_or(self.boots.is_unnamed() && !is_new, |_| self.boots.votes_are_lost());
         // In the first start of all nothing can be forgotten: a new cluster does not wait.
-        let holds = found.is_some() || self.boots.has_past();
+        let holds = found.is_some() || self.boots.has_past() && !is_new;
         let restored = Restored {
             hard_state,
             snapshot: base,
@@ -313,6 +314,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             recovery_epoch: one.raft.hard_state().recovery_epoch,
             suspect: one.raft.suspect(),
             waits_for: one.raft.waits_for().into_vec(),
+            data_loss: one.raft.data_loss(),
             needs_snapshot: one.needs_snapshot().map(str::to_owned),
         })
     }

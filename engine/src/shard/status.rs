@@ -1,7 +1,7 @@
 //! What a shard and its groups tell about themselves.
 
 use coracle_base::{GroupId, Index, NodeId, Term};
-use coracle_raft::{Members, Role};
+use coracle_raft::{DataLoss, Members, Role};
 
 use super::groups::Slot;
 
@@ -40,6 +40,9 @@ pub struct GroupStatus {
     pub suspect: bool,
     /// The voters whose answers it still needs for that: if one of them is gone for good, replace this member.
     pub waits_for: Vec<NodeId>,
+    /// So few members have a sound log that nobody can say what was committed: the group stands still until it is shrunk to
+    /// one of them, or others are there again.
+    pub data_loss: Option<DataLoss>,
     /// Why another member's snapshot is needed, if this member's own is damaged: it votes and appends meanwhile, and
     /// applies nothing.
     pub needs_snapshot: Option<String>,
@@ -140,6 +143,8 @@ pub struct ShardStatus {
     pub groups_lost_acknowledged: u64,
     /// And those of them that are whole again, by what a leader sent them, or all others said.
     pub groups_mended: u64,
+    /// Groups that stand still, as so few members have a sound log that nobody can say what was committed.
+    pub groups_data_loss: u64,
     /// Another node has heard of more than is in this directory: it is an older copy, or its disk lied.
     pub directory_old: bool,
     /// Its votes in groups that begin here may be forgotten, as the directory was an older copy, or damaged, once: each waits

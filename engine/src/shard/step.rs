@@ -115,6 +115,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.status.groups_lost_acknowledged += 1;
                 self.wal.mark_suspect(group);
             }
+            Output::DataLost(loss) => self.on_data_loss(slot, loss),
             Output::Diverged { index } => {
                 let one = &mut self.slots[slot as usize];
                 one.diverged = true;

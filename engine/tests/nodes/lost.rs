@@ -1,6 +1,6 @@
 //! A node comes back with an older state of its disk than it acknowledged, and nothing on the disk says so.
 
-use coracle::{GroupId, Index, NodeId};
+use coracle::{GroupId, Index, NodeId, Outcome, Reason};
 use coracle_io::fake::FakeDisk;
 
 use crate::cluster::{Cluster, Fault, GROUP};
@@ -155,4 +155,73 @@ fn a_group_that_an_older_copy_does_not_have_is_no_more_trusted_after_a_restart()
     cluster.turn_until("a whole log", |cluster| {
         cluster.node(at).group_status(LATER).is_some_and(|one| !one.suspect)
     });
+}
+
+/// Puts the directories of these nodes back to what they are now, after more was acknowledged by all.
+fn go_back_together(cluster: &mut Cluster, at: &[usize]) {
+    let images: Vec<_> = at.iter().map(|at| cluster.disks[*at].image()).collect();
+    (0..5).for_each(|_| cluster.done(at[0], GROUP, b"more"));
+    let nodes = cluster.nodes.len();
+    cluster.turn_until("rest", |cluster| {
+        (0..nodes).all(|node| cluster.status(node).applied == cluster.status(at[0]).applied)
+    });
+    at.iter().for_each(|at| cluster.kill(*at));
+    for (at, image) in at.iter().zip(images) {
+        cluster.disks[*at] = FakeDisk::from_image(image, 77);
+        cluster.open(*at);
+    }
+    cluster.turn_until("running nodes", |cluster| at.iter().all(|at| cluster.node(*at).is_running()));
+    at.iter().for_each(|at| cluster.start(*at, GROUP, Fault::None));
+}
+
+/// Nobody can say what the two have forgotten. Nothing is answered, by anybody, until an operator says what is to go on.
+#[test]
+fn a_group_most_of_whose_members_went_back_stands_still_and_says_so_until_it_is_shrunk() {
+    let (mut cluster, leader, at) = cluster_of(u16::MAX);
+    let other = 3 - leader - at;
+    go_back_together(&mut cluster, &[at, other]);
+    let nodes = [leader, at, other];
+    let waiting = cluster.node(leader).propose(GROUP, b"too late");
+    cluster.turn_until("word of the loss", |cluster| {
+        nodes
+            .iter()
+            .all(|at| cluster.node(*at).group_status(GROUP).is_some_and(|one| one.data_loss.is_some()))
+    });
+    cluster.turn_until("an answer", |_| waiting.get().is_some());
+    assert!(matches!(waiting.get(), Some(Outcome::Unknown(_))), "the leader had taken it up");
+    for node in nodes {
+        assert_eq!(cluster.once(node, GROUP, b"more"), Some(Reason::DataLoss));
+        assert_eq!(cluster.asked(node, GROUP), Err(Reason::DataLoss));
+        assert_eq!(cluster.node(node).status().unwrap().groups_data_loss, 1);
+        let (status, best) = (cluster.status(node), cluster.status(leader));
+        let loss = status.data_loss.unwrap();
+        assert_eq!(loss.above, status.last);
+        assert!(node != leader || loss.best == (NodeId(leader as u64 + 1), best.last));
+    }
+    let shrunk = cluster.node(leader).force_shrink(GROUP);
+    cluster.turn_until("an answer", |_| shrunk().is_some());
+    cluster.done(at, GROUP, b"again");
+    assert_eq!(cluster.asked(other, GROUP), Ok(8), "what was unknown is done after all");
+    assert_eq!(cluster.status(leader).data_loss, None);
+}
+
+/// A group of two needs nobody else: what one has forgotten, the other one has.
+#[test]
+fn a_member_of_two_that_went_back_is_whole_when_the_other_one_has_answered() {
+    for nth in 0..2 {
+        let mut cluster = Cluster::new(2);
+        (0..2).for_each(|at| cluster.start(at, GROUP, Fault::None));
+        cluster.done(0, GROUP, b"one");
+        let leader = cluster.status(0).leader.unwrap().0 as usize - 1;
+        let at = (leader + nth) % 2;
+        go_back_together(&mut cluster, &[at]);
+        cluster.turn_until("a whole log", |cluster| {
+            let status = cluster.node(at).group_status(GROUP);
+            status.is_some_and(|one| !one.suspect && one.leader.is_some())
+                && cluster.node(at).status().unwrap().groups_mended == 1
+        });
+        cluster.done(at, GROUP, b"last");
+        assert_eq!(cluster.asked(1 - at, GROUP), Ok(7));
+        assert_eq!(cluster.node(1 - at).status().unwrap().groups_data_loss, 0);
+    }
 }

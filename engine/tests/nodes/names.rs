@@ -439,3 +439,31 @@ fn a_directory_that_is_cut_down_to_one_member_draws_no_uid_again() {
     assert!(next.id() > forgotten.id(), "{} was drawn before {}", next.id(), forgotten.id());
     until_runs(&mut cluster, &[at], next.id());
 }
+
+/// What it has forgotten was made before it came back; a group that is drawn after that it cannot have known.
+#[test]
+fn a_group_that_is_made_after_an_older_copy_came_back_is_not_doubted() {
+    let mut cluster = Cluster::named(3);
+    let old = made(&mut cluster, 0, "before", &[]);
+    until_runs(&mut cluster, &[0, 1, 2], old.id());
+    let image = cluster.disks[2].image();
+    // Of this one the copy knows nothing.
+    let forgotten = made(&mut cluster, 0, "forgotten", &[]);
+    until_runs(&mut cluster, &[0, 1, 2], forgotten.id());
+    (0..3).for_each(|_| cluster.done(2, forgotten.id(), b"one"));
+    cluster.kill(2);
+    cluster.disks[2] = FakeDisk::from_image(image, 77);
+    open(&mut cluster, 2);
+    let is_whole = |cluster: &Cluster, group: &NamedGroup| {
+        cluster.node(2).group_status(group.id()).is_some_and(|one| !one.suspect)
+    };
+    cluster.turn_until("whole groups", |cluster| is_whole(cluster, &old) && is_whole(cluster, &forgotten));
+    let status = cluster.node(2).status().unwrap();
+    assert!(status.directory_old && status.new_groups_doubted);
+    // Its vote is needed, and there is nobody else to be asked.
+    let new = made(&mut cluster, 0, "after", &[]);
+    cluster.kill(1);
+    until_runs(&mut cluster, &[0, 2], new.id());
+    cluster.done(0, new.id(), b"one");
+    assert!(is_whole(&cluster, &new));
+}

@@ -342,7 +342,11 @@ impl World {
                 Output::ReadFailed { token } => {
                     self.oracle.reads.remove(&(node.id, *token)).expect("a read is answered once");
                 }
-                Output::CaughtUp => (self.suspects[at], self.lost) = (false, None),
+                Output::CaughtUp => {
+                    self.suspects[at] = false;
+                    // Another one may have lost something since.
+                    self.lost.take_if(|lost| lost.is_of(at));
+                }
                 Output::AppendMembers { index, .. } => self.oracle.changes(node, *index),
                 Output::Diverged { index } => panic!("diverged at {index}"),
                 _ => {}

@@ -83,6 +83,8 @@ pub(super) struct Names {
     next: GroupId,
     /// The directory here has applied all that was committed when this node was started.
     is_confirmed: bool,
+    /// Uids from this one on were drawn since then.
+    new_from: Option<GroupId>,
     /// To be looked at: they may have to be started.
     pending: VecDeque<GroupId>,
     /// Led here, and perhaps with other members than the directory has.
@@ -114,6 +116,11 @@ impl Names {
     pub(super) fn why_none(&self, group: GroupId) -> Reason {
         let is_deleted = directory::is_drawn(group) && group < self.next && !self.known.contains_key(&group);
         if is_deleted { Reason::Deleted } else { Reason::NoGroup }
+    }
+
+    /// Whether the group cannot have been here before this start: whatever was forgotten is older than its uid.
+    pub(super) fn is_new(&self, group: GroupId) -> bool {
+        directory::is_drawn(group) && self.new_from.is_some_and(|first| group >= first)
     }
 
     fn note(&mut self, group: &Arc<NamedGroup>) {
@@ -292,6 +299,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Word::All { groups, next, is_confirmed } => {
                 self.names.is_confirmed |= is_confirmed;
                 self.names.next = self.names.next.max(next);
+                if is_confirmed {
+                    self.names.new_from.get_or_insert(next);
+                }
                 self.names.known.clear();
                 let (own, shards) = (self.transport.shard(), self.siblings.len() as u16);
                 for group in groups.iter().filter(|group| group.id().shard(shards) == own) {

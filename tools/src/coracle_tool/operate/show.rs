@@ -89,10 +89,18 @@ fn trouble(group: &Value) -> String {
     let restoring = (group["restoring"] == true).then(|| "  restoring".to_owned());
     let missing: Vec<String> = rows(&group["waits_for"]).iter().map(text).collect();
     let voters = rows(&group["members"]).iter().filter(|member| member["is"] == "voter").count();
+    let loss = group["data_loss"].as_object().map(|loss| {
+        format!(
+            "  DATA MAY BE LOST above {}: too few members have a sound log; the best is node {}'s, up to {}; shrink to one of them",
+            text(&loss["above"]),
+            text(&loss["best"]["node"]),
+            text(&loss["best"]["last"])
+        )
+    });
     let suspect = (group["suspect"] == true).then(|| match (missing.is_empty(), voters) {
         (false, _) => format!("  may have forgotten votes, waits for nodes {}", missing.join(", ")),
-        // Of so few no answers are enough (`engine/raft/src/recall.rs`).
-        (true, ..3) => {
+        // Of one alone no answers are enough (`engine/raft/src/recall.rs`).
+        (true, ..2) => {
             "  damaged or may have forgotten votes, waits for its leader; if there is none, shrink it"
                 .to_owned()
         }
@@ -102,7 +110,7 @@ fn trouble(group: &Value) -> String {
     let forced = forced.map(|epoch| format!("  shrunk by force ({epoch})"));
     let needs = group["needs_snapshot"].as_str().map(|why| format!("  needs a snapshot: {why}"));
     let poisoned = group["poisoned"].as_str().map(|why| format!("  stands still: {why}"));
-    restoring.into_iter().chain(suspect).chain(forced).chain(needs).chain(poisoned).collect()
+    restoring.into_iter().chain(loss).chain(suspect).chain(forced).chain(needs).chain(poisoned).collect()
 }
 
 fn rows(value: &Value) -> &[Value] {

@@ -29,6 +29,12 @@ pub(super) struct Lost {
     is_old: bool,
 }
 
+impl Lost {
+    pub(super) fn is_of(&self, node: usize) -> bool {
+        self.at == node
+    }
+}
+
 /// Those of the set that decides in the end.
 pub(super) fn voters(members: &Members) -> usize {
     members
@@ -49,16 +55,18 @@ impl World {
         if self.go_back(node) {
             return;
         }
-        // With two voters a suspect would halt the group: the other one needs its vote.
-        let may = self.faults.lose_tail && self.size() >= 3 && self.lost.is_none();
+        let may = self.faults.lose_tail && self.size() >= 2 && self.lost.is_none();
+        // Of two, nobody leads without the other: there would be no leader to tell it of a silent loss.
+        let is_pair = self.size() < 3;
         let log = &mut self.disks[node].log;
         if !may || log.held.is_empty() {
             return;
         }
-        let is_rot = self.rng.random_bool(0.3);
+        let is_rot = is_pair || self.rng.random_bool(0.3);
         let upto = (log.last(), log.term_at(log.last()).expect("its last entry"));
         log.held.truncate(self.rng.random_range(0..log.held.len()));
-        let term = self.newest_term();
+        // Of those that are there; whoever led what is lost may not be.
+        let term = self.newest_term().max(upto.1);
         self.lost = Some(Lost {
             at: node,
             upto,
@@ -73,10 +81,11 @@ impl World {
         self.note(|| format!("node {} lost its tail, rot: {is_rot}", id(node)));
     }
 
-    /// Its disk is as it was some time ago: entries, votes, terms, members. A group of one or two is not spared by anybody.
+    /// Its disk is as it was some time ago: entries, votes, terms, members. Whoever may have decided alone is not spared by
+    /// anybody.
     fn go_back(&mut self, node: usize) -> bool {
         let is_large =
-            self.founders >= 3 && self.nodes.iter().flatten().all(|one| voters(one.group.members()) >= 3);
+            self.founders >= 2 && self.nodes.iter().flatten().all(|one| voters(one.group.members()) >= 2);
         let may = self.faults.old_copy && is_large && self.lost.is_none() && self.rng.random_bool(0.5);
         let Some(copy) = self.copies[node].take().filter(|_| may) else { return false };
         let log = &self.disks[node].log;
