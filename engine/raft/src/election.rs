@@ -31,6 +31,7 @@ use crate::group::{Group, Output, Role};
 use crate::hard_state::Ballot;
 use crate::message::{AppendReply, Message, NUMBER_MAX};
 use crate::persist::Durable;
+use crate::progress::Peer;
 use crate::quorum::Tally;
 
 /// So many members have a moment of their own after a leader was lost; the others come after them, as chance has it.
@@ -144,13 +145,14 @@ impl Group {
     pub(crate) fn campaign(&mut self, now_us: u64, forced: bool) {
         (self.leader, self.leader_live) = (None, false);
         self.forced = forced;
+        let in_vain = self.role == Role::PreCandidate;
         self.arm_election(now_us);
         if self.election_at.is_none() || self.hold.is_some() || self.state.term.0 >= NUMBER_MAX {
             self.role = Role::Follower;
             return;
         }
         self.role = Role::PreCandidate;
-        self.ask_all();
+        self.ask_all(in_vain);
         self.count_pre_vote(now_us, self.config.id);
     }
 
@@ -163,14 +165,21 @@ impl Group {
             // Our own vote decides, as soon as it is durable: asking again would only raise the term.
             self.election_at = None;
         }
-        self.ask_all();
+        self.ask_all(false);
     }
 
-    /// Starts a round of asking; answers to earlier rounds do not count in it.
-    fn ask_all(&mut self) {
+    /// Starts a round of asking; answers to earlier rounds do not count in it. Strangers have no votes for us, but one of
+    /// them may know that we are out, which all of our voters may be, too.
+    fn ask_all(&mut self, strangers_too: bool) {
         self.votes = Tally::default();
         let members = &self.state.current.members;
-        self.peers.iter_mut().for_each(|peer| peer.ask = members.is_voter(peer.id));
+        self.peers.iter_mut().for_each(|peer| peer.ask = strangers_too || members.is_voter(peer.id));
+    }
+
+    /// Nobody leads us, and no campaign of ours can change that: we may be out, as may be all who could have told.
+    fn is_astray(&self) -> bool {
+        let is_lost = self.role == Role::Follower && !self.leader_live && self.hold.is_none();
+        is_lost && !self.members().is_empty() && !(self.may_campaign() && self.reaches_majority())
     }
 
     fn enter_term(&mut self, term: Term, vote: NodeId) {
@@ -367,7 +376,7 @@ impl Group {
         for owed in core::mem::take(&mut self.owed) {
             out.push(Output::Send { to: owed.to, message: self.answer(owed.answer, ballot) });
         }
-        if matches!(self.role, Role::PreCandidate | Role::Candidate) {
+        if matches!(self.role, Role::PreCandidate | Role::Candidate) || self.is_astray() {
             self.ask(ballot, out);
         }
         if self.role == Role::Follower {
@@ -396,14 +405,18 @@ impl Group {
 
     fn ask(&mut self, ballot: Durable<Ballot>, out: &mut Vec<Output>) {
         let (last_index, last_term) = (self.log.last(), self.log.last_term());
-        let forced = self.forced;
+        let forced = self.forced && self.role != Role::Follower;
         let message = match self.role {
-            Role::PreCandidate => {
-                Message::PreVote { term: ballot.term().get().next(), last_index, last_term, forced }
-            }
-            _ => Message::Vote { term: ballot.term(), last_index, last_term, forced },
+            Role::Candidate => Message::Vote { term: ballot.term(), last_index, last_term, forced },
+            _ => Message::PreVote { term: ballot.term().get().next(), last_index, last_term, forced },
         };
-        for peer in self.peers.iter_mut().filter(|peer| peer.link_up && peer.ask) {
+        // A voter that lacks a majority hears from its voters anyway, once one more of them is there.
+        let only_strangers = self.role == Role::Follower && self.may_campaign();
+        let members = &self.state.current.members;
+        let is_due = |peer: &&mut Peer| {
+            peer.link_up && peer.ask && !(only_strangers && members.is_voter(peer.id))
+        };
+        for peer in self.peers.iter_mut().filter(is_due) {
             peer.ask = false;
             out.push(Output::Send { to: peer.id, message: message.clone() });
         }

@@ -18,7 +18,7 @@ impl Group {
             self.on_link_down(now_us, node);
         }
         self.peers[at].link_up = true;
-        self.peers[at].ask = self.members().is_voter(node);
+        self.peers[at].ask = self.members().is_voter(node) || self.role == Role::Follower;
         self.peers[at].ask_recall = true;
         // What it asked in an earlier session it asks again, if it still has to.
         self.peers[at].recalls = self.peers[at].recalls.min(1);

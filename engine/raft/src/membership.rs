@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Whoever is removed is sent what removed it; if it was away, it hears so from the first member that it asks for a vote
-//! (`Removed`), and is quiet from then on: a configuration without anybody, durable like any other.
+//! (`Removed`), and is quiet from then on: a configuration without anybody, durable like any other. All voters that it knows
+//! may be out, too, or gone: so it asks every node with a link, once its first round came to nothing, or if it has no majority or
+//! no vote at all; then once in each session of a link.
 //!
 //! Invariants: (1) members change only after an entry of the leader's own term is committed, or two leaders could each
 //! make one step away from the same configuration, whose majorities do not meet (raft-dev, "bug in single-server

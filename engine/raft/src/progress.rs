@@ -67,7 +67,7 @@ pub(crate) struct Peer {
     pub(crate) link_up: bool,
     /// What it is to us; a stranger is only known to be there.
     pub(crate) place: Place,
-    /// A vote or pre-vote is to be asked of it.
+    /// A vote or pre-vote is to be asked of it; or, by a pre-vote, whether we are still a member.
     pub(crate) ask: bool,
     /// What it remembers is to be asked of it, if we have forgotten something.
     pub(crate) ask_recall: bool,
