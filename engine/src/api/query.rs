@@ -50,8 +50,8 @@ impl Group {
         self.query_as(Consistency::Local { index, term: None }, query)
     }
 
-    /// Asks the machine a question. It ends within [`command_timeout_us`](crate::Config::command_timeout_us), or twice that
-    /// if it waited for a leader first; the answer's index is what was applied then.
+    /// Asks the machine a question. It ends within [`command_timeout_us`](crate::Config::command_timeout_us), whatever it waited
+    /// for; the answer's index is what was applied then.
     pub fn query_as(&self, consistency: Consistency, query: &[u8]) -> Proposal {
         if query.len() > ENTRY_BYTES_MAX {
             return Proposal::refused(Reason::TooLarge);

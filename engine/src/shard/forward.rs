@@ -38,6 +38,8 @@ pub(crate) struct Forwards {
     next: u64,
     /// Tags of all the requests.
     commands: usize,
+    /// No request's time is up before; it may be too early for those that are left.
+    due_us: Option<u64>,
 }
 
 /// An answer off the wire.
@@ -55,12 +57,14 @@ impl Forwards {
 
     fn insert(&mut self, request: u64, forwarded: Forwarded) {
         self.commands += forwarded.tags.len();
+        self.due_us = Some(self.deadline_us().min(forwarded.deadline_us));
         self.requests.insert(request, forwarded);
     }
 
     fn remove(&mut self, request: u64) -> Option<Forwarded> {
         let forwarded = self.requests.remove(&request)?;
         self.commands -= forwarded.tags.len();
+        self.due_us = self.due_us.filter(|_| !self.requests.is_empty());
         Some(forwarded)
     }
 
@@ -142,6 +146,7 @@ impl Forwards {
     pub(crate) fn on_tick(&mut self, now_us: u64, answers: &mut Answers<'_>) {
         if self.deadline_us() <= now_us {
             self.give_up(|one| one.deadline_us <= now_us, Unknown::TimedOut, answers);
+            self.due_us = self.requests.values().map(|one| one.deadline_us).min();
         }
     }
 
@@ -163,9 +168,9 @@ impl Forwards {
         }
     }
 
-    /// When the oldest request's time is up. Requests are made in order of time, so it is the first.
+    /// When to look for requests whose time is up. Not the first one's: a question may have waited for a leader before.
     pub(crate) fn deadline_us(&self) -> u64 {
-        self.requests.first_key_value().map_or(u64::MAX, |(_, one)| one.deadline_us)
+        self.due_us.unwrap_or(u64::MAX)
     }
 }
 
@@ -258,5 +263,21 @@ mod tests {
         assert_eq!(requests * 8192, COMMANDS_MAX);
         assert!(forwards.remove(1).is_some());
         assert!(!forwards.is_full(), "an answered request makes room");
+    }
+
+    #[test]
+    fn a_question_that_waited_before_it_was_sent_is_given_up_before_what_was_sent_earlier() {
+        let mut batch = EntryBatch::new();
+        batch.push(7, EntryKind::Command, b"x").expect("a small batch");
+        let (mut forwards, mut envelope) = (Forwards::default(), Builder::default());
+        let origin = || Origin::Peer { node: NodeId(1), session: 0, request: 0 };
+        forwards.propose(&mut envelope, 5, GroupId(1), &batch, origin(), 90);
+        assert_eq!(forwards.deadline_us(), 90);
+        let consistency = Consistency::Linearizable;
+        let question = Question { consistency, query: Vec::new(), tag: 0, origin: origin(), deadline_us: 50 };
+        forwards.query(&mut envelope, 5, GroupId(1), question);
+        assert_eq!(forwards.deadline_us(), 50);
+        (1..=2).for_each(|request| assert!(forwards.remove(request).is_some()));
+        assert_eq!(forwards.deadline_us(), u64::MAX);
     }
 }

@@ -1,17 +1,16 @@
 //! The groups of one shard: each with its consensus, its log, its machine and whoever waits for it.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use coracle_base::checksum::mix64;
 use coracle_base::codec::{Reader, Sink};
 use coracle_base::run::EntryHeader;
-use coracle_base::{EntryBatch, GroupId, Index, NodeId, Term};
+use coracle_base::{GroupId, Index, NodeId, Term};
 use coracle_raft::Group;
 use coracle_segments::snapshot::{PartName, SnapshotName};
 use coracle_wal::{BatchSeq, IndexRange, SnapshotFile};
 
 use super::inbox::Origin;
-use super::queries::Question;
+use super::parked::WaitingRoom;
+use super::readings::Readings;
 use super::replies::Asked;
 use super::restore::MachineState;
 use super::snapshots::Checkpoint;
@@ -21,57 +20,12 @@ use crate::log::MemLog;
 use crate::machine::{Machine, ReleaseWishes, RestoreError, in_order};
 use crate::panics::caught;
 
-/// What waits for a leader.
-#[derive(Debug)]
-pub(crate) enum Parked {
-    Propose { entries: EntryBatch, origin: Origin, deadline_us: u64 },
-    Query(Question),
-}
-
 /// Somebody waits to hear who leads after a transfer.
 #[derive(Debug)]
 pub(crate) struct Successor {
     pub(crate) origin: Origin,
     pub(crate) tag: u64,
     pub(crate) deadline_us: u64,
-}
-
-impl Parked {
-    /// When it waits no longer.
-    pub(crate) fn deadline_us(&self) -> u64 {
-        match self {
-            Self::Propose { deadline_us, .. } => *deadline_us,
-            Self::Query(question) => question.deadline_us,
-        }
-    }
-}
-
-/// What is done for a question when its read index is known, and applied here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wants {
-    /// The machine answers.
-    Answer,
-    /// The machine answers, if the entry there is of this term.
-    AnswerIf(Term),
-    /// Another member's machine answers: it wants to know the index.
-    Index,
-}
-
-/// A query that waits for its read index, or for its read index to be applied.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    pub(crate) query: Vec<u8>,
-    pub(crate) tag: u64,
-    pub(crate) origin: Origin,
-    pub(crate) deadline_us: u64,
-    pub(crate) wants: Wants,
-    /// Known once the quorum has answered.
-    pub(crate) index: Option<Index>,
-}
-
-/// What a question that waits takes of the memory for what waits: many small ones are a burden, too.
-pub(crate) fn question_bytes(query: &[u8]) -> usize {
-    query.len() + size_of::<Reading>()
 }
 
 /// A snapshot as it lies in the WAL and goes over the wire.
@@ -151,8 +105,8 @@ pub(crate) struct Slot {
     /// It was removed from this node: the slot is nobody's.
     pub(crate) gone: bool,
     pub(crate) waiting: WaitingList,
-    pub(crate) parked: VecDeque<Parked>,
-    pub(crate) reads: BTreeMap<u64, Reading>,
+    pub(crate) parked: WaitingRoom,
+    pub(crate) reads: Readings,
     /// The newest snapshot that is at least staged.
     pub(crate) snapshot: Option<Held>,
     /// Whether the machine has its state.
@@ -212,8 +166,8 @@ impl Slot {
             unsure: false,
             gone: false,
             waiting: WaitingList::default(),
-            parked: VecDeque::new(),
-            reads: BTreeMap::new(),
+            parked: WaitingRoom::default(),
+            reads: Readings::default(),
             snapshot: None,
             state: MachineState::Ready,
             snapshot_in_flight: None,
@@ -281,9 +235,9 @@ impl Slot {
 
     /// When this group wants to be looked at though nothing happens.
     pub(crate) fn deadline_us(&self) -> Option<u64> {
-        let parked = self.parked.front().map(Parked::deadline_us);
+        let parked = self.parked.due_us();
         let waiting = self.waiting.deadline_us();
-        let reading = self.reads.values().next().map(|one| one.deadline_us);
+        let reading = self.reads.due_us();
         let transfer = self.transfer_for.first().map(|one| one.deadline_us);
         let raft = self.raft.deadline_us().filter(|_| !self.is_deaf() && !self.election_waits);
         let ask = match self.state {

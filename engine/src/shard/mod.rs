@@ -20,6 +20,7 @@ mod parked;
 pub(crate) mod places;
 pub(crate) mod queries;
 mod read_index;
+mod readings;
 mod reads;
 mod receive;
 mod remove;

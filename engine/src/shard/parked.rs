@@ -1,4 +1,8 @@
 //! The waiting room of a group: for a leader to be known, or for the present one to know whether it stays one.
+//!
+//! Invariant: nothing in it is due before `due_us`, which may be too early for what is left.
+
+use std::collections::VecDeque;
 
 use coracle_base::EntryBatch;
 use coracle_base::limits::SHARD_UNCOMMITTED_BYTES;
@@ -6,12 +10,86 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::DataLoss;
 
 use super::Shard;
-use super::groups::{Parked, question_bytes};
 use super::inbox::Origin;
+use super::queries::Question;
+use super::readings::question_bytes;
 use crate::outcome::Reason;
 
 /// What may wait for a leader, per group.
-pub(super) const PARKED_MAX: usize = 4096;
+const PARKED_MAX: usize = 4096;
+
+/// What waits for a leader.
+#[derive(Debug)]
+pub(crate) enum Parked {
+    Propose { entries: EntryBatch, origin: Origin, deadline_us: u64 },
+    Query(Question),
+}
+
+impl Parked {
+    /// When it waits no longer.
+    fn deadline_us(&self) -> u64 {
+        match self {
+            Self::Propose { deadline_us, .. } => *deadline_us,
+            Self::Query(question) => question.deadline_us,
+        }
+    }
+}
+
+/// Those of one group, in the order in which they came.
+#[derive(Debug)]
+pub(crate) struct WaitingRoom {
+    queue: VecDeque<Parked>,
+    due_us: u64,
+}
+
+impl Default for WaitingRoom {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), due_us: u64::MAX }
+    }
+}
+
+impl WaitingRoom {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.queue.len() >= PARKED_MAX
+    }
+
+    fn push(&mut self, parked: Parked) {
+        self.due_us = self.due_us.min(parked.deadline_us());
+        self.queue.push_back(parked);
+    }
+
+    fn pop(&mut self) -> Option<Parked> {
+        let first = self.queue.pop_front();
+        if self.queue.is_empty() {
+            self.due_us = u64::MAX;
+        }
+        first
+    }
+
+    /// Takes out those whose time is up. Not always the first ones: a question is asked once, and may wait here again.
+    pub(crate) fn take_late(&mut self, now_us: u64) -> Vec<Parked> {
+        if self.due_us > now_us {
+            return Vec::new();
+        }
+        let is_late = |one: &Parked| one.deadline_us() <= now_us;
+        let (late, rest): (Vec<Parked>, Vec<Parked>) = self.take_all().partition(is_late);
+        rest.into_iter().for_each(|one| self.push(one));
+        late
+    }
+
+    /// When to look for those whose time is up.
+    pub(crate) fn due_us(&self) -> Option<u64> {
+        (!self.is_empty()).then_some(self.due_us)
+    }
+
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Parked> + use<> {
+        std::mem::take(self).queue.into_iter()
+    }
+}
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Entries wait for a leader, or for this one to know whether it stays one.
@@ -21,13 +99,25 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return self.refuse(&entries, &origin, Reason::DataLoss, None);
         }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
-        if one.parked.len() >= PARKED_MAX
-            || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES
-        {
+        if one.parked.is_full() || self.waiting_bytes + entries.bytes().len() > SHARD_UNCOMMITTED_BYTES {
             return self.refuse(&entries, &origin, Reason::Busy, None);
         }
         self.waiting_bytes += entries.bytes().len();
-        self.slots[slot as usize].parked.push_back(Parked::Propose { entries, origin, deadline_us });
+        self.slots[slot as usize].parked.push(Parked::Propose { entries, origin, deadline_us });
+        self.set_timer(slot);
+    }
+
+    /// The question waits for a leader.
+    pub(super) fn park_query(&mut self, slot: u32, question: Question) {
+        let one = &mut self.slots[slot as usize];
+        if one.raft.data_loss().is_some() {
+            return self.refuse_query(&question, Reason::DataLoss, None);
+        }
+        if one.parked.is_full() {
+            return self.refuse_query(&question, Reason::Busy, None);
+        }
+        self.waiting_bytes += question_bytes(&question.query);
+        one.parked.push(Parked::Query(question));
         self.set_timer(slot);
     }
 
@@ -41,7 +131,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
              shrink it to the member with the best log, or bring back members that are away"
         );
         self.status.groups_data_loss += 1;
-        for parked in std::mem::take(&mut self.slots[slot as usize].parked) {
+        for parked in self.slots[slot as usize].parked.take_all() {
             match parked {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();
@@ -67,8 +157,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         let group = one.id;
         // One by one, so that each is somewhere to be found; what is parked again goes behind.
-        for _ in 0..one.parked.len() {
-            let Some(parked) = self.slots[slot as usize].parked.pop_front() else { break };
+        for _ in 0..one.parked.queue.len() {
+            let Some(parked) = self.slots[slot as usize].parked.pop() else { break };
             match parked {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();
@@ -81,5 +171,29 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::query::Consistency;
+
+    #[test]
+    fn a_question_that_waits_again_is_given_up_before_those_that_came_after_it_was_asked() {
+        let mut room = WaitingRoom::default();
+        for (tag, deadline_us) in [(1, 50), (2, 20), (3, 60)] {
+            let origin = Origin::Peer { node: coracle_base::NodeId(1), session: 0, request: 0 };
+            let consistency = Consistency::Linearizable;
+            room.push(Parked::Query(Question { consistency, query: Vec::new(), tag, origin, deadline_us }));
+        }
+        let tags = |late: Vec<Parked>| {
+            let tag = |one: &Parked| if let Parked::Query(question) = one { question.tag } else { 0 };
+            late.iter().map(tag).collect::<Vec<_>>()
+        };
+        assert_eq!((tags(room.take_late(19)), room.due_us()), (vec![], Some(20)));
+        assert_eq!((tags(room.take_late(20)), room.due_us()), (vec![2], Some(50)));
+        assert_eq!(tags(room.pop().into_iter().collect()), [1], "the order in which they came is kept");
+        assert_eq!((tags(room.take_late(60)), room.due_us()), (vec![3], None));
     }
 }

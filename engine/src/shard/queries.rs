@@ -16,17 +16,13 @@ use coracle_base::{GroupId, Index, NodeId};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::Role;
 
-use super::groups::{Parked, Reading, Wants, question_bytes};
 use super::inbox::Origin;
-use super::parked::PARKED_MAX;
+use super::readings::{Reading, Wants, question_bytes};
 use super::{Answers, Shard, replies};
 use crate::api::query::Consistency;
 use crate::outcome::{Outcome, Reason};
 use crate::panics::caught;
 use crate::transport::envelope::Kind;
-
-/// Questions of a group that may wait here for a quorum, or to be applied.
-pub(super) const READS_MAX: usize = 4096;
 
 /// What is asked, by whom, and until when.
 #[derive(Debug)]
@@ -50,9 +46,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let is_local = matches!(question.consistency, Consistency::Local { .. });
         let is_here = leads || is_local || question.consistency == Consistency::LinearizableHere;
         let no_room = self.waiting_bytes + question_bytes(&question.query) > SHARD_UNCOMMITTED_BYTES;
+        let is_full = is_here && !one.reads.has_room(is_local);
         let refusal = if one.diverged || is_here && one.poisoned.is_some() {
             Some(Reason::Poisoned)
-        } else if no_room || is_here && one.reads.len() >= READS_MAX {
+        } else if no_room || is_full {
             Some(Reason::Busy)
         } else {
             None
@@ -62,8 +59,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         match question.consistency {
             Consistency::Local { index, term } => {
-                let wants = term.map_or(Wants::Answer, Wants::AnswerIf);
-                self.wait_here(slot, question, wants, Some(index));
+                self.wait_here(slot, question, Wants::AnswerAt(term), Some(index));
             }
             Consistency::Leader if leads => {
                 self.wait_here(slot, question, Wants::Answer, Some(Index::ZERO));
@@ -153,20 +149,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.index_reads.gather(slot, token);
     }
 
-    /// The question waits for a leader.
-    fn park_query(&mut self, slot: u32, question: Question) {
-        let one = &mut self.slots[slot as usize];
-        if one.raft.data_loss().is_some() {
-            return self.refuse_query(&question, Reason::DataLoss, None);
-        }
-        if one.parked.len() >= PARKED_MAX {
-            return self.refuse_query(&question, Reason::Busy, None);
-        }
-        self.waiting_bytes += question_bytes(&question.query);
-        one.parked.push_back(Parked::Query(question));
-        self.set_timer(slot);
-    }
-
     /// Answers the questions for which enough is applied.
     pub(super) fn answer_reads(&mut self, slot: u32) {
         let node = self.settings.node;
@@ -179,12 +161,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let is_ready = |read: &Reading| {
             read.wants != Wants::Index && (read.index.is_some_and(|index| index <= applied) || poisoned)
         };
-        let ready = one.reads.extract_if(.., |_, read| is_ready(read));
-        for (_, read) in ready {
+        for read in one.reads.take_if(is_ready) {
             self.waiting_bytes -= question_bytes(&read.query);
             let refusal = match (read.wants, read.index) {
                 _ if poisoned => Some(Reason::Poisoned),
-                (Wants::AnswerIf(term), Some(index)) => match one.raft.term_at(index) {
+                (Wants::AnswerAt(Some(term)), Some(index)) => match one.raft.term_at(index) {
                     Some(found) if found == term => None,
                     Some(_) => Some(Reason::Overwritten),
                     None => Some(Reason::Released),
@@ -213,16 +194,26 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A quorum has confirmed that this node leads, and what was committed when it was asked.
     pub(super) fn on_read_ready(&mut self, slot: u32, token: u64, index: Index) {
         let reads = &mut self.slots[slot as usize].reads;
-        let Some(read) = reads.get_mut(&token) else { return };
+        let Some(read) = reads.get_mut(token) else { return };
         if read.wants != Wants::Index {
             read.index = Some(index);
             return self.answer_reads(slot);
         }
-        if let Some(read) = reads.remove(&token) {
+        if let Some(read) = reads.remove(token) {
             self.waiting_bytes -= question_bytes(&read.query);
             let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
             answers.give_index(&read.origin, Ok(index));
         }
+    }
+
+    /// The leader did not hear of the question, or cannot be heard any more: it waits for the next one, or the next link.
+    pub(super) fn ask_again(&mut self, slot: u32, token: u64) {
+        let one = &mut self.slots[slot as usize];
+        let Some(read) = one.reads.remove(token) else { return };
+        self.waiting_bytes -= question_bytes(&read.query);
+        let (group, Reading { query, tag, origin, deadline_us, .. }) = (one.id, read);
+        let consistency = Consistency::LinearizableHere;
+        self.on_query(group, Question { consistency, query, tag, origin, deadline_us });
     }
 
     /// The leader could not make sure that it still leads: ask again, of whoever does.
@@ -232,7 +223,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(super) fn refuse_read(&mut self, slot: u32, token: u64, reason: Reason) {
         let one = &mut self.slots[slot as usize];
-        let Some(read) = one.reads.remove(&token) else { return };
+        let Some(read) = one.reads.remove(token) else { return };
         self.waiting_bytes -= question_bytes(&read.query);
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         answers.refuse_read(&read, reason, one.raft.leader());
@@ -243,8 +234,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let now_us = self.now_us;
         let one = &mut self.slots[slot as usize];
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
-        while let Some(first) = one.reads.first_entry().filter(|read| read.get().deadline_us <= now_us) {
-            let late = first.remove();
+        for late in one.reads.take_late(now_us) {
             self.waiting_bytes -= question_bytes(&late.query);
             // Other nodes know this word since version 3 only, and ask only leaders.
             let is_own = !matches!(late.origin, Origin::Peer { .. });

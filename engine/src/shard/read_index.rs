@@ -11,7 +11,8 @@
 //!
 //! Invariants: (1) a question joins only a wish that has not left yet: an index that was noted before it was asked may be
 //! too low for it; (2) an answer counts only in the session in which the wish left; (3) each wish is answered once, also
-//! when the leader stops leading; if not, the session's end or its time ends it.
+//! when the leader stops leading; if not, the session's end or its time ends it. The questions of a wish whose session ended are
+//! asked again in a new wish, of whoever leads then.
 
 use std::collections::BTreeMap;
 
@@ -21,9 +22,9 @@ use coracle_base::{GroupId, Index, NodeId};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::Role;
 
-use super::groups::{Wants, question_bytes};
 use super::inbox::Origin;
-use super::queries::{Question, READS_MAX};
+use super::queries::Question;
+use super::readings::{Wants, question_bytes};
 use super::{Answers, Shard};
 use crate::api::query::Consistency;
 use crate::outcome::Reason;
@@ -116,7 +117,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for (slot, mut tokens) in self.index_reads.take_due(self.now_us) {
             let one = &self.slots[slot as usize];
             // Those that gave up have their answer.
-            tokens.retain(|token| one.reads.contains_key(token));
+            tokens.retain(|token| one.reads.contains(*token));
             if tokens.is_empty() {
                 continue;
             }
@@ -130,7 +131,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             let session = link.and_then(|link| link.session()).map(|session| session.id);
             let envelope = leader.filter(|_| session.is_some()).and_then(|to| self.transport.envelope(to));
             let (Some(session), Some(envelope)) = (session, envelope) else {
-                tokens.into_iter().for_each(|token| self.fail_read(slot, token));
+                tokens.into_iter().for_each(|token| self.ask_again(slot, token));
                 continue;
             };
             self.index_reads.next += 1;
@@ -170,8 +171,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if one.diverged || one.raft.role() != Role::Leader {
             return Err(Reason::NoLeader);
         }
-        if one.reads.len() >= READS_MAX || self.waiting_bytes + question_bytes(&[]) > SHARD_UNCOMMITTED_BYTES
-        {
+        let no_room = self.waiting_bytes + question_bytes(&[]) > SHARD_UNCOMMITTED_BYTES;
+        if no_room || !one.reads.has_room(false) {
             return Err(Reason::Busy);
         }
         let deadline_us = self.now_us + self.settings.command_timeout_us;
@@ -195,7 +196,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 Ok(index) => {
                     let reads = &mut self.slots[wish.slot as usize].reads;
                     for token in &wish.tokens {
-                        if let Some(read) = reads.get_mut(token) {
+                        if let Some(read) = reads.get_mut(*token) {
                             read.index = Some(index);
                         }
                     }
@@ -212,7 +213,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// A session ended: its answers will not come.
     pub(super) fn lose_index_wishes(&mut self, session: u64) {
         for wish in self.index_reads.take_session(session) {
-            wish.tokens.into_iter().for_each(|token| self.fail_read(wish.slot, token));
+            wish.tokens.into_iter().for_each(|token| self.ask_again(wish.slot, token));
         }
     }
 }

@@ -8,9 +8,10 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Input, Message, Role};
 use coracle_segments::Compactor;
 
-use super::groups::{Parked, question_bytes};
 use super::inbox::{Command, Origin};
+use super::parked::Parked;
 use super::queries::Question;
+use super::readings::question_bytes;
 use super::room::Need;
 use super::waiting::Waiting;
 use super::{Answers, OnDurable, ReadFor, Shard, ShardError, boots, members, places, snapshots};
@@ -486,9 +487,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for late in one.transfer_for.extract_if(.., |late| late.deadline_us <= now_us) {
             answers.give(&late.origin, late.tag, &Outcome::Unknown(Unknown::TimedOut));
         }
-        let is_late = |parked: &mut Parked| parked.deadline_us() <= now_us;
         let refusal = Outcome::not_done(Reason::NoLeader, None);
-        while let Some(late) = one.parked.pop_front_if(is_late) {
+        for late in one.parked.take_late(now_us) {
             match late {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();

@@ -17,7 +17,9 @@ use coracle_raft::{Config as RaftConfig, Group, Restored};
 use coracle_segments::snapshot::SnapshotName;
 use coracle_wal::BatchSeq;
 
-use super::groups::{Held, Parked, Slot, question_bytes};
+use super::groups::{Held, Slot};
+use super::parked::Parked;
+use super::readings::question_bytes;
 use super::snapshots::Checkpoint;
 use super::{Answers, Shard};
 use crate::machine::{Effects, Entry, Machine, RestoreError};
@@ -165,7 +167,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 answers.give(&waiting.origin, *tag, &Outcome::Unknown(Unknown::Deleted));
             }
         }
-        for parked in one.parked.drain(..) {
+        for parked in one.parked.take_all() {
             match parked {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();
@@ -185,7 +187,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for reply in one.shrinking.drain(..) {
             reply.answer(Err(crate::Error::NoGroup(one.id)));
         }
-        for read in std::mem::take(&mut one.reads).into_values() {
+        for read in one.reads.take_all() {
             self.waiting_bytes -= question_bytes(&read.query);
             answers.refuse_read(&read, Reason::Deleted, None);
         }

@@ -9,7 +9,7 @@ use coracle_base::Index;
 use coracle_base::run::Entries;
 use coracle_io::{Clock, Disk, Net};
 
-use super::groups::Parked;
+use super::parked::Parked;
 use super::snapshots::WRITERS_MAX;
 use super::{Answers, Shard, ShardError};
 use crate::outcome::{Outcome, Reason, Unknown};
@@ -87,7 +87,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     answers.give(&waiting.origin, *tag, &Outcome::Unknown(Unknown::Stopped));
                 }
             }
-            for parked in slot.parked.drain(..) {
+            for parked in slot.parked.take_all() {
                 match parked {
                     Parked::Propose { entries, origin, .. } => {
                         for entry in Entries::new(Index(1), entries.bytes()) {
@@ -100,7 +100,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             for one in slot.transfer_for.drain(..) {
                 answers.give(&one.origin, one.tag, &Outcome::Unknown(Unknown::Stopped));
             }
-            for read in std::mem::take(&mut slot.reads).into_values() {
+            for read in slot.reads.take_all() {
                 answers.refuse_read(&read, Reason::Stopping, None);
             }
         }

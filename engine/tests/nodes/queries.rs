@@ -163,21 +163,46 @@ fn a_leader_that_another_majority_has_replaced_gives_no_index() {
     assert_eq!(asked(&mut cluster, follower, HERE), Ok((2, NodeId(id(&follower)))));
 }
 
-#[test]
-fn a_question_ends_with_the_link_over_which_its_index_was_to_come() {
-    let mut cluster = cluster(3);
-    let old = leader(&cluster);
-    let follower = (old + 1) % 3;
-    let answer = ask(&cluster, follower, HERE);
-    // The wish leaves; its answer never comes.
-    let node = old as u64 + 1;
+/// A wish leaves the follower, and its leader is killed before it could answer.
+fn ask_in_vain(cluster: &mut Cluster, old: usize, follower: usize) -> Answer {
+    let answer = ask(cluster, follower, HERE);
     cluster.nodes[follower].as_mut().unwrap().turn().unwrap();
     cluster.nodes[old] = None;
-    cluster.network.stop_node(node, NodeStop::Killed);
+    cluster.network.stop_node(old as u64 + 1, NodeStop::Killed);
+    answer
+}
+
+#[test]
+fn a_question_whose_link_breaks_is_asked_again_of_the_next_leader() {
+    let mut cluster = cluster(3);
+    let old = leader(&cluster);
+    let (follower, other) = ((old + 1) % 3, (old + 2) % 3);
+    let before = wishes(&cluster);
+    let answer = ask_in_vain(&mut cluster, old, follower);
+    // What is acknowledged before the next leader is asked is in its index.
+    cluster.turn_until("an end", |_| answer.get().is_some());
+    assert_eq!(ended(&answer), Some(Ok((1, NodeId(follower as u64 + 1)))));
+    assert!(wishes(&cluster) > before);
+    assert_eq!(asked(&mut cluster, other, HERE), Ok((1, NodeId(other as u64 + 1))));
+}
+
+#[test]
+fn a_question_that_nobody_answers_ends_when_its_time_is_up_and_no_later() {
+    let mut cluster = cluster(3);
+    let old = leader(&cluster);
+    let (follower, other) = ((old + 1) % 3, (old + 2) % 3);
+    let start_us = cluster.now_us();
+    let answer = ask_in_vain(&mut cluster, old, follower);
+    // Nobody else can be elected.
+    cluster.kill(other);
+    // Asked later, and here before it: it waits for an entry.
+    cluster.turn_until("some time", |cluster| cluster.now_us() > start_us + 1_000_000);
+    let later = ask(&cluster, follower, local(1000));
     cluster.turn_until("an end", |_| answer.get().is_some());
     assert_eq!(ended(&answer), Some(Err(Reason::NoLeader)));
-    // The next one is asked of whoever leads then; what waits for it, waits.
-    assert_eq!(asked(&mut cluster, follower, HERE), Ok((1, NodeId(follower as u64 + 1))));
+    let took_ms = (cluster.now_us() - start_us) / 1000;
+    assert!((5000..5010).contains(&took_ms), "{took_ms} ms");
+    assert_eq!(ended(&later), None);
 }
 
 #[test]
@@ -223,6 +248,8 @@ fn questions_that_a_node_answers_itself_are_bounded() {
     (0..20).for_each(|_| cluster.turn());
     let refused = answers.iter().filter(|answer| ended(answer) == Some(Err(Reason::Busy))).count();
     assert_eq!(refused, 5000 - 4096);
+    // Nor do they take the place of those that ask the leader.
+    assert_eq!(asked(&mut cluster, follower, HERE), Ok((1, NodeId(follower as u64 + 1))));
     cluster.turn_until("the end of their time", |_| answers.iter().all(|answer| answer.get().is_some()));
     cluster.done(follower, GROUP, b"one");
 }
