@@ -278,6 +278,8 @@ impl Group {
             self.become_follower(now_us, term, out);
         } else if granted && self.role == Role::PreCandidate && asked == self.state.term.next() {
             self.count_pre_vote(now_us, self.peers[at].id);
+        } else if !granted {
+            self.on_declined(now_us, self.peers[at].id, asked, out);
         }
     }
 
@@ -413,9 +415,8 @@ impl Group {
         // A voter that lacks a majority hears from its voters anyway, once one more of them is there.
         let only_strangers = self.role == Role::Follower && self.may_campaign();
         let members = &self.state.current.members;
-        let is_due = |peer: &&mut Peer| {
-            peer.link_up && peer.ask && !(only_strangers && members.is_voter(peer.id))
-        };
+        let is_due =
+            |peer: &&mut Peer| peer.link_up && peer.ask && !(only_strangers && members.is_voter(peer.id));
         for peer in self.peers.iter_mut().filter(is_due) {
             peer.ask = false;
             out.push(Output::Send { to: peer.id, message: message.clone() });

@@ -91,7 +91,7 @@ pub enum Message {
         /// Its leader or an operator wants this election: a live leader is no reason to refuse.
         forced: bool,
     },
-    /// The answer to a `PreVote`.
+    /// The answer to a `PreVote`; or, refused, to a `TimeoutNow` that comes at a bad time.
     PreVoteReply {
         /// The term that was asked about.
         asked: Term,

@@ -2,7 +2,8 @@
 //! goes on (the log could not be read back here, memory failed), that member should lead.
 //!
 //! Invariant: a group is handed over for this reason at most once a minute by each member, so members that all stand still
-//! (a command at which every machine panics) do not pass it around without end.
+//! (a command at which every machine panics) do not pass it around without end; and who stands still declines (`stall.rs`), unless
+//! it speaks an older version.
 
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::Role;

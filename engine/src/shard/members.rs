@@ -273,7 +273,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The successor had its time: this node leads on, and takes up what waited.
     pub(super) fn on_transfer_ended(&mut self, slot: u32) {
         let group = self.slots[slot as usize].id;
-        tracing::info!(%group, "the successor did not take over in time: this node leads on");
+        tracing::info!(%group, "no successor took over: this node leads on");
         self.settle_transfer(slot, Role::Leader, Some(self.settings.node));
         self.release_parked(slot);
     }

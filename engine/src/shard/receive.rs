@@ -178,6 +178,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Ok(());
         };
         let run = check_payload(&message, piece)?;
+        if let Message::TimeoutNow { term } = message
+            && !self.may_lead(slot)
+        {
+            self.slots[slot as usize].raft.decline(node, term);
+            self.touch(slot);
+            return Ok(());
+        }
         let mut message = message;
         if let (Message::Append { changes, .. }, Some(run)) = (&mut message, run) {
             *changes = members::changes_in(run)?;

@@ -114,6 +114,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.status.stall_transfers += u64::from(is_new && self.begin_transfer(slot));
     }
 
+    /// Whether a group's leader may hand it to this node. Whoever would give it away at once does not take it.
+    pub(super) fn may_lead(&self, slot: u32) -> bool {
+        self.stall.verdict == Verdict::Sound && self.slots[slot as usize].poisoned.is_none()
+    }
+
     /// When there is something to look at though nothing happens.
     pub(super) fn stall_deadline_us(&self) -> u64 {
         let limit_us = self.settings.disk_stall_us;

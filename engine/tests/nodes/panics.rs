@@ -93,7 +93,10 @@ fn members_that_all_stand_still_do_not_pass_their_group_around() {
     (0..20_000).for_each(|_| cluster.turn()); // ten seconds
     let at = leader(&mut cluster);
     let terms = cluster.status(at).term.0 - before.0;
-    assert!((1..=3).contains(&terms), "{terms} elections: one for each member");
+    assert!(
+        terms <= 1,
+        "{terms} elections: whoever stands still declines, but may not do so yet when it is asked"
+    );
     assert_eq!(cluster.once(0, GROUP, b"two"), Some(Reason::Poisoned));
 }
 

@@ -75,6 +75,34 @@ fn a_leader_whose_disk_stalls_hands_its_groups_over_and_takes_part_again_when_it
     assert_eq!(cluster.node(0).status().unwrap().disk_stalls, 1);
 }
 
+/// The second node, which comes first by its id, says that its disk stalls, too: no election timeout is waited for.
+#[test]
+fn groups_are_not_handed_to_a_member_whose_disk_stalls_as_well() {
+    let mut cluster = Cluster::new(5);
+    let all = || (1..=20).map(GroupId);
+    for at in 0..5 {
+        all().for_each(|group| cluster.start(at, group, Fault::None));
+    }
+    cluster.turn_until("leaders", |cluster| (0..5).map(|at| led_by(cluster, at)).sum::<usize>() == 20);
+    (0..200).for_each(|_| cluster.turn());
+    all().for_each(|group| cluster.node(0).trigger_election(group));
+    cluster.turn_until("the first to lead all", |cluster| led_by(cluster, 0) == 20);
+    (0..200).for_each(|_| cluster.turn());
+    stall(&mut cluster, 1);
+    cluster.done(0, GroupId(1), b"one");
+    cluster.turn_until("the second to notice", |cluster| cluster.node(1).status().unwrap().disk_stalled);
+    stall(&mut cluster, 0);
+    cluster.done(0, GroupId(1), b"two");
+    cluster.turn_until("the first to notice", |cluster| cluster.node(0).status().unwrap().disk_stalled);
+    let noticed_us = cluster.now_us();
+    cluster.turn_until("others to lead", |cluster| {
+        (2..5).map(|at| led_by(cluster, at)).sum::<usize>() == 20 && led_by(cluster, 0) == 0
+    });
+    let took_ms = ms_since(&cluster, noticed_us);
+    assert!(took_ms < 50, "it takes {took_ms} ms");
+    assert_eq!(cluster.node(0).status().unwrap().stall_transfers, 20);
+}
+
 #[test]
 fn a_leader_that_cannot_hand_over_resigns_after_twice_the_time() {
     let mut cluster = led_by_the_first();
