@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, RestoreError};
+use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, Reason, RestoreError};
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Latency, OpKind};
 
-use crate::cluster::{Cluster, GROUP};
+use crate::cluster::{Cluster, GROUP, Nothing, OTHER};
 use crate::snapshots::{Big, DIR, damage, files, start};
 
 /// Chunks of the snapshot below: more than a window of them.
@@ -153,10 +153,11 @@ fn a_leader_whose_own_snapshot_is_damaged_fetches_another_s() {
     cluster.done(damaged, GROUP, b"on it goes");
 }
 
-/// Keeps the bodies of its commands in the log: its state is their indexes.
+/// Keeps the bodies of its commands in the log: its state is their indexes, and some more.
 #[derive(Clone, Default)]
 struct Queue {
     live: Vec<u64>,
+    padding: usize,
 }
 
 impl Machine for Queue {
@@ -172,9 +173,10 @@ impl Machine for Queue {
     }
     fn snapshot(&self, out: &mut Vec<u8>) {
         self.live.iter().for_each(|index| out.extend(index.to_le_bytes()));
+        out.extend(vec![0; self.padding]);
     }
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
-        let (words, rest) = snapshot.as_chunks::<8>();
+        let (words, rest) = snapshot[..snapshot.len() - self.padding].as_chunks::<8>();
         self.live = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         if rest.is_empty() { Ok(()) } else { Err(RestoreError("not indexes".into())) }
     }
@@ -351,4 +353,84 @@ fn a_whole_snapshot_that_nobody_offers_again_is_removed() {
     cluster.network.heal();
     cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
     assert_eq!((cluster.node(2).status().unwrap().transfers_installed, files(&cluster, 2).len()), (1, 1));
+}
+
+fn propose_bodies(cluster: &mut Cluster, count: u32, bytes: usize) {
+    for number in 0..count {
+        let command: Vec<u8> = [b'k'].into_iter().chain(number.to_le_bytes()).chain(vec![3; bytes]).collect();
+        cluster.done(0, GROUP, &command);
+    }
+}
+
+/// Its log goes on beyond the damaged snapshot, so it asks for the state alone; but it lacks more than that, as the others
+/// have released what comes next.
+#[test]
+fn what_is_begun_for_the_state_alone_does_not_become_the_whole_without_its_live_entries() {
+    let mut cluster = Cluster::new(3);
+    let machine = Queue { padding: 600_000, ..Queue::default() };
+    (0..3).for_each(|at| cluster.node(at).start_group(GROUP, Box::new(machine.clone())));
+    propose_bodies(&mut cluster, 30, 10_000);
+    cluster.done(0, GROUP, b"release");
+    cluster.turn_until("released logs", |cluster| (0..3).all(|at| released(cluster, at)));
+    let first = cluster.status(0).first;
+    propose_bodies(&mut cluster, 5, 10_000);
+    cluster.turn_until("the same log", |cluster| {
+        (0..3).all(|at| cluster.status(at).applied == cluster.status(0).last)
+    });
+    let lags = (leader(&cluster) + 1) % 3;
+    let (other, leads) = ((lags + 1) % 3, leader(&cluster));
+    cluster.kill(lags);
+    for number in 0..30u8 {
+        cluster.done(leads, GROUP, &[&[b'k', number][..], &[3; 10_000]].concat());
+    }
+    cluster.done(leads, GROUP, b"release");
+    cluster.turn_until("newer snapshots", |cluster| {
+        [leads, other].iter().all(|at| cluster.status(*at).first.0 > first.0 + 30)
+    });
+    damage(&cluster, lags);
+    // It reaches the follower only, which begins with what it is asked for, and then leads.
+    cluster.network.partition(&[&[leads as u64 + 1], &[lags as u64 + 1]]);
+    reopen(&mut cluster, lags, machine.clone());
+    (0..3000).for_each(|_| cluster.turn());
+    assert!(cluster.status(lags).needs_snapshot.is_some());
+    cluster.node(other).trigger_election(GROUP);
+    cluster.turn_until("the state there", |cluster| {
+        let (ours, theirs) = (cluster.node(lags).group_status(GROUP), cluster.status(other));
+        ours.is_some_and(|ours| ours.digest == theirs.digest && !ours.restoring)
+    });
+    let last = cluster.status(lags).first.prev();
+    let theirs = bodies(&mut cluster, other, last);
+    assert_eq!(theirs.iter().filter(|(_, body)| body.is_some()).count(), 65);
+    assert!(bodies(&mut cluster, lags, last) == theirs, "other entries than the sender's");
+}
+
+/// The receiver's disk has no room for the entries that live on: it asks for them again and again, puts the transfer aside, and
+/// begins anew, and comes no further. The log that they lie in waits for it, though not for longer than a minute.
+#[test]
+fn a_transfer_that_comes_no_further_holds_the_senders_release_for_a_minute() {
+    let mut cluster = Cluster::new(3);
+    (0..2).for_each(|at| cluster.node(at).start_group(GROUP, Box::new(Queue::default())));
+    propose_bodies(&mut cluster, 300, 2_000);
+    cluster.done(0, GROUP, b"release");
+    cluster.turn_until("released logs", |cluster| (0..2).all(|at| cluster.status(at).first > Index(1)));
+    // Another group of its own has what room there is for commands.
+    cluster.disks[2].set_quota(Some(5 * 256 * 1024 + 128 * 1024));
+    cluster.node(2).start_group_of(OTHER, &[NodeId(3)], Box::new(Nothing));
+    while cluster.once(2, OTHER, &[7; 10_000]) != Some(Reason::DiskFull) {}
+    cluster.node(2).start_group(GROUP, Box::new(Queue::default()));
+    cluster.turn_until("a transfer", |cluster| received(cluster, 2) > 0);
+    let leads = leader(&cluster);
+    let (first, start_us) = (cluster.status(leads).first, cluster.now_us());
+    cluster.done(0, GROUP, b"release");
+    let held_s = |cluster: &Cluster| (cluster.now_us() - start_us) / 1_000_000;
+    while cluster.status(leads).first == first && held_s(&cluster) < 80 {
+        (0..100).for_each(|_| cluster.turn());
+    }
+    assert!((59..62).contains(&held_s(&cluster)), "{} s", held_s(&cluster));
+    assert!(!is_caught_up(&cluster, 2));
+    cluster.disks[2].set_quota(None);
+    cluster.turn_until("the state there", |cluster| is_caught_up(cluster, 2));
+    let last = cluster.status(2).first.prev();
+    let other = if leads == 0 { 1 } else { 0 };
+    assert!(bodies(&mut cluster, 2, last) == bodies(&mut cluster, other, last), "other entries");
 }

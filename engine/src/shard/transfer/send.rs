@@ -28,8 +28,8 @@ const LIVE_ENTRIES: usize = 512;
 const LIVE_BYTES: usize = 256 * 1024;
 /// For so long the log's release waits for the next step of a transfer whose live entries it would take away. Not for the
 /// whole of it: one that takes longer than any such time would begin again for ever. Every step is of a chunk or of some
-/// live entries that this sending was not asked for before; a member that goes and comes back begins another one, and may hold
-/// the release for as long as it does so. A full disk does not wait.
+/// live entries that this sending was not asked for before. A member that goes begins another one when it comes back; in between
+/// nothing is held. A full disk does not wait.
 const HOLD_US: u64 = 60_000_000;
 
 /// How many bytes a second may leave.
