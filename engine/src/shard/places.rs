@@ -10,6 +10,7 @@
 //! A group here may still name the old directory because it was away: then its leader's node knows better. Once this member
 //! has all that its leader said to be committed when their link came up, and that node had taken the place by then, whoever
 //! is a member by that name is the new one: the leader's node took the place only when none of its groups had the old one.
+//! Whoever leads such a group itself has nobody to hear that from, and leaves the lead to a voter whose node has taken the place.
 //!
 //! Invariants: (1) a place is another's only when that is durable here; (2) and when no group here, started or only found on
 //! the disk, has its old directory as a member, by its own configuration or one before that may be in force again; (3) what
@@ -22,7 +23,7 @@ use coracle_base::codec::Sink;
 use coracle_base::limits::BLOCK_BYTES;
 use coracle_base::{GroupId, Index, NodeId, ShardId};
 use coracle_io::{Clock, Disk, DiskDone, DiskOk, DiskOp, FileId, FileMode, Net};
-use coracle_raft::HardState;
+use coracle_raft::{HardState, Role};
 use coracle_wal::RecoveredGroup;
 
 use super::Shard;
@@ -160,6 +161,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             },
             Word::Check { number, places } => {
                 let (shard, held) = (self.transport.shard(), self.held(&places));
+                self.leave_lead_to_who_knows(&places, &held);
                 self.tell_shard(ShardId(0), Word::Checked { number, shard, held });
             }
             Word::Checked { number, shard, held } => self.on_checked(number, shard, held),
@@ -266,6 +268,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let waiting: BTreeSet<ShardId> = (0..self.siblings.len().max(1) as u16).map(ShardId).collect();
         let others: Vec<ShardId> = waiting.iter().copied().skip(1).collect();
         let held = self.held(&places);
+        self.leave_lead_to_who_knows(&places, &held);
         for shard in others {
             self.tell_shard(shard, Word::Check { number, places: places.clone() });
         }
@@ -339,11 +342,40 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if !names(raft.hard_state(), place.node, raft.commit()) {
             return false;
         }
-        let has_taken = |leader: NodeId| {
-            let told = self.transport.link(leader).map_or(&[][..], |link| &link.places);
-            told.iter().any(|told| told.node == place.node && told.rank() >= place.rank())
-        };
+        let has_taken = |leader: NodeId| self.has_taken(leader, place);
         !(raft.knows_what_its_leader_said() && raft.leader().is_some_and(has_taken))
+    }
+
+    /// Whether another node has said that it takes the place for this one's, or a later one's.
+    fn has_taken(&self, node: NodeId, place: &Place) -> bool {
+        let told = self.transport.link(node).map_or(&[][..], |link| &link.places);
+        told.iter().any(|told| told.node == place.node && told.rank() >= place.rank())
+    }
+
+    /// Groups that are led here and have a member by the name of one that is `held` go to leaders whose nodes know who it is.
+    fn leave_lead_to_who_knows(&mut self, places: &[Place], held: &[(GroupId, NodeId)]) {
+        let is_open = |place: &&Place| place.is_taken() && held.iter().any(|(_, node)| *node == place.node);
+        let places: Vec<&Place> = places.iter().filter(is_open).collect();
+        if places.is_empty() {
+            return;
+        }
+        for slot in 0..self.slots.len() as u32 {
+            let raft = &self.slots[slot as usize].raft;
+            if raft.role() != Role::Leader || raft.transferring().is_some() {
+                continue;
+            }
+            let is_named = |place: &&&Place| names(raft.hard_state(), place.node, raft.commit());
+            let knows = |place: &&Place| {
+                let mut others = raft.members().iter().map(|member| member.id);
+                others.find(|node| raft.members().is_voter(*node) && self.has_taken(*node, place))
+            };
+            let to = places.iter().filter(is_named).find_map(knows);
+            if to.is_some() && self.require_members(slot, None).is_ok() {
+                let begun = self.slots[slot as usize].raft.transfer(self.now_us, to).is_ok();
+                tracing::debug!(group = %self.slots[slot as usize].id, ?to, begun, "left to a node that knows the members");
+                self.touch(slot);
+            }
+        }
     }
 
     fn start_place(&mut self, step: Step, op: DiskOp) {

@@ -63,6 +63,39 @@ fn refused(cluster: &mut Cluster, at: usize, node: u64, what: &str) {
     assert!(why.contains(what), "{why} does not say {what}");
 }
 
+/// What it hears of the new one it cannot judge while it leads a group with a member of that name.
+#[test]
+fn a_leader_that_was_away_while_a_member_was_replaced_comes_to_know_the_new_one() {
+    let mut cluster = group_of_all(5);
+    let away = 1;
+    cluster.kill(away);
+    cluster.kill(2);
+    cluster.disks[2] = FakeDisk::new(33);
+    cluster.open(2);
+    some_seconds(&mut cluster);
+    change(&mut cluster, 0, Change::Remove(NodeId(3)));
+    let all_know =
+        |cluster: &Cluster, expected: &[i64]| [0, 3, 4].iter().all(|at| members(cluster, *at) == expected);
+    cluster.turn_until("the others to know", |cluster| all_know(cluster, &[1, 2, 4, 5]));
+    assert_eq!(give_up(&mut cluster, 0, 3, false), Ok(()));
+    cluster.turn_until("a running node", |cluster| cluster.node(2).is_running());
+    cluster.start(2, GROUP, Fault::None);
+    cluster.turn_until("links", |cluster| links_up(cluster, 2) == 3);
+    change(&mut cluster, 0, Change::Voter(NodeId(3)));
+    cluster.turn_until("a member", |cluster| all_know(cluster, &[1, 2, 3, 4, 5]));
+
+    begin(&mut cluster, away);
+    // It campaigns as soon as it may: before it looks again at what it heard of the new one, and was told with the log.
+    while leader(&cluster, GROUP) != Some(away) {
+        cluster.node(away).trigger_election(GROUP);
+        (0..20).for_each(|_| cluster.turn());
+    }
+    assert!(links_up(&cluster, away) < 4, "it knows the new one: this test shows nothing");
+    cluster.turn_until("a link to the new one", |cluster| links_up(cluster, away) == 4);
+    cluster.done(away, GROUP, b"count");
+    agree(&mut cluster, &[0, 1, 2, 3, 4], 21);
+}
+
 /// Starts a node, waits until it runs, and lets it have the group.
 fn begin(cluster: &mut Cluster, at: usize) {
     cluster.open(at);
