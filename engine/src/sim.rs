@@ -144,6 +144,28 @@ impl<D: Disk, N: Net, C: Clock> SimNode<D, N, C> {
         )
     }
 
+    /// As [`open_with_groups`](Self::open_with_groups), with known bugs planted.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(feature = "breaks")]
+    pub fn open_broken_with_groups(
+        config: &Config,
+        (disk, net, clock): (D, N, C),
+        seed: u64,
+        breaks: crate::breaks::Breaks,
+        machines: impl Fn(&str, &[u8]) -> Option<Box<dyn Machine>> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
+        let siblings = vec![inbox.clone()];
+        let machines: Option<Machines> = Some(Arc::new(machines));
+        let protocol = PROTOCOL;
+        Self::from_parts(
+            config,
+            Parts { disk, net, clock, inbox, siblings, seed, machines, protocol, breaks },
+        )
+    }
+
     fn from_parts(config: &Config, parts: Parts<D, N, C>) -> Result<Self, Error> {
         config.check()?;
         let inbox = parts.inbox.clone();

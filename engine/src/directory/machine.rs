@@ -92,18 +92,29 @@ impl NameMachine {
             let group = NamedGroup::clone(group);
             return if is_same { Created::Same(group) } else { Created::Taken(group) };
         }
-        let id = self.next;
+        let id = self.drawn();
         let (members, members_index) = (founders.clone(), coracle_base::Index::ZERO);
         let group = NamedGroup { name, id, argument, of_all, founders, members, members_index };
         let is_full = self.groups.len() >= NAMES_MAX || self.bytes + group.bytes() > BYTES_MAX;
         if is_full || id >= END_DRAWN {
             return Created::Full;
         }
-        self.next = GroupId(id.0 + 1);
+        self.next = self.next.max(GroupId(id.0 + 1));
         let group = Arc::new(group);
         self.insert(group.clone());
         self.events.push(Event::Created(group.clone()));
         Created::New(NamedGroup::clone(&group))
+    }
+
+    #[cfg(not(feature = "breaks"))]
+    fn drawn(&self) -> GroupId {
+        self.next
+    }
+
+    #[cfg(feature = "breaks")]
+    fn drawn(&self) -> GroupId {
+        let next = self.groups.keys().next_back().map_or(FIRST_DRAWN, |last| GroupId(last.0 + 1));
+        if crate::breaks::draws_uids_again() { next } else { self.next }
     }
 
     fn insert(&mut self, group: Arc<NamedGroup>) {

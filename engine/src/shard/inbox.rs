@@ -158,6 +158,11 @@ impl<S> Inbox<S> {
         self.queue.len()
     }
 
+    /// Whether another small command would fit just now.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.queue.is_full()
+    }
+
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()

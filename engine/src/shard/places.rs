@@ -13,8 +13,9 @@
 //! Whoever leads such a group itself has nobody to hear that from, and leaves the lead to a voter whose node has taken the place.
 //!
 //! Invariants: (1) a place is another's only when that is durable here; (2) and when no group here, started or only found on
-//! the disk, has its old directory as a member, by its own configuration or one before that may be in force again; (3) what
-//! is heard and cannot be taken yet is tried again; (4) of a place the higher rank holds, whatever order words come in.
+//! the disk, has its old directory as a member, by its own configuration or one before that may be in force again; nor does a
+//! named one that is about to begin here, and from that answer on none begins here that has (`promised`); (3) what is heard and
+//! cannot be taken yet is tried again; (4) of a place the higher rank holds, whatever order words come in.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -69,6 +70,9 @@ pub(super) struct Places {
     again_us: u64,
     /// What was told of them, so that it is told once.
     held: Vec<(GroupId, NodeId)>,
+    /// Every shard's: places of which it said that no group of its has their old directories. Until they are taken, or the
+    /// change is given up, no named group begins that has.
+    promised: Vec<Place>,
     unsent: Vec<(ShardId, Word)>,
 }
 
@@ -110,6 +114,7 @@ impl Places {
             news: Vec::new(),
             again_us: u64::MAX,
             held: Vec::new(),
+            promised: Vec::new(),
             unsent: Vec::new(),
         }
     }
@@ -160,7 +165,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 Err(error) => reply.answer(Err(error)),
             },
             Word::Check { number, places } => {
-                let (shard, held) = (self.transport.shard(), self.held(&places));
+                let (shard, held) = (self.transport.shard(), self.promise(&places));
                 self.leave_lead_to_who_knows(&places, &held);
                 self.tell_shard(ShardId(0), Word::Checked { number, shard, held });
             }
@@ -267,7 +272,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let number = self.places.number;
         let waiting: BTreeSet<ShardId> = (0..self.siblings.len().max(1) as u16).map(ShardId).collect();
         let others: Vec<ShardId> = waiting.iter().copied().skip(1).collect();
-        let held = self.held(&places);
+        let held = self.promise(&places);
         self.leave_lead_to_who_knows(&places, &held);
         for shard in others {
             self.tell_shard(shard, Word::Check { number, places: places.clone() });
@@ -298,6 +303,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.places.held = held;
         if is_nothing_left {
             let reply = self.places.change.take().and_then(|change| change.reply);
+            self.tell_cluster(self.cluster().clone());
             let (group, node) = first.unwrap_or_default();
             let reason = format!("group {group} here has it as a member: take it out of its groups first");
             return refuse(reply, node, &reason);
@@ -308,6 +314,29 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// Whether a node belongs to the cluster, so that it can be made a member of a group.
     pub(super) fn has_place(&self, node: NodeId) -> bool {
         self.cluster().incarnation(node).is_some()
+    }
+
+    /// As [`held`](Self::held), and whatever is not held stays so.
+    fn promise(&mut self, places: &[Place]) -> Vec<(GroupId, NodeId)> {
+        let held = self.held(places);
+        let is_free = |place: &&Place| held.iter().all(|(_, node)| *node != place.node);
+        self.places.promised = places.iter().filter(is_free).copied().collect();
+        held
+    }
+
+    /// Whether a node's place is, or is about to be, another directory's than this one.
+    pub(super) fn is_anothers(&self, node: NodeId, incarnation: u64) -> bool {
+        let is_other = |place: &&Place| place.node == node && place.incarnation != incarnation;
+        let mut later = self.cluster().places.iter().chain(&self.places.promised);
+        // A lost one is nobody's: whoever is a member by its name can only be the one that is lost.
+        later.any(|place| is_other(&place) && !place.is_lost())
+    }
+
+    /// Whether another directory is known to have a node's place, or to be about to have it, though it cannot be taken yet. The
+    /// first shard knows.
+    pub(super) fn is_being_replaced(&self, node: NodeId) -> bool {
+        let change = self.places.change.iter().flat_map(|change| &change.places);
+        self.places.news.iter().chain(change).any(|place| place.node == node)
     }
 
     /// Groups here that have the old directories of these places as members, as far as it is known.
@@ -332,7 +361,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 None => cluster.founders().contains(&place.node),
             };
             let found = self.recovered.values().filter(is_member).map(|one| one.group);
-            held.extend(started.map(|one| one.id).chain(found).map(|group| (group, place.node)).take(1));
+            let old = cluster.incarnation(place.node);
+            let named = old.and_then(|incarnation| self.named_with(place.node, incarnation));
+            let all = started.map(|one| one.id).chain(found).chain(named);
+            held.extend(all.map(|group| (group, place.node)).take(1));
         }
         held
     }
@@ -433,6 +465,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.disk.start(super::snapshots::NOBODY, DiskOp::Close { file });
         }
         refuse(change.reply, NodeId::NONE, &format!("the identity file could not be written: {error}"));
+        self.tell_cluster(self.cluster().clone());
     }
 
     /// It is durable: now it holds, on every shard.
@@ -445,11 +478,17 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if let Some(change) = &mut self.places.change {
             change.waiting = (0..shards).map(ShardId).collect();
         }
-        for shard in 1..shards {
+        self.tell_cluster(cluster);
+        self.on_taken(number, ShardId(0));
+    }
+
+    /// Every shard takes it: as it has become, or as it was, so that nobody keeps a promise for nothing.
+    fn tell_cluster(&mut self, cluster: Cluster) {
+        let number = self.places.number;
+        for shard in 1..self.siblings.len() as u16 {
             self.tell_shard(ShardId(shard), Word::Are { number, cluster: cluster.clone() });
         }
         self.take_cluster(cluster);
-        self.on_taken(number, ShardId(0));
     }
 
     fn on_taken(&mut self, number: u64, shard: ShardId) {
@@ -467,6 +506,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// From now on this is the cluster.
     fn take_cluster(&mut self, cluster: Cluster) {
+        self.places.promised.clear();
+        self.look_at_names();
+        if cluster == *self.cluster() {
+            return;
+        }
         for place in cluster.places.iter().filter(|place| !self.cluster().places.contains(place)) {
             match place.incarnation {
                 _ if place.is_lost() => {

@@ -11,14 +11,14 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Change, Membership, Role};
 
 use super::Seat;
-use crate::directory::{self, DIRECTORY};
+use crate::directory::{self, DIRECTORY, NamedGroup};
 use crate::machine::Wire;
 use crate::outcome::Reason;
 use crate::shard::Shard;
 use crate::shard::inbox::{Command, Origin};
 
 /// What is not as it ought to be is tried again after so long.
-const AGAIN_US: u64 = 1_000_000;
+pub(super) const AGAIN_US: u64 = 1_000_000;
 /// Voters of the directory's group, if the cluster was formed of fewer: further nodes only listen.
 const VOTERS_MAX: usize = 7;
 
@@ -32,14 +32,36 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         Some(Seat { node, incarnation: self.cluster().incarnation(node)? })
     }
 
-    /// These nodes as founders of a new group; all there are if none is named.
+    /// A group of this node that has this directory as a member by the directory of names, and no word of its own here: it is
+    /// about to begin, or waits for its leader.
+    pub(in crate::shard) fn named_with(&self, node: NodeId, incarnation: u64) -> Option<GroupId> {
+        let (own, other) = (self.own_seat(), Seat { node, incarnation });
+        let is_settled = |group: &GroupId| {
+            let slot = self.by_group.get(group).map(|slot| &self.slots[*slot as usize]);
+            let says = |current: &coracle_raft::Configured| {
+                current.index > Index::ZERO || !current.members.is_empty()
+            };
+            self.recovered.contains_key(group) || slot.is_some_and(|one| says(&one.raft.hard_state().current))
+        };
+        let mut known = self.names.known.values();
+        let is_it = |group: &&Arc<NamedGroup>| {
+            group.seats().contains(&own) && group.seats().contains(&other) && !is_settled(&group.id())
+        };
+        known.find(is_it).map(|group| group.id())
+    }
+
+    /// These nodes as founders of a new group; all there are if none is named. A directory whose place is known to be
+    /// another's soon founds nothing more: who knows the other one would not begin the group.
     pub(super) fn seats_for(&self, mut nodes: Vec<NodeId>) -> Result<Vec<Seat>, Reason> {
         if nodes.is_empty() {
             nodes = self.cluster().nodes();
-            nodes.retain(|node| self.has_place(*node));
+            nodes.retain(|node| self.has_place(*node) && !self.is_being_replaced(*node));
         }
         nodes.sort_unstable();
         let is_twice = nodes.windows(2).any(|pair| pair[0] == pair[1]);
+        if let Some(node) = nodes.iter().find(|node| self.is_being_replaced(**node)) {
+            return Err(Reason::NotJoined(*node));
+        }
         let seats: Option<Vec<Seat>> = nodes.into_iter().map(|node| self.seat(node)).collect();
         seats.filter(|_| !is_twice).ok_or(Reason::NotAMember)
     }

@@ -14,12 +14,17 @@
 //! Invariants: (1) a named group begins here at most once, and only if the directory names this node *and* its data directory
 //! as a member; (2) it founds the group only if it founds it by the directory, and all who found it with it are who they were
 //! then; otherwise it waits for the group's leader; (3) what the directory has drawn and does not have is removed, and never
-//! begun again; nothing but the directory makes a group begin.
+//! begun again; nothing but the directory makes a group begin; (4) none begins here that has a member whose place is another
+//! directory's here, or is about to be: its name would mean the new one here and the old one elsewhere; (5) nothing waits for
+//! a shard whose inbox is full: it is told all there is when it has room.
 
+mod leave;
 mod members;
+#[cfg(test)]
+mod tests;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use coracle_base::{EntryBatch, EntryKind, GroupId, NodeId, ShardId};
@@ -86,14 +91,16 @@ pub(super) struct Names {
     /// Uids from this one on were drawn since then.
     new_from: Option<GroupId>,
     /// To be looked at: they may have to be started.
-    pending: VecDeque<GroupId>,
+    pending: BTreeSet<GroupId>,
     /// Led here, and perhaps with other members than the directory has.
     reporting: BTreeSet<GroupId>,
+    /// On this node, which was taken out of them as the directory has it.
+    left: BTreeSet<GroupId>,
     again_us: u64,
     /// The first shard's: its question to the quorum.
     confirming: Option<Arc<Answer>>,
-    /// Words that had no room in an inbox, in order.
-    unsent: VecDeque<(ShardId, Word)>,
+    /// Shards whose inbox had no room for a word: each is told all there is when it has.
+    behind: BTreeSet<ShardId>,
     watchers: Vec<Arc<WatchQueue>>,
 }
 
@@ -102,9 +109,9 @@ impl Names {
         Self { machines, next: FIRST_DRAWN, again_us: u64::MAX, ..Self::default() }
     }
 
-    /// Words wait for room, or groups to be started.
+    /// Shards wait to be told, or groups to be started.
     pub(super) fn has_work(&self) -> bool {
-        !self.unsent.is_empty() || !self.pending.is_empty()
+        !self.behind.is_empty() || !self.pending.is_empty()
     }
 
     /// When there is something to do though nothing happens.
@@ -126,7 +133,7 @@ impl Names {
     fn note(&mut self, group: &Arc<NamedGroup>) {
         self.next = self.next.max(GroupId(group.id().0 + 1));
         self.known.insert(group.id(), group.clone());
-        self.pending.push_back(group.id());
+        self.pending.insert(group.id());
     }
 }
 
@@ -150,9 +157,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if self.names.machines.is_none() {
             return;
         }
-        for (shard, word) in std::mem::take(&mut self.names.unsent) {
-            self.tell_names(shard, word);
-        }
+        self.tell_behind();
         self.take_directory_events();
         self.confirm_directory();
         self.start_pending();
@@ -161,6 +166,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.ask_quorum();
             self.report_members();
             self.invite_nodes();
+            self.step_left();
         }
     }
 
@@ -200,11 +206,27 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     fn tell_all_names(&mut self) {
+        self.names.behind.clear();
+        self.tell_all_to((0..self.siblings.len().max(1) as u16).map(ShardId));
+    }
+
+    fn tell_all_to(&mut self, shards: impl Iterator<Item = ShardId>) {
         let is_confirmed = self.names.is_confirmed;
+        // Without its state the machine says so itself when it has it.
         let Some(machine) = self.directory() else { return };
         let (groups, next): (Arc<[_]>, _) = (machine.groups().cloned().collect(), machine.next());
-        for shard in 0..self.siblings.len().max(1) as u16 {
-            self.tell_names(ShardId(shard), Word::All { groups: groups.clone(), next, is_confirmed });
+        for shard in shards {
+            self.tell_names(shard, Word::All { groups: groups.clone(), next, is_confirmed });
+        }
+    }
+
+    /// Shards that missed a word are told how everything is now, once they have room.
+    fn tell_behind(&mut self) {
+        let siblings = &self.siblings;
+        let has_room = |shard: &ShardId| siblings.get(usize::from(shard.0)).is_none_or(|one| one.has_room());
+        let ready: Vec<ShardId> = self.names.behind.extract_if(.., has_room).collect();
+        if !ready.is_empty() {
+            self.tell_all_to(ready.into_iter());
         }
     }
 
@@ -212,19 +234,15 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         group.shard(self.siblings.len() as u16)
     }
 
-    /// Words reach a shard in order.
+    /// Words reach a shard in order. One that misses a word hears nothing until it is told everything.
     fn tell_names(&mut self, shard: ShardId, word: Word) {
         if shard == self.transport.shard() {
             return self.on_name_word(word);
         }
         let Some(sibling) = self.siblings.get(usize::from(shard.0)) else { return };
-        if self.names.unsent.iter().any(|(waits, _)| *waits == shard) {
-            return self.names.unsent.push_back((shard, word));
-        }
-        if let Err(Command::Names(word)) = sibling.push(Command::Names(word))
-            && !sibling.is_closed()
-        {
-            self.names.unsent.push_back((shard, word));
+        let is_told = !self.names.behind.contains(&shard) && sibling.push(Command::Names(word)).is_ok();
+        if !is_told && !sibling.is_closed() {
+            self.names.behind.insert(shard);
         }
     }
 
@@ -290,7 +308,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     pub(super) fn on_name_word(&mut self, word: Word) {
         match word {
-            Word::Exists(group) => self.names.note(&group),
+            Word::Exists(group) => self.note_named(&group),
             Word::Deleted(group) => {
                 self.names.next = self.names.next.max(GroupId(group.id().0 + 1));
                 self.names.known.remove(&group.id());
@@ -303,9 +321,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                     self.names.new_from.get_or_insert(next);
                 }
                 self.names.known.clear();
+                self.names.pending.clear();
                 let (own, shards) = (self.transport.shard(), self.siblings.len() as u16);
                 for group in groups.iter().filter(|group| group.id().shard(shards) == own) {
-                    self.names.note(group);
+                    self.note_named(group);
                 }
                 let here = self.by_group.keys().chain(self.recovered.keys()).copied();
                 let is_gone = |id: &GroupId| self.names.why_none(*id) == Reason::Deleted;
@@ -315,16 +334,27 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
+    fn note_named(&mut self, group: &Arc<NamedGroup>) {
+        self.names.note(group);
+        self.look_at_membership(group);
+    }
+
     fn end_named(&mut self, group: GroupId) {
         self.names.reporting.remove(&group);
+        self.names.left.remove(&group);
         if self.remove_group(group) {
             tracing::info!(%group, "deleted");
         }
     }
 
+    /// Places are others' now, or stay as they are: groups that waited for that may begin.
+    pub(super) fn look_at_names(&mut self) {
+        self.names.pending.extend(self.names.known.keys());
+    }
+
     fn start_pending(&mut self) {
         for _ in 0..STARTS_PER_TURN {
-            let Some(id) = self.names.pending.pop_front() else { break };
+            let Some(id) = self.names.pending.pop_first() else { break };
             if let Some(group) = self.names.known.get(&id).cloned()
                 && !self.by_group.contains_key(&id)
             {
@@ -337,8 +367,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     fn start_named(&mut self, group: &NamedGroup) {
         let is_on_disk = self.recovered.get(&group.id()).is_some_and(|found| !found.state.is_empty());
         let own = self.own_seat();
-        let is_member = self.names.is_confirmed && group.seats().contains(&own);
-        if !is_on_disk && !is_member {
+        let is_sure = self.names.is_confirmed || is_careless(self);
+        let is_member = is_sure && group.seats().contains(&own);
+        if !is_on_disk
+            && (!is_member || group.seats().iter().any(|seat| self.is_anothers(seat.node, seat.incarnation)))
+        {
             return;
         }
         let Some(machines) = self.names.machines.clone() else { return };
@@ -352,8 +385,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let founds = group.founders().contains(&own) && group.founders().iter().all(is_as_then);
         let founders = group.founders().iter().filter(|_| founds).map(|seat| seat.node).collect();
         match self.take_up(group.id(), machine, founders) {
-            Ok(()) => tracing::debug!(name = group.name(), group = %group.id(), founds, "a named group runs"),
+            Ok(()) => {
+                tracing::debug!(name = group.name(), group = %group.id(), founds, "a named group runs");
+                self.look_at_membership(group);
+            }
             Err(error) => tracing::error!(name = group.name(), %error, "a named group cannot run here"),
         }
     }
+}
+
+#[cfg(feature = "breaks")]
+fn is_careless<D: Disk, N: Net, C: Clock>(shard: &Shard<D, N, C>) -> bool {
+    shard.settings.breaks.deleted_group_revives
+}
+
+#[cfg(not(feature = "breaks"))]
+fn is_careless<D: Disk, N: Net, C: Clock>(_: &Shard<D, N, C>) -> bool {
+    false
 }
