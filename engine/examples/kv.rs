@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
-use coracle::{Admin, Config, Consistency, GroupId, Node, NodeId, Peer, Strategy};
+use coracle::{Admin, Config, Consistency, GroupId, Machine, Node, NodeId, Peer, Strategy};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -76,6 +76,10 @@ struct Args {
     /// A label of this node, shown by INFO.
     #[arg(long, value_name = "LABEL", default_value = "")]
     metrics_key: String,
+    /// Keys of the form UID/REST are those of a named group, which operators make and delete
+    /// (`coracle --node HOST:PORT groups`); all others are spread over the groups without a name.
+    #[arg(long)]
+    named: bool,
     /// Where operators look at this node and change members (`coracle --node HOST:PORT`), and Prometheus finds /metrics.
     /// There is no authentication: keep it on loopback, or where only operators reach it.
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
@@ -135,7 +139,8 @@ fn run(args: Args) -> Result<(), Failure> {
     config.wal_write_strategy = args.strategy;
     config.wal_max_size_bytes = args.wal_file;
     config.metrics_key = args.metrics_key;
-    let node = Node::start(config)?;
+    let machine = |_: &str, _: &[u8]| Some(Box::new(Store::default()) as Box<dyn Machine>);
+    let node = if args.named { Node::start_with_groups(config, machine) } else { Node::start(config) }?;
     // Before the groups: an operator may want to see why they wait.
     let admin = args.admin.map(|at| {
         Admin::start(&node, at).map_err(|error| io(&format!("cannot listen for operators on {at}"), error))
@@ -151,20 +156,22 @@ fn run(args: Args) -> Result<(), Failure> {
     let groups = (1..=args.groups).map(|uid| node.start_group(GroupId(uid), Store::default()));
     // If the node failed meanwhile, its end says why.
     let groups = groups.collect::<Result<_, _>>().map_err(|error| node.stop().err().unwrap_or(error))?;
-    let service = Service::new(groups, node.client(), args.reads);
+    let service = Service::new(groups, node.client(), args.reads, args.named);
     let server = Rc::new(Server { service, info, connections: Cell::new(0) });
+    let serving = server.clone();
 
     let stop = async {
         tokio::select! {
             () = signalled() => {}
             () = failed(&node) => {}
+            () = follow_names(&node, &server.service), if args.named => {}
         }
     };
     println!("ready {address}");
     if let Some(admin) = &admin {
         println!("admin {}", admin.address());
     }
-    LocalSet::new().block_on(&runtime, server::serve(listener, server, stop));
+    LocalSet::new().block_on(&runtime, server::serve(listener, serving, stop));
     node.stop()?;
     Ok(())
 }
@@ -186,6 +193,17 @@ async fn signalled() {
 /// Ends when a shard of the node has failed; stopping it then says why.
 async fn failed(node: &Node) {
     while node.is_running() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Keeps to the named groups that this node hears of.
+async fn follow_names(node: &Node, service: &Service) {
+    loop {
+        let mut changes = node.directory().changes();
+        while let Some(change) = changes.recv().await {
+            service.on_name(change, |id| node.group(id));
+        }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use crate::churn::Wish;
 use crate::histories::{Histories, Ticket};
 use crate::machine::encode_action;
+use crate::names::NameOracle;
 use crate::node::{Asked, End, Node, Reading, Waiting};
 use crate::objects::Action;
 use crate::oracle::{Oracle, Violation};
@@ -32,6 +33,7 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     pub(crate) oracle: Oracle,
     pub(crate) histories: Histories,
+    pub(crate) names: NameOracle,
     pub(crate) tally: Tally,
     pub(crate) queries: u64,
     pub(crate) crashes: u64,
@@ -57,6 +59,7 @@ impl Cluster {
             nodes: (1..=plan.nodes).map(node).collect(),
             oracle: Oracle::new(&plan),
             histories: Histories::default(),
+            names: NameOracle::default(),
             tally: Tally::default(),
             queries: 0,
             crashes: 0,

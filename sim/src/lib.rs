@@ -3,8 +3,8 @@
 //!
 //! Reading order: `run.rs` (the story of one seed), `plan.rs` (what a seed draws), `cluster.rs`, `node.rs` and `look.rs` (the
 //! world), `faults.rs`, `harm.rs`, `workload.rs`, `clients.rs` and `churn.rs` (what acts on it), `machine.rs` and `objects.rs`
-//! (what is replicated), `oracle.rs`, `members.rs` and `histories.rs` (what must never happen), `campaign.rs` (many seeds),
-//! `shrink.rs` (less of one).
+//! (what is replicated), `oracle.rs`, `members.rs` and `histories.rs` (what must never happen), `names/` (named groups: all of
+//! that), `campaign.rs` (many seeds), `shrink.rs` (less of one).
 //!
 //! Invariants: (1) there is no log, Raft or network code here; (2) all randomness comes from the seed, nothing is
 //! unordered, and no real clock takes part in a run; (3) a planted bug is known to the code under test only: neither the
@@ -22,6 +22,7 @@ mod look;
 mod machine;
 mod marks;
 mod members;
+mod names;
 mod node;
 mod objects;
 mod oracle;
@@ -47,7 +48,7 @@ pub use tally::Tally;
 pub use coracle::breaks::Breaks;
 
 /// The bugs that can be planted, as `sim --break` spells them.
-pub const BREAKS: [&str; 29] = [
+pub const BREAKS: [&str; 31] = [
     "ack-before-durable",
     "vote-not-persisted",
     "old-term-commit-by-count",
@@ -77,6 +78,8 @@ pub const BREAKS: [&str; 29] = [
     "torn-checkpoint-accepted",
     "watermark-ignored",
     "recall-ends-early",
+    "deleted-group-revives",
+    "uid-drawn-again",
 ];
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ impl Cluster {
         self.look_at_directory(at)?;
         let committed = self.look_at_groups(at)?;
         self.look_at_readers(at)?;
+        self.look_at_names(at)?;
         let Some(process) = &mut self.nodes[at].process else { return Ok(()) };
         let answered = process.waiting.extract_if(.., |one| one.answer.get().is_some());
         let mut answered: Vec<(Asked, Option<Outcome>)> =

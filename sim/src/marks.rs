@@ -18,7 +18,7 @@ pub const CLUSTER_MARKS: [&str; 13] = [
 ];
 
 /// States that only some hundred seeds reach: a night's run that does not reach one of them has a fault that does nothing.
-pub const CLUSTER_MARKS_RARE: [&str; 35] = [
+pub const CLUSTER_MARKS_RARE: [&str; 45] = [
     "clusters_harmed_too_much",
     "clusters_of_one",
     "clusters_of_seven",
@@ -30,6 +30,8 @@ pub const CLUSTER_MARKS_RARE: [&str; 35] = [
     "commands_overwritten",
     "commands_poisoned",
     "commands_too_large",
+    "deleted_groups_go_on_for_a_while",
+    "disks_searched_for_deleted_groups",
     "groups_mended",
     "groups_refused_after_damage",
     "groups_suspect",
@@ -47,6 +49,14 @@ pub const CLUSTER_MARKS_RARE: [&str; 35] = [
     "lost_directories_kept_out",
     "machines_stopped_by_disk",
     "machines_without_a_sound_snapshot",
+    "named_commands_done",
+    "named_groups_created",
+    "named_groups_deleted",
+    "named_groups_removed",
+    "named_groups_taken",
+    "named_states_given_up",
+    "names_deleted",
+    "names_looked_up",
     "nodes_halted",
     "old_copies_noticed",
     "sessions_gave_up",

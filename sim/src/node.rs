@@ -3,7 +3,7 @@
 //!
 //! Invariant: a process stops by itself only for a cause that was planted: anything else is a violation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coracle::breaks::Breaks;
 use coracle::sim::{Answer, Glance, SimNode};
@@ -16,6 +16,7 @@ use coracle_wal::WalError;
 
 use crate::harm::Harm;
 use crate::machine::{Journal, TestMachine};
+use crate::names::{NameJournal, Named};
 use crate::oracle::{Claim, View, Violation};
 use crate::plan::Plan;
 use crate::watch::Watch;
@@ -61,6 +62,8 @@ pub(crate) struct Process {
     pub(crate) readings: Vec<Reading>,
     /// Commands of batches that have no answer.
     pub(crate) batched: BTreeSet<u64>,
+    /// What it has to do with names, if the cluster has any.
+    pub(crate) named: Option<Named>,
     /// Groups that are not started yet, latest first.
     starts: Vec<(u64, GroupId)>,
     /// By the node's own clock.
@@ -81,6 +84,8 @@ pub(crate) struct Node {
     pub(crate) paused_until_us: u64,
     /// What the node must not have forgotten when it comes back, by group.
     pub(crate) claims: Vec<Claim>,
+    /// What of each named group was committed, and durable here.
+    pub(crate) kept: BTreeMap<GroupId, Index>,
     /// Power will go at a step of the disk.
     pub(crate) fused: bool,
     /// What was done to its disk.
@@ -116,6 +121,7 @@ impl Node {
             restart_us: 0,
             paused_until_us: 0,
             claims: vec![Claim::default(); plan.groups as usize],
+            kept: BTreeMap::new(),
             fused: false,
             harm: Harm::None,
             old: None,
@@ -139,14 +145,17 @@ impl Node {
         let now_us = self.clock.true_us();
         self.disk.advance(now_us);
         let net = network.driver(self.id.0);
-        let sim = match SimNode::open_broken(
-            &self.config,
-            self.disk.clone(),
-            net,
-            self.clock.clone(),
-            seed,
-            breaks,
-        ) {
+        let parts = (self.disk.clone(), net, self.clock.clone());
+        let names = plan.names_gap_us.map(|_| NameJournal::default());
+        let opened = match names.clone() {
+            Some(names) => {
+                SimNode::open_broken_with_groups(&self.config, parts, seed, breaks, move |_, argument| {
+                    names.make(argument)
+                })
+            }
+            None => SimNode::open_broken(&self.config, parts.0, parts.1, parts.2, seed, breaks),
+        };
+        let sim = match opened {
             Ok(sim) => sim,
             Err(error) => return self.excuse_start(&error).map(|()| false),
         };
@@ -154,6 +163,7 @@ impl Node {
             (1..=plan.groups).map(|group| (now_us + late_us(), GroupId(group))).collect();
         starts.sort_by_key(|(at, group)| std::cmp::Reverse((*at, *group)));
         self.process = Some(Process {
+            named: names.map(|journal| Named::new(journal, &sim)),
             sim,
             journal: Journal::default(),
             views: vec![View::default(); plan.groups as usize],

@@ -131,6 +131,8 @@ pub(crate) struct Plan {
     pub(crate) load: Load,
     pub(crate) weather: Weather,
     pub(crate) churn: Option<Churn>,
+    /// Clients make and delete named groups, so often on average.
+    pub(crate) names_gap_us: Option<u64>,
     pub(crate) harmed: Harmed,
     /// The rate of each node's clock, in millionths.
     pub(crate) clock_ppm: Vec<u64>,
@@ -153,6 +155,7 @@ impl Plan {
     pub(crate) fn draw(seed: u64, trim: &Trim) -> Self {
         let mut plan = Self::of_changing_members(seed);
         plan.widen(&mut SmallRng::seed_from_u64(mix64(seed, 0x5a41)));
+        plan.have_names(&mut SmallRng::seed_from_u64(mix64(seed, 0x4a3e5)), trim);
         // A burst is half of the largest on average.
         let bursts = plan.load.commands / plan.load.burst.div_ceil(2);
         plan.load.gap_us = plan.storm_us / bursts.max(1);
@@ -217,6 +220,7 @@ impl Plan {
             },
             weather: Weather::draw(rng),
             churn: None,
+            names_gap_us: None,
             harmed: Harmed::Nobody,
             clock_ppm: Vec::new(),
             trim: Trim::default(),

@@ -12,6 +12,7 @@ use crate::clients::Clients;
 use crate::cluster::Cluster;
 use crate::faults::{Faults, Strike};
 use crate::harm::Harm;
+use crate::names::NameClients;
 use crate::node::Node;
 use crate::oracle::Violation;
 use crate::panics;
@@ -99,6 +100,7 @@ struct Run {
     workload: Workload,
     churn: Churn,
     clients: Clients,
+    names: NameClients,
     faults: Faults,
 }
 
@@ -106,8 +108,8 @@ impl Run {
     fn new(seed: u64, breaks: Breaks, trim: &Trim) -> Self {
         let plan = Plan::draw(seed, trim);
         let (workload, churn, faults) = (Workload::new(&plan), Churn::new(&plan), Faults::new(&plan));
-        let clients = Clients::new(&plan);
-        Self { cluster: Cluster::new(plan, breaks), workload, churn, clients, faults }
+        let (clients, names) = (Clients::new(&plan), NameClients::new(&plan));
+        Self { cluster: Cluster::new(plan, breaks), workload, churn, clients, names, faults }
     }
 
     fn end(mut self, verdict: &mut Verdict) {
@@ -133,7 +135,9 @@ impl Run {
             self.workload.act(&mut self.cluster);
             self.churn.act(&mut self.cluster);
             self.clients.act(&mut self.cluster);
+            self.names.act(&mut self.cluster);
         }
+        self.names.rest();
         self.churn.rest();
         self.clients.rest();
         self.faults.heal(&mut self.cluster)?;
@@ -147,6 +151,7 @@ impl Run {
         } else {
             self.recover("after the faults every node and group is well again")?;
             self.probe()?;
+            self.probe_names()?;
         }
         let Cluster { histories, tally, .. } = &mut self.cluster;
         histories.judge(tally)
@@ -157,6 +162,7 @@ impl Run {
         let clients_us =
             if until_us > self.cluster.plan.storm_us { u64::MAX } else { self.clients.next_us() };
         let people_us = self.workload_us(until_us).min(self.churn.next_us()).min(clients_us);
+        let people_us = people_us.min(self.names.next_us());
         let next_us = self.cluster.next_us().min(self.faults.next_us()).min(people_us);
         let now_us = next_us.max(self.cluster.now_us());
         self.cluster.advance(now_us.min(until_us))?;
@@ -176,7 +182,8 @@ impl Run {
             let until_us = self.cluster.now_us() + LOOK_US;
             while self.step(until_us)? {}
             self.relieve();
-            let Some(detail) = self.ails() else { return Ok(()) };
+            self.cluster.relieve_named();
+            let Some(detail) = self.ails().or_else(|| self.cluster.names_ail()) else { return Ok(()) };
             if self.cluster.now_us() >= give_up_us {
                 return Err(Violation { invariant, detail });
             }
@@ -318,6 +325,30 @@ impl Run {
             }
             return (0..self.cluster.plan.groups as usize)
                 .try_for_each(|group| self.cluster.oracle.members(group).check_told(group));
+        }
+    }
+
+    /// Every name is looked up, every named group takes commands, and what is left is what ought to be.
+    fn probe_names(&mut self) -> Result<(), Violation> {
+        if self.cluster.plan.names_gap_us.is_none() {
+            return Ok(());
+        }
+        loop {
+            let crashes = self.cluster.crashes;
+            self.cluster.names_refused();
+            self.cluster.probe_names();
+            self.recover("after the last commands every named group is well again")?;
+            let refused = self.cluster.names_refused();
+            // What ends a group is durable soon.
+            let until_us = self.cluster.now_us() + CALM_US;
+            while self.step(until_us)? {}
+            if self.cluster.crashes > crashes {
+                continue;
+            }
+            if let Some(detail) = refused {
+                return Err(Violation { invariant: "new wishes are done", detail });
+            }
+            return self.cluster.judge_names();
         }
     }
 

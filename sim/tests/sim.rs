@@ -112,9 +112,16 @@ fn planted_bugs_of_identity_and_damage_are_noticed() {
 /// With a fault that few seeds have by themselves.
 #[test]
 fn planted_bugs_of_old_copies_are_noticed() {
-    let trim = Trim { with: Trim::kinds_to_add().collect(), ..Trim::default() };
+    let trim = Trim { with: ["old_directory"].into(), ..Trim::default() };
     caught_with("watermark-ignored", Worlds::Cluster, 0..100, &trim);
     caught_with("recall-ends-early", Worlds::Cluster, 0..100, &trim);
+}
+
+#[test]
+fn planted_bugs_of_named_groups_are_noticed() {
+    let trim = Trim { with: ["names"].into(), ..Trim::default() };
+    caught_with("uid-drawn-again", Worlds::Cluster, 0..20, &trim);
+    caught_with("deleted-group-revives", Worlds::Cluster, 0..100, &trim);
 }
 
 #[test]

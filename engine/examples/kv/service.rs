@@ -5,8 +5,9 @@
 //! in which it sent them, as far as they share a group; (3) what waits to be sent is bounded: [`GATHERED_BYTES_MAX`].
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
-use coracle::{Client, Consistency, Group, NotDone, Outcome, Reason};
+use coracle::{Client, Consistency, Group, GroupId, NameChange, NotDone, Outcome, Reason};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
@@ -25,6 +26,8 @@ pub(crate) struct Service {
     client: Client,
     /// Who answers what is read.
     reads: Consistency,
+    /// Groups with names, as this node knows them, if it has any.
+    named: Option<RefCell<BTreeMap<GroupId, Group>>>,
     state: RefCell<State>,
     gathered: Notify,
 }
@@ -39,11 +42,32 @@ struct State {
 }
 
 impl Service {
-    /// A service over `groups`, at least one, among which the keys are spread.
-    pub(crate) fn new(groups: Vec<Group>, client: Client, reads: Consistency) -> Self {
+    /// A service over `groups`, at least one, among which the keys are spread; but for those of groups with names, if there are.
+    pub(crate) fn new(groups: Vec<Group>, client: Client, reads: Consistency, has_names: bool) -> Self {
         let commands = vec![Vec::new(); groups.len()];
         let state = RefCell::new(State { commands, ..State::default() });
-        Self { groups, client, reads, state, gathered: Notify::new() }
+        let named = has_names.then(RefCell::default);
+        Self { groups, client, reads, named, state, gathered: Notify::new() }
+    }
+
+    /// A named group is there, or is gone.
+    pub(crate) fn on_name(&self, change: NameChange, group: impl Fn(GroupId) -> Group) {
+        let Some(named) = &self.named else { return };
+        let mut named = named.borrow_mut();
+        match change {
+            NameChange::Created(one) => drop(named.insert(one.id(), group(one.id()))),
+            NameChange::Deleted(one) => drop(named.remove(&one.id())),
+            NameChange::Restarted => named.clear(),
+            NameChange::Members(_) => {}
+        }
+    }
+
+    /// Whether a key is a named group's, whose uid it begins with; and the group, if this node knows it.
+    fn named(&self, key: &[u8]) -> Option<Option<Group>> {
+        let named = self.named.as_ref()?;
+        let end = key.iter().position(|byte| *byte == b'/')?;
+        let uid = std::str::from_utf8(&key[..end]).ok()?.parse().ok()?;
+        Some(named.borrow().get(&GroupId(uid)).cloned())
     }
 
     /// Takes a change on its way.
@@ -52,6 +76,19 @@ impl Service {
         let mut state = self.state.borrow_mut();
         let tag = state.waiting.insert(sender) as u64;
         let command = change.encode();
+        match self.named(change.key()) {
+            Some(Some(group)) => {
+                if let Err(why) = self.client.propose(&group, [(tag, &command)]) {
+                    state.answer(tag, &Outcome::NotDone(why));
+                }
+                return reply;
+            }
+            Some(None) => {
+                state.refuse(tag);
+                return reply;
+            }
+            None => {}
+        }
         state.bytes += command.len();
         state.commands[self.place(change.key())].push((tag, command));
         if state.bytes > GATHERED_BYTES_MAX {
@@ -67,7 +104,16 @@ impl Service {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let tag = state.waiting.insert(sender) as u64;
-        if let Err(why) = self.client.query_as(&self.groups[self.place(key)], tag, self.reads, key) {
+        let named = self.named(key);
+        let group = match &named {
+            Some(Some(group)) => group,
+            Some(None) => {
+                state.refuse(tag);
+                return reply;
+            }
+            None => &self.groups[self.place(key)],
+        };
+        if let Err(why) = self.client.query_as(group, tag, self.reads, key) {
             state.answer(tag, &Outcome::NotDone(why));
         }
         reply
@@ -122,6 +168,15 @@ impl Service {
 }
 
 impl State {
+    /// There is no such named group here, or not yet.
+    fn refuse(&mut self, tag: u64) {
+        if let Some(waiting) = self.waiting.try_remove(tag as usize) {
+            let mut out = Vec::new();
+            resp::error(&mut out, "TRYAGAIN this node knows no such group");
+            let _ = waiting.send(out);
+        }
+    }
+
     fn answer(&mut self, tag: u64, outcome: &Outcome<&[u8]>) {
         if let Some(waiting) = self.waiting.try_remove(tag as usize) {
             // A connection that has gone does not care.

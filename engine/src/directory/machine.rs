@@ -11,7 +11,7 @@ use super::{
     BYTES_MAX, Created, Deleted, END_DRAWN, FIRST_DRAWN, NAMES_MAX, NamedGroup, PAGE_BYTES, PAGE_MAX, Page,
     Seat, are_founders, is_name,
 };
-use crate::machine::{Class, Effects, Entry, Machine, RestoreError, Wire};
+use crate::machine::{Class, Effects, Entry, Machine, RestoreError, SnapshotSource, Wire};
 
 /// So many bytes of commands at least, and as many as the state has, come between two snapshots.
 const RELEASE_BYTES: usize = 32 * 1024;
@@ -178,6 +178,33 @@ impl NameMachine {
     }
 }
 
+/// The state at one moment. Groups are shared with the machine, which replaces what it changes: so this takes a pointer for each,
+/// and their bytes are made piece by piece.
+struct Cut {
+    /// Made, and taken up to `at`.
+    made: Vec<u8>,
+    at: usize,
+    rest: std::vec::IntoIter<Arc<NamedGroup>>,
+}
+
+impl SnapshotSource for Cut {
+    fn next_chunk(&mut self, out: &mut Vec<u8>, max: usize) -> bool {
+        let end = out.len().saturating_add(max);
+        loop {
+            let taken = (end - out.len()).min(self.made.len() - self.at);
+            out.extend_from_slice(&self.made[self.at..self.at + taken]);
+            self.at += taken;
+            if self.at < self.made.len() {
+                return true;
+            }
+            let Some(group) = self.rest.next() else { return false };
+            self.made.clear();
+            self.at = 0;
+            wire::put_group(&mut self.made, &group);
+        }
+    }
+}
+
 impl Machine for NameMachine {
     fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
         // What is no command changes nothing, on every node, and its answer is empty.
@@ -214,7 +241,14 @@ impl Machine for NameMachine {
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
-        wire::put_state(out, self.next, self.skipped, self.groups.len(), self.groups().map(|group| &**group));
+        self.snapshot_source().next_chunk(out, usize::MAX);
+    }
+
+    fn snapshot_source(&self) -> Box<dyn SnapshotSource> {
+        let mut made = Vec::new();
+        wire::put_head(&mut made, self.next, self.skipped, self.groups.len());
+        let groups: Vec<_> = self.groups().cloned().collect();
+        Box::new(Cut { made, at: 0, rest: groups.into_iter() })
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {

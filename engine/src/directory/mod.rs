@@ -38,7 +38,7 @@ pub(crate) const NAME_BYTES_MAX: usize = 255;
 pub(crate) const ARGUMENT_BYTES_MAX: usize = 4096;
 /// Named groups of a cluster: each costs every node some hundred bytes, running or not.
 const NAMES_MAX: usize = 1 << 17;
-/// And all that is known of them: a snapshot of the directory is made of it at once.
+/// And all that is known of them: a snapshot of the directory is read back at once.
 const BYTES_MAX: usize = 64 << 20;
 /// Groups in one page of a list.
 pub(crate) const PAGE_MAX: usize = 256;

@@ -178,6 +178,40 @@ fn the_state_comes_back_whole_or_not_at_all() {
     }
 }
 
+/// Pieces of any size, none larger than asked for, while the machine goes on: the state as it was.
+#[test]
+fn a_snapshot_is_made_piece_by_piece_while_names_come_and_go() {
+    let mut machine = NameMachine::default();
+    for nth in 0..20 {
+        made(create(&mut machine, &format!("name {nth}"), &[7; 100], &[1, 2, 3]));
+    }
+    let mut expected = Vec::new();
+    machine.snapshot(&mut expected);
+    for size in [1, 7, 100, 165, 1 << 20] {
+        let (mut cut, mut bytes) = (machine.snapshot_source(), Vec::new());
+        loop {
+            let before = bytes.len();
+            let has_more = cut.next_chunk(&mut bytes, size);
+            assert!(bytes.len() - before <= size);
+            if !has_more {
+                break;
+            }
+            assert_eq!(bytes.len() - before, size, "it is not done, and there was room");
+            let group = made(create(&mut machine, "meanwhile", b"", &[1]));
+            delete(&mut machine, "meanwhile", Some(group.id()));
+            let (id, members) = (FIRST_DRAWN, seats(&[2]));
+            let index = Index((bytes.len() as u64 + size as u64) << 32);
+            apply(&mut machine, &Command::Members { id, index, members });
+        }
+        if size == 1 {
+            assert_eq!(bytes, expected);
+        }
+        let mut copy = NameMachine::default();
+        copy.restore(&bytes).unwrap();
+        assert_eq!(copy.groups().count(), 20, "pieces of {size}");
+    }
+}
+
 #[test]
 fn its_log_is_let_go_after_as_much_as_its_state() {
     let mut machine = NameMachine::default();

@@ -315,22 +315,15 @@ impl Wire for Page {
     }
 }
 
-/// Appends the whole state.
-pub(super) fn put_state<'a>(
-    out: &mut Vec<u8>,
-    next: GroupId,
-    skipped: u64,
-    count: usize,
-    groups: impl Iterator<Item = &'a NamedGroup>,
-) {
+/// Appends what the state begins with; so many groups follow, by uid, each as [`put_group`] writes it.
+pub(super) fn put_head(out: &mut Vec<u8>, next: GroupId, skipped: u64, count: usize) {
     out.put_u8(VERSION);
     out.put_u64(next.0);
     out.put_u64(skipped);
     out.put_u32(count as u32);
-    groups.for_each(|group| put_group(out, group));
 }
 
-/// Reads what [`put_state`] wrote: the next uid, how far uids were skipped, and the groups.
+/// Reads a state as [`put_head`] begins it: the next uid, how far uids were skipped, and the groups.
 pub(super) fn state(bytes: &[u8]) -> Option<(GroupId, u64, Vec<NamedGroup>)> {
     whole(bytes, |reader| {
         let (version, next, skipped) = (reader.u8()?, GroupId(reader.u64()?), reader.u64()?);

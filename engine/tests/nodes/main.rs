@@ -11,6 +11,7 @@ mod compat;
 mod disk;
 mod elections;
 mod full;
+mod leaving;
 mod lost;
 mod members;
 mod names;

@@ -12,6 +12,7 @@ mod hostile;
 mod kills;
 mod kv;
 mod links;
+mod names;
 mod operator;
 mod process;
 mod quick_start;

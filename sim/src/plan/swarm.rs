@@ -7,7 +7,8 @@ use coracle_base::checksum::mix64;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Fault, Harmed, Plan, pick};
+use super::trim::NAMES;
+use super::{Fault, Harmed, Plan, Trim, pick};
 
 const OLD: u64 = 0x01d;
 /// From so many groups on a cluster is large.
@@ -54,6 +55,15 @@ impl Plan {
         self.load.padding = self.load.padding.min(100);
         self.settings.habits.padding = self.settings.habits.padding.min(1_000);
         self.settings.habits.live_percent = 0;
+    }
+
+    /// A few names, of groups that come and go.
+    pub(super) fn have_names(&mut self, own: &mut SmallRng, trim: &Trim) {
+        let is_wanted = own.random_ratio(1, 6) || trim.with.contains(NAMES);
+        if is_wanted && self.groups < MANY_GROUPS {
+            self.names_gap_us = Some(pick(own, &[30_000, 150_000, 500_000]));
+            self.groups = self.groups.min(3);
+        }
     }
 
     fn harm(&mut self, own: &mut SmallRng) {

@@ -13,7 +13,7 @@ use super::{Fault, Harmed, Plan};
 use crate::storage;
 
 /// Kinds of trouble that are no strike of their own: chunks, disks and moments.
-const SMALL: [&str; 13] = [
+const SMALL: [&str; 14] = [
     "drop",
     "duplicate",
     "reorder",
@@ -26,11 +26,14 @@ const SMALL: [&str; 13] = [
     "power_loss_after_cut",
     "power_loss_at_start",
     "churn",
+    NAMES,
     "sessions",
 ];
 
 /// Of all kinds, those that no count of faults tells of.
-pub(crate) const UNCOUNTED: [&str; 4] = ["clock_rates", "ambush", "churn", "sessions"];
+pub(crate) const UNCOUNTED: [&str; 5] = ["clock_rates", "ambush", "churn", NAMES, "sessions"];
+/// Named groups that come and go.
+pub(super) const NAMES: &str = "names";
 
 /// Numbers, as ranges on a command line: `3,7..9`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,9 +64,9 @@ impl Trim {
         Fault::ALL.into_iter().map(|(_, name)| name).chain(SMALL).chain(storage::FAULTS)
     }
 
-    /// Faults that can be had in more seeds than have them, and more often.
+    /// What can be had in more seeds than have it, and more often.
     pub fn kinds_to_add() -> impl Iterator<Item = &'static str> {
-        [Fault::OldDirectory.name()].into_iter()
+        [Fault::OldDirectory.name(), NAMES].into_iter()
     }
 
     /// Whether this kind is left out.
@@ -86,6 +89,9 @@ impl Plan {
         self.storm_us = self.storm_us.min(storm_us);
         self.cut_churn(trim);
         self.cut_rates(trim);
+        if trim.is_without(NAMES) {
+            self.names_gap_us = None;
+        }
         if trim.is_without("sessions") {
             self.load.sessions = 0;
         }

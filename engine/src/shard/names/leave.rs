@@ -31,7 +31,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
         self.names.left.remove(&group.id());
         let one = &mut self.slots[slot as usize];
-        if matches!(one.state, MachineState::GivenUp) {
+        // An old directory may say so of a time before it was taken out.
+        if matches!(one.state, MachineState::GivenUp) && self.names.is_confirmed {
             let reason = "it is a member again".to_owned();
             one.state = MachineState::Needed { reason, ask_us: self.now_us };
             self.status.groups_restoring += 1;
@@ -59,13 +60,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     /// Whether it could.
     fn give_state_up(&mut self, slot: u32) -> bool {
-        let one = &self.slots[slot as usize];
+        let own = self.settings.node;
+        let one = &mut self.slots[slot as usize];
+        if !one.is_whole() && is_out(one, own) && one.raft.first() > one.raft.last() {
+            // It was a member again, and did not get anything in that time.
+            one.state = MachineState::GivenUp;
+            self.status.groups_restoring -= 1;
+            return true;
+        }
         let (group, index) = (one.id, one.applied);
-        let Some(term) =
-            one.raft.term_at(index).filter(|_| is_out(one, self.settings.node) && is_at_rest(one))
-        else {
+        let Some(term) = one.raft.term_at(index).filter(|_| is_out(one, own) && is_at_rest(one)) else {
             return false;
         };
+        if index == Index::ZERO {
+            return true; // there is nothing
+        }
         self.end_sends_of(slot);
         if let Some(part) = self.slots[slot as usize].part.take() {
             self.snapshots.remove_part(&mut self.disk, part);
