@@ -96,7 +96,7 @@ fn planted_bugs_of_membership_are_noticed() {
     caught_within("two-changes-in-flight", Worlds::Cluster, 20);
     caught_within("change-before-noop", Worlds::Cluster, 20);
     caught_in("config-not-reverted", Worlds::Cluster, 2..60);
-    caught_in("stale-append-truncates", Worlds::Cluster, 10..100);
+    caught_in("stale-append-truncates", Worlds::Cluster, 85..160);
     caught_within("transfer-keeps-serving", Worlds::Cluster, 20);
 }
 
