@@ -446,7 +446,8 @@ impl Oracle {
             "node {node} group {group}: suspect after a crash"
         );
         hold!(
-            status.term >= claim.led,
+            // Damage may take both copies of a state. Then the group is suspect, and asks all others before it votes.
+            suspect || status.term >= claim.led,
             "a vote outlives a crash",
             "node {node} group {group}: recovered in term {}, and it led in {}",
             status.term,

@@ -151,6 +151,13 @@ pub(crate) enum Harmed {
 }
 
 impl Plan {
+    /// How long a node takes to send every group's snapshot to every other, as fast as it may; twice, for a newer one may
+    /// take the place of the first.
+    pub(crate) fn sending_us(&self) -> u64 {
+        let snapshots = 2 * self.nodes * self.groups;
+        snapshots * self.settings.habits.padding as u64 * 1_000_000 / self.settings.snapshot_bytes_per_s
+    }
+
     /// The plan of `seed`, without what `trim` leaves out.
     pub(crate) fn draw(seed: u64, trim: &Trim) -> Self {
         let mut plan = Self::of_changing_members(seed);

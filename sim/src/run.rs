@@ -177,7 +177,7 @@ impl Run {
     // ---- afterwards -----------------------------------------------------------------------------------------------
 
     fn recover(&mut self, invariant: &'static str) -> Result<(), Violation> {
-        let give_up_us = self.cluster.now_us() + HEAL_US;
+        let give_up_us = self.cluster.now_us() + HEAL_US + self.cluster.plan.sending_us();
         loop {
             let until_us = self.cluster.now_us() + LOOK_US;
             while self.step(until_us)? {}

@@ -459,6 +459,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.restore_from(slot, vec![Try::Inline(snapshot)], true);
             }
         }
+        // A leader takes commands while its machine is being restored.
+        self.skip_waiting(slot, index);
     }
 }
 

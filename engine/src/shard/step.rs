@@ -286,6 +286,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 self.on_ready(slot);
             }
         }
+        self.skip_waiting(slot, index);
+    }
+
+    /// Answers who waits for entries up to `index`, which the machine has got with a snapshot and will not run.
+    pub(super) fn skip_waiting(&mut self, slot: u32, index: Index) {
         let one = &mut self.slots[slot as usize];
         let mut answers = Answers { completions: &mut self.completions, transport: &mut self.transport };
         let skipped = crate::Outcome::Unknown(crate::Unknown::Skipped);
@@ -316,7 +321,21 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             Err(error) => {
                 tracing::warn!(group = %one.id, %to, %error, "entries for a follower cannot be read back");
                 self.input(slot, Input::FetchFailed { to });
+                if matches!(error, ReadError::Corrupt { .. } | ReadError::Disk(_)) {
+                    self.replace_unreadable(slot);
+                }
             }
+        }
+    }
+
+    /// What a follower needs cannot be read here: the state that it led to goes in its place. Reads are tried again
+    /// meanwhile, for the disk may have failed only once.
+    fn replace_unreadable(&mut self, slot: u32) {
+        let one = &mut self.slots[slot as usize];
+        let newest = one.snapshot.as_ref().map_or(Index::ZERO, Held::index);
+        if one.raft.role() == Role::Leader && one.applied > newest {
+            (one.want_release, one.force_release) = (true, true);
+            self.take_snapshots(slot);
         }
     }
 

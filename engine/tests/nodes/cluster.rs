@@ -67,6 +67,8 @@ pub(crate) struct Cluster {
     pub(crate) protocols: Vec<u16>,
     /// Entries after which a machine leaves a checkpoint when its node stops; for nodes that are opened from now on.
     pub(crate) recovery_interval: u64,
+    /// Bytes of snapshots that a node sends in a second; for nodes that are opened from now on.
+    pub(crate) snapshot_bytes_per_s: u64,
     /// Nodes have a directory of named groups, whose machines count.
     is_named: bool,
 }
@@ -104,6 +106,7 @@ impl Cluster {
             boots: 0,
             protocols,
             recovery_interval: 0,
+            snapshot_bytes_per_s: 128 << 20,
             is_named,
         };
         (0..file_bytes.len()).for_each(|at| cluster.open(at));
@@ -120,6 +123,7 @@ impl Cluster {
         config.wal_max_size_bytes = self.file_bytes[at];
         config.min_checkpoint_interval = 5;
         config.min_recovery_checkpoint_interval = self.recovery_interval;
+        config.snapshot_bytes_per_s = self.snapshot_bytes_per_s;
         self.boots += 1;
         let net = self.network.driver(at as u64 + 1);
         let (disk, clock) = (self.disks[at].clone(), self.clock.clone());

@@ -1,7 +1,7 @@
 //! A node comes back with an older state of its disk than it acknowledged, and nothing on the disk says so.
 
 use coracle::{GroupId, Index, NodeId, Outcome, Reason};
-use coracle_io::fake::FakeDisk;
+use coracle_io::fake::{Damage, FakeDisk};
 
 use crate::cluster::{Cluster, Fault, GROUP};
 
@@ -224,4 +224,44 @@ fn a_member_of_two_that_went_back_is_whole_when_the_other_one_has_answered() {
         assert_eq!(cluster.asked(1 - at, GROUP), Ok(7));
         assert_eq!(cluster.node(1 - at).status().unwrap().groups_data_loss, 0);
     }
+
+/// Found by the simulator: it was read again and again, for ever.
+#[test]
+fn what_a_leader_cannot_read_any_more_reaches_a_follower_as_a_snapshot() {
+    let (mut cluster, leader, at) = cluster_of(u16::MAX);
+    cluster.kill(at);
+    cluster.done(leader, GROUP, b"it will not be read again");
+    cluster.done(leader, GROUP, b"more");
+    // After a start nothing of the log is in memory.
+    cluster.kill(leader);
+    cluster.open(leader);
+    cluster.turn_until("a running node", |cluster| cluster.node(leader).is_running());
+    cluster.start(leader, GROUP, Fault::None);
+    cluster.done(leader, GROUP, b"last");
+    assert!(fail_reads_of(&cluster.disks[leader], b"it will not be read again"));
+    let other = 3 - leader - at;
+    if cluster.status(leader).leader == Some(NodeId(other as u64 + 1)) {
+        assert!(fail_reads_of(&cluster.disks[other], b"it will not be read again"));
+    }
+    cluster.open(at);
+    cluster.turn_until("a running node", |cluster| cluster.node(at).is_running());
+    cluster.start(at, GROUP, Fault::None);
+    cluster.turn_until("all there is", |cluster| {
+        let status = cluster.node(at).group_status(GROUP);
+        status.is_some_and(|one| one.digest == cluster.status(leader).digest && one.first > Index(2))
+    });
+}
+
+/// The pages of the log that hold `needle` cannot be read any more. Whether there are any.
+fn fail_reads_of(disk: &FakeDisk, needle: &[u8]) -> bool {
+    let image = disk.image();
+    let mut found = false;
+    for path in image.paths() {
+        let bytes = image.read(&path).unwrap_or_default();
+        for at in (0..bytes.len().saturating_sub(needle.len())).filter(|at| bytes[*at..].starts_with(needle))
+        {
+            found |= disk.corrupt(&path, at as u64 / 4096 * 4096, Damage::Unreadable);
+        }
+    }
+    found
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, Reason, RestoreError};
+use coracle::{Effects, Entry, Index, IndexRange, Machine, NodeId, Outcome, Reason, RestoreError, Unknown};
 use coracle_io::Disk;
 use coracle_io::fake::{Completing, Latency, OpKind};
 
@@ -151,6 +151,73 @@ fn a_leader_whose_own_snapshot_is_damaged_fetches_another_s() {
         status.needs_snapshot.is_none() && !status.restoring && status.applied > Index(3)
     });
     cluster.done(damaged, GROUP, b"on it goes");
+}
+
+/// Found by the simulator: who waited for its turn gave up, and much was sent twice.
+#[test]
+fn a_receiver_that_the_throttle_keeps_waiting_does_not_give_up() {
+    let mut cluster = Cluster::new(3);
+    cluster.snapshot_bytes_per_s = 47_000;
+    (0..2).for_each(|at| cluster.kill(at));
+    let machine = Big::new(500_000);
+    (0..2).for_each(|at| reopen(&mut cluster, at, machine.clone()));
+    cluster.done(0, GROUP, b"release");
+    cluster.turn_until("released logs", |cluster| (0..2).all(|at| released(cluster, at)));
+    start(&cluster, 2, &machine);
+    cluster.turn_until("a first chunk", |cluster| sent(cluster) > 0);
+    cluster.turn_until("the snapshot", |cluster| is_caught_up(cluster, 2));
+    let resumed = cluster.node(2).status().unwrap().transfers_resumed;
+    assert_eq!((sent(&cluster), resumed), (500_025, 0), "state and head, once");
+}
+
+/// A machine that lets its log go later than others do.
+struct Late(Big);
+
+impl Machine for Late {
+    fn apply(&mut self, entry: Entry<'_>, effects: &mut Effects<'_>) {
+        let command: &[u8] = if entry.command == b"late" { b"release" } else { b"" };
+        self.0.apply(Entry { command, ..entry }, effects);
+    }
+    fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
+        self.0.query(query, reply);
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        self.0.snapshot(out);
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        self.0.restore(snapshot)
+    }
+}
+
+/// Found by the simulator: the machine went past what clients waited for, and the next command found that out.
+#[test]
+fn who_waits_for_what_a_fetched_snapshot_covers_hears_that_nobody_knows() {
+    let machine = Big::new(600_000);
+    let mut cluster = Cluster::new(2);
+    start(&cluster, 0, &machine);
+    cluster.node(1).start_group(GROUP, Box::new(Late(machine.clone())));
+    cluster.done(0, GROUP, b"release");
+    cluster.turn_until("a released log", |cluster| released(cluster, 0));
+    // With the longer log it leads again.
+    cluster.kill(1);
+    drop(cluster.node(0).propose(GROUP, b"only here"));
+    (0..100).for_each(|_| cluster.turn());
+    cluster.kill(0);
+    damage(&cluster, 0);
+    reopen(&mut cluster, 0, machine.clone());
+    reopen(&mut cluster, 1, Late(machine));
+    let leads = |cluster: &Cluster| cluster.status(0).leader == Some(NodeId(1));
+    cluster.turn_until("a leader", leads);
+    assert!(cluster.status(0).needs_snapshot.is_some() && files(&cluster, 1).is_empty());
+    let answers = [b"late".as_slice(), b"two"].map(|command| cluster.node(0).propose(GROUP, command));
+    cluster.turn_until("its machine", |cluster| {
+        let status = cluster.status(0);
+        status.needs_snapshot.is_none() && !status.restoring
+    });
+    assert!(leads(&cluster), "it led all the time");
+    let first = answers[0].get();
+    assert!(matches!(first, Some(Outcome::Unknown(Unknown::Skipped))), "{first:?}");
+    cluster.done(0, GROUP, b"on it goes");
 }
 
 /// Keeps the bodies of its commands in the log: its state is their indexes, and some more.

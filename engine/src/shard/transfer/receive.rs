@@ -53,6 +53,8 @@ struct Receiving {
     live_next: Option<Index>,
     live_done: bool,
     heard_us: u64,
+    /// When it was offered last: who offers it still has it, and others have their turn, or the throttle has.
+    offered_us: u64,
     asked_us: u64,
     /// It ends: whole, kept or removed.
     is_ending: bool,
@@ -70,6 +72,11 @@ impl Receiving {
     /// There is nothing to ask for any more: it waits for an offer that is current.
     fn has_all(&self) -> bool {
         self.live_done && self.chunks.is_empty() && self.writer.chunks() >= chunks_of(self.offer.key.bytes)
+    }
+
+    /// When to give up hope.
+    fn late_us(&self) -> u64 {
+        self.heard_us.max(self.offered_us) + PATIENCE_US
     }
 
     fn is_quiet(&self, now_us: u64, for_us: u64) -> bool {
@@ -98,7 +105,7 @@ impl Receives {
     pub(in super::super) fn deadline_us(&self) -> u64 {
         let waiting = self.open.values().filter(|one| !one.is_ending);
         let again = |one: &Receiving| {
-            let (ask, late) = (one.asked_us.max(one.heard_us) + ASK_AGAIN_US, one.heard_us + PATIENCE_US);
+            let (ask, late) = (one.asked_us.max(one.heard_us) + ASK_AGAIN_US, one.late_us());
             if one.has_all() { late + 1 } else { ask.min(late) + 1 }
         };
         waiting.map(again).min().unwrap_or(u64::MAX)
@@ -150,6 +157,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if is_same {
             let is_new = receiving.from != from || receiving.is_quiet(self.now_us, ASK_AGAIN_US);
             (receiving.from, receiving.session, receiving.offer) = (from, session, offer);
+            receiving.offered_us = self.now_us;
             self.again = true;
             if is_new && receiving.end.is_some() && !receiving.is_finishing {
                 self.ask(token);
@@ -205,6 +213,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             live: Vec::new(),
             live_next: None,
             heard_us: self.now_us,
+            offered_us: self.now_us,
             asked_us: self.now_us,
             is_ending: false,
             is_finishing: false,
@@ -344,7 +353,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if receiving.whole.is_some() {
             return self.step_whole(token);
         }
-        if now_us > receiving.heard_us + PATIENCE_US && receiving.end.is_some() {
+        if now_us > receiving.late_us() && receiving.end.is_some() {
             receiving.is_ending = true;
             return receiving.writer.keep(&mut self.disk);
         }
@@ -415,7 +424,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             if let Some(file) = receiving.whole {
                 self.on_received(receiving, file);
             }
-        } else if self.now_us > receiving.heard_us + PATIENCE_US {
+        } else if self.now_us > receiving.late_us() {
             self.give_up_receiving(token);
         }
     }

@@ -165,7 +165,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// state: the one that it is being sent, else the newest.
     pub(in super::super) fn send_snapshot(&mut self, slot: u32, to: NodeId, state_only: bool) {
         let one = &self.slots[slot as usize];
-        let (group, raft_term) = (one.id, one.raft.term());
+        let group = one.id;
         let Some(link) = self.transport.link(to).filter(|link| link.session().is_some()) else { return };
         let speaks = link.speaks_transfer();
         let is_alone = !self.wal.has_live(group) && !state_only;
@@ -198,11 +198,18 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Some(token) = found.or_else(|| self.begin_send(slot, to, state_only)) else {
             return;
         };
-        let Some(sending) = self.snapshots.sends.open.get_mut(&token) else { return };
+        self.offer(token);
+    }
+
+    /// Says what there is to be had.
+    fn offer(&mut self, token: u64) {
+        let Some(sending) = self.snapshots.sends.open.get(&token) else { return };
+        let Sending { slot, to, key, state_only, .. } = *sending;
         let live = sending.live.iter().map(|range| range.count).sum();
-        let configured = if state_only { None } else { self.slots[slot as usize].raft.members_to_send() };
-        let offer = Offer { raft_term, key: sending.key, live, state_only, configured };
-        push_offer(self.transport.envelope(to), group, &offer);
+        let raft = &self.slots[slot as usize].raft;
+        let configured = if state_only { None } else { raft.members_to_send() };
+        let offer = Offer { raft_term: raft.term(), key, live, state_only, configured };
+        push_offer(self.transport.envelope(to), self.slots[slot as usize].id, &offer);
     }
 
     fn begin_send(&mut self, slot: u32, to: NodeId, state_only: bool) -> Option<u64> {
@@ -279,8 +286,13 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 let next = if is_on_its_way { next.max(sending.sent_upto) } else { next };
                 let end = end.min(chunks_of(want.key.bytes));
                 if next < end {
+                    let waits = sending.wanted.is_some();
                     sending.wanted = Some(Part::Chunks { next, end });
                     self.again = true;
+                    if waits {
+                        // Others have their turn, or the throttle has: whoever hears nothing gives up.
+                        self.offer(token);
+                    }
                 }
             }
         }
