@@ -292,7 +292,8 @@ impl Faults {
     /// What a sound disk never does. Only to a log at rest: there the loss of each durable batch can be noticed.
     fn harm(&mut self, cluster: &mut Cluster, at: usize, fault: Fault, tries: u32) -> Result<(), Violation> {
         let node = &cluster.nodes[at];
-        if node.harm == Harm::Lost {
+        // While few nodes have heard of their cluster, the directory of the one that formed it may be all there is of it.
+        if node.harm == Harm::Lost || cluster.oracle.joined() < cluster.nodes.len() {
             return Ok(());
         }
         if fault == Fault::OldDirectory {

@@ -11,7 +11,7 @@ mod readers;
 
 pub(crate) use self::readers::DiskTrouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coracle::{GroupStatus, Index, NodeId, Outcome, Term};
 use coracle_base::checksum::crc32c;
@@ -132,6 +132,8 @@ pub(crate) struct Oracle {
     members: Vec<Ledger>,
     commands: Vec<Proposed>,
     cluster: Option<u128>,
+    /// Who has ever belonged to it.
+    joined: BTreeSet<NodeId>,
 }
 
 /// How often a view must change before logs are compared entry by entry.
@@ -145,6 +147,7 @@ impl Oracle {
             members: groups.map(|group| Ledger::new(&plan.founders(group))).collect(),
             commands: Vec::new(),
             cluster: None,
+            joined: BTreeSet::new(),
         }
     }
 
@@ -363,6 +366,7 @@ impl Oracle {
         cluster: Option<u128>,
     ) -> Result<(), Violation> {
         let Some(id) = cluster else { return Ok(()) };
+        self.joined.insert(node);
         let known = *self.cluster.get_or_insert(id);
         hold!(known == id, "one cluster is formed", "node {node}: {id:032x}, elsewhere {known:032x}");
         hold!(
@@ -371,6 +375,11 @@ impl Oracle {
             "node {node} runs as if it had not"
         );
         Ok(())
+    }
+
+    /// How many nodes have ever belonged to the cluster.
+    pub(crate) fn joined(&self) -> usize {
+        self.joined.len()
     }
 
     // ---- consensus ------------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ fn a_member_of_two_that_went_back_is_whole_when_the_other_one_has_answered() {
         assert_eq!(cluster.asked(1 - at, GROUP), Ok(7));
         assert_eq!(cluster.node(1 - at).status().unwrap().groups_data_loss, 0);
     }
+}
 
 /// Found by the simulator: it was read again and again, for ever.
 #[test]
