@@ -329,11 +329,12 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         receiving.writer.abandon(&mut self.disk);
     }
 
-    /// Whether Raft would hear of it: it was offered in this term, in this session of the offering leader's link.
+    /// Whether Raft would hear of it: it was offered in this term, or in a newer one that Raft hears of with it; in this
+    /// session of the offering leader's link.
     fn is_current(&self, receiving: &Receiving) -> bool {
         let raft_term = self.slots[receiving.slot as usize].raft.term();
         let is_session = receiving.session == self.transport.session_of(receiving.from);
-        receiving.offer.state_only || receiving.offer.raft_term == raft_term && is_session
+        receiving.offer.state_only || receiving.offer.raft_term >= raft_term && is_session
     }
 
     /// Once a turn: chunks go to the disk, what is lacking is asked for, what nobody answers is put aside.
