@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 
 use coracle_base::checksum::mix64;
-use coracle_io::fake::{Completing, CrashPolicy, DiskImage, FakeDisk, Latency, NetOptions, NetRates, OpKind};
+use coracle_io::fake::{
+    Completing, CrashPolicy, DiskImage, FakeDisk, Latency, Lie, NetOptions, NetRates, OpKind,
+};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -30,6 +32,8 @@ const OLD_AGE_US: u64 = 1_000_000;
 const BEHIND_US: u64 = 2_000_000;
 /// After it is put back nothing else goes wrong until the node was told, or for so long: nobody else could.
 const QUIET_US: u64 = 3_000_000;
+/// After a write was lost nothing else goes wrong until later ones prove it, or for so long: with that many they do.
+const LIE_US: u64 = 2_000_000;
 /// While a cluster is being formed there is trouble within this time.
 const EARLY_US: u64 = 400_000;
 const FAULT: u64 = 6;
@@ -43,6 +47,11 @@ enum Later {
         at: usize,
         fault: Fault,
         tries: u32,
+    },
+    /// The disk of a node is to have lied, which later writes are to prove.
+    Lied {
+        at: usize,
+        until_us: u64,
     },
     /// The disk has room again.
     Room(usize),
@@ -83,6 +92,8 @@ pub(crate) struct Faults {
     next_us: u64,
     /// Nothing goes wrong until this node was told that its directory is an older copy, or until then.
     quiet: Option<(usize, u64)>,
+    /// A disk lies: nothing else goes wrong before that could be noticed, which could not be if it ended now.
+    is_lying: bool,
     old_since_us: u64,
     later: BTreeMap<(u64, u64), Later>,
     count: u64,
@@ -96,9 +107,24 @@ impl Faults {
         let mut rng = SmallRng::seed_from_u64(mix64(plan.seed, 0xfa17));
         let next_us = if plan.weather.early { rng.random_range(0..EARLY_US) } else { 2 * EARLY_US };
         let dice = SmallRng::seed_from_u64(mix64(plan.seed, 0xd1ce));
-        let (later, story) = (BTreeMap::new(), Vec::new());
-        let (quiet, old_since_us, count, strikes) = (None, 0, 0, 0);
-        Self { seed: plan.seed, rng, dice, next_us, quiet, old_since_us, later, count, strikes, story }
+        Self {
+            seed: plan.seed,
+            rng,
+            dice,
+            next_us,
+            quiet: None,
+            is_lying: false,
+            old_since_us: 0,
+            later: BTreeMap::new(),
+            count: 0,
+            strikes: 0,
+            story: Vec::new(),
+        }
+    }
+
+    /// Whether a disk has lied, and nothing proves it yet.
+    pub(crate) fn is_lying(&self) -> bool {
+        self.is_lying
     }
 
     /// When the next thing happens.
@@ -116,6 +142,7 @@ impl Faults {
             match first.remove() {
                 Later::Isolate(..) | Later::PowerLoss(_) | Later::Harm { .. } if is_quiet => {}
                 Later::PutBack { at, leader } => self.put_back(cluster, at, leader)?,
+                Later::Lied { at, until_us } => self.lied(cluster, at, until_us)?,
                 Later::Strike(fault) => self.strike(cluster, fault)?,
                 Later::Unblock(from, to) => cluster.network.unblock(from, to),
                 Later::FastDisk(at) => set_disk(cluster, at, cluster.plan.disk),
@@ -158,7 +185,7 @@ impl Faults {
     fn doubt(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         let one_in = cluster.plan.weather.doubt_one_in;
         for at in std::mem::take(&mut cluster.doubtful) {
-            if one_in > 0 && self.rng.random_ratio(1, one_in) && self.quiet.is_none() {
+            if one_in > 0 && self.rng.random_ratio(1, one_in) && self.quiet.is_none() && !self.is_lying {
                 cluster.tally.fault("power_loss_after_cut");
                 self.crash(cluster, at, End::PowerLoss(CrashPolicy::LOSE_ALL))?;
             }
@@ -191,7 +218,7 @@ impl Faults {
     fn strike(&mut self, cluster: &mut Cluster, fault: Fault) -> Result<(), Violation> {
         let (now_us, number) = (cluster.now_us(), self.strikes);
         self.strikes += 1;
-        if !cluster.plan.trim.has_strike(number, fault) || self.quiet.is_some() {
+        if !cluster.plan.trim.has_strike(number, fault) || self.quiet.is_some() || self.is_lying {
             return Ok(());
         }
         self.dice = SmallRng::seed_from_u64(mix64(self.seed, mix64(0xd1ce, number)));
@@ -284,7 +311,7 @@ impl Faults {
                 let hour_ms = 3_600_000;
                 cluster.nodes[one].clock.set_wall_offset_ms(self.dice.random_range(-hour_ms..=hour_ms));
             }
-            Fault::Damage | Fault::DirectoryLost | Fault::OldDirectory => {}
+            Fault::Damage | Fault::LostWrite | Fault::DirectoryLost | Fault::OldDirectory => {}
         }
         Ok(())
     }
@@ -308,6 +335,10 @@ impl Faults {
             return Ok(());
         }
         match fault {
+            Fault::LostWrite => {
+                self.lie(cluster, at);
+                return Ok(());
+            }
             Fault::Damage if !harm::damage_a_page(&node.disk, &mut self.dice) => return Ok(()),
             _ => {}
         }
@@ -320,6 +351,38 @@ impl Faults {
                 node.set_harm(Harm::Lost);
             }
             _ => node.set_harm(Harm::Damaged),
+        }
+        Ok(())
+    }
+
+    /// The next write of a node is confirmed and lands elsewhere, or nowhere. From then on its disk owes less.
+    fn lie(&mut self, cluster: &mut Cluster, at: usize) {
+        let node = &mut cluster.nodes[at];
+        if node.disk.is_limited() {
+            return;
+        }
+        node.disk.fail_no_more();
+        node.disk.lie_next(if self.dice.random() { Lie::Lost } else { Lie::Elsewhere });
+        node.set_harm(Harm::Damaged);
+        self.is_lying = true;
+        let now_us = cluster.now_us();
+        self.at(now_us + HARM_RETRY_US, Later::Lied { at, until_us: now_us + LIE_US });
+    }
+
+    /// Once the next mark or batch proves that something is missing the node loses power, and finds out.
+    fn lied(&mut self, cluster: &mut Cluster, at: usize, until_us: u64) -> Result<(), Violation> {
+        let (node, now_us) = (&cluster.nodes[at], cluster.now_us());
+        let has_lied = !node.disk.is_about_to_lie();
+        if now_us < until_us && !(has_lied && node.is_at_rest()) {
+            self.at(now_us + HARM_RETRY_US, Later::Lied { at, until_us });
+            return Ok(());
+        }
+        node.disk.fail_no_more();
+        self.is_lying = false;
+        if has_lied {
+            cluster.tally.fault(Fault::LostWrite.name());
+            self.crash(cluster, at, End::PowerLoss(cluster.plan.weather.crash))?;
+            cluster.nodes[at].set_harm(Harm::Damaged);
         }
         Ok(())
     }
@@ -361,7 +424,7 @@ impl Faults {
 
     /// The node loses power, and comes back with its directory as it was. For a while it does not meet who led.
     fn put_back(&mut self, cluster: &mut Cluster, at: usize, leader: usize) -> Result<(), Violation> {
-        if !would_be_told(cluster, at) {
+        if self.is_lying || !would_be_told(cluster, at) {
             return Ok(());
         }
         let Some(old) = cluster.nodes[at].old.take() else { return Ok(()) };
@@ -388,7 +451,7 @@ impl Faults {
             cluster.now_us() >= *until_us || process.is_some_and(|process| process.sim.is_old_copy())
         };
         self.quiet = self.quiet.filter(|quiet| !is_over(quiet));
-        self.quiet.is_some()
+        self.quiet.is_some() || self.is_lying
     }
 
     /// Ends a process, if there is one; what power loss takes with it is the disk's to say.
@@ -448,7 +511,7 @@ impl Faults {
     /// Everything is repaired, and nothing goes wrong any more. A node whose power was about to fail loses it now.
     pub(crate) fn heal(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
         self.later.clear();
-        (self.next_us, self.quiet) = (u64::MAX, None);
+        (self.next_us, self.quiet, self.is_lying) = (u64::MAX, None, false);
         cluster.network.heal();
         cluster.network.set_rates(NetRates::default());
         cluster

@@ -2,6 +2,7 @@
 //!
 //! | harm | what the node may do | what it must not do |
 //! |---|---|---|
+//! | a write that was confirmed and is lost | the same as with a damaged page | the same |
 //! | a damaged page | say that a group is suspect, start it late or never, not start at all | forget in silence |
 //! | its directory is lost | wait, refused by all others | be a member again |
 //! | its directory is an older copy | be suspect until all others have answered | vote and count as if it had not forgotten |

@@ -16,6 +16,7 @@ use crate::members::Log;
 use crate::node::{Asked, Node, Process};
 use crate::objects::Objects;
 use crate::oracle::{DiskTrouble, Entries, Recovered, Violation};
+use crate::plan::Harmed;
 use crate::tally::Tally;
 
 /// Events of the trace.
@@ -88,6 +89,13 @@ impl Cluster {
                 continue;
             }
             let Some(status) = sim.group_status(uid) else { continue };
+            if let Some(loss) = status.data_loss.filter(|_| self.plan.harmed != Harmed::Anybody) {
+                let detail = format!("node {id} group {group}: {loss:?}");
+                return Err(Violation {
+                    invariant: "data is lost only with the disks of a majority",
+                    detail,
+                });
+            }
             if watch.look(id, sim, &status, &mut self.tally)? {
                 self.doubtful.push(at);
             }

@@ -137,6 +137,13 @@ impl Run {
             self.clients.act(&mut self.cluster);
             self.names.act(&mut self.cluster);
         }
+        // A disk that has lied is found out first.
+        while self.faults.is_lying() {
+            let until_us = self.cluster.now_us() + LOOK_US;
+            while self.step(until_us)? {
+                self.faults.act(&mut self.cluster)?;
+            }
+        }
         self.names.rest();
         self.churn.rest();
         self.clients.rest();
@@ -399,6 +406,9 @@ impl Run {
         for group in 0..self.cluster.plan.groups as usize {
             let leads = self.cluster.leader_of(group).is_some();
             self.cluster.tally.mark(if leads { "harmed_groups_survived" } else { "harmed_groups_halted" });
+            let mut each = (0..self.cluster.nodes.len()).filter_map(|at| self.cluster.status(at, group));
+            let is_told = each.any(|status| status.data_loss.is_some());
+            self.cluster.tally.mark_many("harmed_groups_data_loss", u64::from(is_told));
         }
     }
 

@@ -105,6 +105,8 @@ pub(crate) struct Slot {
     pub(crate) diverged: bool,
     /// Its votes may be forgotten, and that is not durable yet: until then it hears and says nothing.
     pub(crate) unsure: bool,
+    /// Entries that should live on and are not here, in order.
+    pub(crate) lost: Vec<IndexRange>,
     /// It was removed from this node: the slot is nobody's.
     pub(crate) gone: bool,
     pub(crate) waiting: WaitingList,
@@ -167,6 +169,7 @@ impl Slot {
             given_up_until_us: 0,
             diverged: false,
             unsure: false,
+            lost: Vec::new(),
             gone: false,
             waiting: WaitingList::default(),
             parked: WaitingRoom::default(),

@@ -14,6 +14,7 @@ mod forward;
 mod give_up;
 pub(crate) mod groups;
 pub(crate) mod inbox;
+mod lost;
 pub(crate) mod members;
 pub(crate) mod names;
 mod parked;

@@ -9,6 +9,7 @@ use coracle_wal::ReadError;
 
 use super::Shard;
 use super::inbox::ReadTo;
+use super::lost;
 use crate::Error;
 use crate::api::entries::{NoEntry, Part, ReadPlan, decoded, entry_of};
 
@@ -40,6 +41,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         for index in indexes.iter().copied() {
             let part = if index > one.applied {
                 Part::Known((index, Err(NoEntry::NotYet)))
+            } else if lost::has(&one.lost, index) {
+                Part::Known((index, Err(lost_entry())))
             } else if index < one.log.first() {
                 reader.in_files.push(index);
                 Part::InFiles
@@ -137,4 +140,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             }
         }
     }
+}
+
+fn lost_entry() -> NoEntry {
+    let why = "the record that held it was lost with a damaged part of the log".to_owned();
+    NoEntry::Damaged { file: "the log".into(), why }
 }

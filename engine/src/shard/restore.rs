@@ -377,6 +377,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &mut self.slots[slot as usize];
         self.status.groups_restoring -= u64::from(one.is_restoring());
         one.state = MachineState::Ready;
+        self.look_for_lost(slot);
+        let one = &mut self.slots[slot as usize];
         if one.applied < one.raft.commit() && !one.applying {
             one.applying = true;
             self.applying.push(slot);

@@ -159,8 +159,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         self.by_group.insert(group, at);
         self.status.groups += 1;
         self.status.groups_damaged += u64::from(is_suspect);
-        if let Some(tries) = tries {
-            self.restore_from(at, tries, false);
+        match tries {
+            Some(tries) => self.restore_from(at, tries, false),
+            None => self.look_for_lost(at),
         }
         self.tell_links(at);
         self.drop_part(at);

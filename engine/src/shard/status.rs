@@ -63,6 +63,7 @@ pub struct Glance {
     transfer: Option<NodeId>,
     /// Whether the machine failed, applies, has to be given its state.
     machine: (bool, bool, bool),
+    data_loss: Option<DataLoss>,
 }
 
 impl Glance {
@@ -79,6 +80,7 @@ impl Glance {
             members_index: raft.hard_state().current.index,
             writes_in_flight: raft.writes_in_flight(),
             transfer: raft.transferring(),
+            data_loss: raft.data_loss(),
             machine: (slot.poisoned.is_some(), slot.is_ready(), slot.is_whole()),
         }
     }
@@ -180,6 +182,8 @@ pub struct ShardStatus {
     pub transfers_asked_again: u64,
     /// Entries received that live on below a snapshot.
     pub live_entries_received: u64,
+    /// Entries that should live on below a snapshot, and that damage has taken: other members have them.
+    pub live_entries_lost: u64,
     /// Bytes of entries in memory.
     pub arena_bytes: u64,
     /// Bytes of segments written by compaction.

@@ -303,6 +303,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         // Our own may have been overtaken by an installed one, which is still on its way.
         one.snapshot_in_flight = one.snapshot_in_flight.filter(|newest| *newest > index);
         self.input(slot, Input::Released { index, term });
+        if !self.slots[slot as usize].lost.is_empty() {
+            self.look_for_lost(slot);
+        }
         self.remove_superseded(slot, index);
         self.evict(slot);
     }

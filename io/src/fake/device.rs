@@ -338,10 +338,11 @@ impl Device {
             return Err(failed(&path, OpKind::Write, EINVAL));
         };
         self.require_room(&path, inode, &effect)?;
-        if self.faults.loses_write(&mut self.rng) {
+        let is_fill = matches!(op, DiskOp::Fill { .. });
+        if self.faults.loses_write(is_fill, &mut self.rng) {
             return Ok(DiskOk::Done);
         }
-        if self.faults.misdirects_write(&mut self.rng) {
+        if self.faults.misdirects_write(is_fill, &mut self.rng) {
             self.misdirect(&mut effect);
         }
         if let Effect::Data { inode, pages, .. } = &effect {

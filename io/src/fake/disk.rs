@@ -14,7 +14,7 @@ use rand::RngCore;
 
 use super::crash::{CrashImages, CrashLimits, CrashPolicy, Origin};
 use super::device::{Device, Flight, Ring, failed, not_found};
-use super::faults::{Damage, DiskRates, EIO, OpKind};
+use super::faults::{Damage, DiskRates, EIO, Lie, OpKind};
 use super::image::{Content, DiskImage, Inode, SECTOR_BYTES};
 use crate::disk::DirEntry;
 use crate::{BlockingRead, Buffer, Disk, DiskDone, DiskError, DiskOp};
@@ -231,7 +231,18 @@ impl FakeDisk {
         self.device.borrow_mut().faults.choose(kind, path.map(Path::to_owned), code);
     }
 
-    /// Takes back what [`fail_next`](Self::fail_next) asked for and has not happened.
+    /// The next write is confirmed all the same, and lands elsewhere or nowhere.
+    pub fn lie_next(&self, lie: Lie) {
+        self.device.borrow_mut().faults.lie = Some(lie);
+    }
+
+    /// Whether [`lie_next`](Self::lie_next) was asked for and has not happened.
+    #[must_use]
+    pub fn is_about_to_lie(&self) -> bool {
+        self.device.borrow().faults.lie.is_some()
+    }
+
+    /// Takes back what [`fail_next`](Self::fail_next) and [`lie_next`](Self::lie_next) asked for and has not happened.
     pub fn fail_no_more(&self) {
         self.device.borrow_mut().faults.choose_nothing();
     }

@@ -79,6 +79,15 @@ pub struct DiskRates {
     pub misdirected_write: u32,
 }
 
+/// What becomes of a write that is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// It never lands.
+    Lost,
+    /// It lands on other pages of the same file.
+    Elsewhere,
+}
+
 /// Damage to a file that lies there, durable. Offsets are in bytes and may be anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Damage {
@@ -111,6 +120,8 @@ pub enum Damage {
 pub(super) struct Faults {
     pub(super) rates: DiskRates,
     chosen: Vec<(OpKind, Option<PathBuf>, i32)>,
+    /// The next write lies.
+    pub(super) lie: Option<Lie>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -121,6 +132,7 @@ impl Faults {
 
     pub(super) fn choose_nothing(&mut self) {
         self.chosen.clear();
+        self.lie = None;
     }
 
     pub(super) fn count(&mut self, kind: &'static str) {
@@ -148,8 +160,9 @@ impl Faults {
     }
 
     /// Whether this write never lands although it is confirmed.
-    pub(super) fn loses_write(&mut self, rng: &mut SmallRng) -> bool {
-        let lost = one_in(rng, self.rates.lost_write);
+    pub(super) fn loses_write(&mut self, is_fill: bool, rng: &mut SmallRng) -> bool {
+        let is_chosen = self.lie.take_if(|lie| !is_fill && *lie == Lie::Lost).is_some();
+        let lost = is_chosen || one_in(rng, self.rates.lost_write);
         if lost {
             self.count("lost_write");
         }
@@ -157,8 +170,9 @@ impl Faults {
     }
 
     /// Whether this write lands elsewhere.
-    pub(super) fn misdirects_write(&mut self, rng: &mut SmallRng) -> bool {
-        let misdirected = one_in(rng, self.rates.misdirected_write);
+    pub(super) fn misdirects_write(&mut self, is_fill: bool, rng: &mut SmallRng) -> bool {
+        let is_chosen = self.lie.take_if(|lie| !is_fill && *lie == Lie::Elsewhere).is_some();
+        let misdirected = is_chosen || one_in(rng, self.rates.misdirected_write);
         if misdirected {
             self.count("misdirected_write");
         }

@@ -16,6 +16,6 @@ mod wire;
 pub use clock::FakeClock;
 pub use crash::{CrashImages, CrashLimits, CrashPolicy};
 pub use disk::{Completing, FakeDisk, FakeFiles, InFlight, Latency};
-pub use faults::{Damage, DiskRates, OpKind};
+pub use faults::{Damage, DiskRates, Lie, OpKind};
 pub use image::DiskImage;
 pub use net::{FakeNet, FakeNetwork, FakeSocket, NetOptions, NetRates, NodeStop};

@@ -62,11 +62,6 @@ impl Oracle {
             Err(NoEntry::Damaged { .. } | NoEntry::Disk(_)) if disk > DiskTrouble::None => {
                 tally.mark("live_entries_unreadable")
             }
-            // What lived on below a snapshot and was lost with a page is not fetched from other members as yet, and not told
-            // from what is over (seed 25).
-            Err(NoEntry::Released) if disk == DiskTrouble::Damaged => {
-                tally.mark("live_entries_forgotten_after_damage")
-            }
             Err(error) => {
                 let detail = format!(
                     "node {node} group {group} entry {index}, command {nth} of {}: {error}",

@@ -46,6 +46,8 @@ pub(crate) enum Fault {
     DiskFull,
     /// A page of a node's log or snapshots rots, or cannot be read any more, and its process ends.
     Damage,
+    /// A write of a node's disk is confirmed and never lands, or lands elsewhere; when later ones prove it, its process ends.
+    LostWrite,
     /// A node loses its data directory for good.
     DirectoryLost,
     /// A node comes back with its data directory as it was some time ago.
@@ -54,7 +56,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All there are, in the order of their declaration.
-    pub(crate) const ALL: [(Self, &'static str); 22] = [
+    pub(crate) const ALL: [(Self, &'static str); 23] = [
         (Self::PowerLoss, "power_loss"),
         (Self::Kill, "kill"),
         (Self::LeaderPowerLoss, "leader_power_loss"),
@@ -75,6 +77,7 @@ impl Fault {
         (Self::SyncError, "sync_error"),
         (Self::DiskFull, "disk_full"),
         (Self::Damage, "damaged_page"),
+        (Self::LostWrite, "lost_write"),
         (Self::DirectoryLost, "directory_lost"),
         (Self::OldDirectory, "old_directory"),
     ];
@@ -88,7 +91,7 @@ impl Fault {
 
     /// Whether it happens only to disks that the plan lets be harmed.
     pub(crate) fn is_harm(self) -> bool {
-        matches!(self, Self::Damage | Self::DirectoryLost | Self::OldDirectory)
+        matches!(self, Self::Damage | Self::LostWrite | Self::DirectoryLost | Self::OldDirectory)
     }
 }
 

@@ -66,7 +66,7 @@ impl Trim {
 
     /// What can be had in more seeds than have it, and more often.
     pub fn kinds_to_add() -> impl Iterator<Item = &'static str> {
-        [Fault::OldDirectory.name(), NAMES].into_iter()
+        [Fault::OldDirectory.name(), Fault::LostWrite.name(), NAMES].into_iter()
     }
 
     /// Whether this kind is left out.
@@ -95,8 +95,11 @@ impl Plan {
         if trim.is_without("sessions") {
             self.load.sessions = 0;
         }
-        if trim.with.contains(Fault::OldDirectory.name()) {
-            self.weather.faults.extend([Fault::OldDirectory; 4]);
+        for fault in [Fault::OldDirectory, Fault::LostWrite] {
+            if !trim.with.contains(fault.name()) {
+                continue;
+            }
+            self.weather.faults.extend([fault; 4]);
             if self.harmed == Harmed::Nobody && self.churn.is_none() && self.nodes >= 3 {
                 self.harmed = Harmed::One((self.seed % self.nodes) as usize);
             }

@@ -169,7 +169,7 @@ impl World {
         let disk = self.nodes[lost.at].as_ref().map_or(&self.disks[lost.at], |node| &node.disk);
         let (log, (upto, upto_term)) = (&disk.log, lost.upto);
         let last_term = log.term_at(log.last()).unwrap_or_default();
-        log.base >= upto || log.term_at(upto) == Some(upto_term) || last_term > lost.term
+        log.base >= upto || log.term_at(upto) >= Some(upto_term) || last_term > lost.term
     }
 
     /// Whom a leader may still count for what it had, as the end of their session is news to the leader.
