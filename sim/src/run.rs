@@ -137,6 +137,9 @@ impl Run {
             self.clients.act(&mut self.cluster);
             self.names.act(&mut self.cluster);
         }
+        self.names.rest();
+        self.churn.rest();
+        self.clients.rest();
         // A disk that has lied is found out first.
         while self.faults.is_lying() {
             let until_us = self.cluster.now_us() + LOOK_US;
@@ -144,9 +147,6 @@ impl Run {
                 self.faults.act(&mut self.cluster)?;
             }
         }
-        self.names.rest();
-        self.churn.rest();
-        self.clients.rest();
         self.faults.heal(&mut self.cluster)?;
         let notice_us = self.cluster.now_us() + NOTICE_US;
         while self.step(notice_us)? {}

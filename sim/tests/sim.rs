@@ -106,7 +106,7 @@ fn planted_bugs_of_identity_and_damage_are_noticed() {
     caught_within("double-bootstrap", Worlds::Cluster, 5);
     caught_in("old-incarnation-accepted", Worlds::Cluster, 8..150);
     caught_in("suspect-votes", Worlds::Cluster, 8..150);
-    caught_in("match-below-hole", Worlds::Cluster, 170..300);
+    caught_in("match-below-hole", Worlds::Cluster, 20..300);
 }
 
 /// With a fault that few seeds have by themselves.

@@ -11,7 +11,6 @@ use super::trim::NAMES;
 use super::{Fault, Harmed, Plan, Trim, pick};
 
 const OLD: u64 = 0x01d;
-const LIE: u64 = 0x11e;
 /// From so many groups on a cluster is large.
 const MANY_GROUPS: u64 = 16;
 
@@ -51,7 +50,7 @@ impl Plan {
 
     /// A queue server has hundreds of groups, most of them quiet.
     fn have_many_groups(&mut self, own: &mut SmallRng) {
-        self.groups = pick(own, &[MANY_GROUPS, 30, 60, 200, 200]);
+        self.groups = pick(own, &[MANY_GROUPS, 30, 60, 100, 200]);
         self.storm_us = own.random_range(1_500_000_000..2_000_000_000) / self.groups.max(50);
         self.load.padding = self.load.padding.min(100);
         self.settings.habits.padding = self.settings.habits.padding.min(1_000);
@@ -81,9 +80,6 @@ impl Plan {
         } else if own.random_ratio(1, 16) {
             self.harmed = Harmed::Anybody;
             self.weather.faults.extend([Fault::Damage; 4]);
-        }
-        if self.harmed != Harmed::Nobody && mix64(self.seed, LIE).is_multiple_of(3) {
-            self.weather.faults.extend([Fault::LostWrite; 4]);
         }
     }
 }
