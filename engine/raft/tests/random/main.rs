@@ -108,7 +108,7 @@ mod planted {
             ("old-term-commit-by-count", false, 10_000),
             ("stale-completion", true, 1_000),
             ("read-without-noop", false, 500),
-            ("read-without-quorum", false, 500),
+            ("read-without-quorum", false, 2_000),
             ("stale-append-truncates", true, 500),
             ("removed-voter-counts", true, 500),
             ("two-changes-in-flight", true, 500),
