@@ -207,6 +207,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let Sending { slot, to, key, state_only, .. } = *sending;
         let live = sending.live.iter().map(|range| range.count).sum();
         let raft = &self.slots[slot as usize].raft;
+        // It is the leader's word. Another member may go on with what its group's leader had begun to send, without one.
+        if !state_only && raft.role() != Role::Leader {
+            return;
+        }
         let configured = if state_only { None } else { raft.members_to_send() };
         let offer = Offer { raft_term: raft.term(), key, live, state_only, configured };
         push_offer(self.transport.envelope(to), self.slots[slot as usize].id, &offer);
