@@ -18,7 +18,7 @@ pub const CLUSTER_MARKS: [&str; 13] = [
 ];
 
 /// States that only some hundred seeds reach: a night's run that does not reach one of them has a fault that does nothing.
-pub const CLUSTER_MARKS_RARE: [&str; 45] = [
+pub const CLUSTER_MARKS_RARE: [&str; 44] = [
     "clusters_harmed_too_much",
     "clusters_of_one",
     "clusters_of_seven",
@@ -54,7 +54,6 @@ pub const CLUSTER_MARKS_RARE: [&str; 45] = [
     "named_groups_deleted",
     "named_groups_removed",
     "named_groups_taken",
-    "named_states_given_up",
     "names_deleted",
     "names_looked_up",
     "nodes_halted",

@@ -11,7 +11,7 @@ use coracle_raft::Role;
 use super::Shard;
 
 /// How long a member keeps what it could not give to one that does better.
-const AGAIN_US: u64 = 60_000_000;
+pub(super) const AGAIN_US: u64 = 60_000_000;
 
 impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The group may be led here by a machine that stands still: then another member is to lead.

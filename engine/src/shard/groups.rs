@@ -32,7 +32,6 @@ pub(crate) struct Successor {
 ///
 /// ```text
 ///   1 version (1), 8 time_ms, 8 digest, then the machine's own bytes
-///   1 version (2): none; this member is out of its group, and gave its state up. Never sent
 /// ```
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
@@ -42,8 +41,6 @@ pub(crate) struct Snapshot {
 }
 
 const SNAPSHOT_VERSION: u8 = 1;
-/// In the place of the snapshot of a member that gave its state up.
-pub(crate) const GAVE_UP: &[u8] = &[2];
 /// Version, time and digest.
 pub(crate) const SNAPSHOT_PREFIX_BYTES: u64 = 17;
 

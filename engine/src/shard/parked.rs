@@ -135,7 +135,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             match parked {
                 Parked::Propose { entries, origin, .. } => {
                     self.waiting_bytes -= entries.bytes().len();
-                    self.refuse(&entries, &origin, Reason::DataLoss, None);
+                    // What another node forwarded may have come from an older version, which does not know the reason.
+                    let is_forwarded = matches!(origin, Origin::Peer { .. });
+                    let reason = if is_forwarded { Reason::NoLeader } else { Reason::DataLoss };
+                    self.refuse(&entries, &origin, reason, None);
                 }
                 Parked::Query(question) => {
                     self.waiting_bytes -= question_bytes(&question.query);

@@ -28,6 +28,7 @@ use coracle_raft::{HardState, Role};
 use coracle_wal::RecoveredGroup;
 
 use super::Shard;
+use super::give_up;
 use super::groups::Slot;
 use super::inbox::Command;
 use super::replies::Asked;
@@ -392,8 +393,11 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return;
         }
         for slot in 0..self.slots.len() as u32 {
-            let raft = &self.slots[slot as usize].raft;
-            if raft.role() != Role::Leader || raft.transferring().is_some() {
+            let one = &self.slots[slot as usize];
+            let raft = &one.raft;
+            // Whoever does not take the lead may not be able to: it is not offered all the time.
+            let is_late = self.now_us >= one.given_up_until_us;
+            if raft.role() != Role::Leader || raft.transferring().is_some() || !is_late {
                 continue;
             }
             let is_named = |place: &&&Place| names(raft.hard_state(), place.node, raft.commit());
@@ -403,6 +407,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             };
             let to = places.iter().filter(is_named).find_map(knows);
             if to.is_some() && self.require_members(slot, None).is_ok() {
+                self.slots[slot as usize].given_up_until_us = self.now_us + give_up::AGAIN_US;
                 let begun = self.slots[slot as usize].raft.transfer(self.now_us, to).is_ok();
                 tracing::debug!(group = %self.slots[slot as usize].id, ?to, begun, "left to a node that knows the members");
                 self.touch(slot);

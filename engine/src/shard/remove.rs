@@ -134,7 +134,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let one = &mut self.slots[slot as usize];
         self.arena_bytes -= one.log.bytes();
         self.status.groups -= 1;
-        self.status.groups_restoring -= u64::from(one.is_restoring());
+        self.status.groups_restoring -= u64::from(!one.is_ready());
         if let Some(at) = one.timer_us.take() {
             self.timers.remove(&(at, slot));
         }

@@ -63,8 +63,6 @@ pub(crate) enum MachineState {
         reason: String,
         ask_us: u64,
     },
-    /// This node was taken out of the group, and gave the state up. Nobody is asked before it is a member again.
-    GivenUp,
 }
 
 /// What a file is read for.
@@ -167,11 +165,6 @@ impl Slot {
         matches!(self.state, MachineState::Ready)
     }
 
-    /// Whether it is to have its state, and has not got it yet.
-    pub(super) fn is_restoring(&self) -> bool {
-        !matches!(self.state, MachineState::Ready | MachineState::GivenUp)
-    }
-
     /// Whether nobody need be asked for the state.
     pub(crate) fn is_whole(&self) -> bool {
         !matches!(self.state, MachineState::Needed { .. })
@@ -190,7 +183,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The machine's state will be looked for in these, the last one first.
     pub(super) fn restore_from(&mut self, slot: u32, tries: Vec<Try>, is_urgent: bool) {
         let one = &mut self.slots[slot as usize];
-        if !one.is_restoring() {
+        if one.is_ready() {
             self.status.groups_restoring += 1;
         }
         // Whoever waits already does not ask again.
@@ -375,7 +368,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     /// The machine has its state, or never will.
     pub(super) fn on_ready(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
-        self.status.groups_restoring -= u64::from(one.is_restoring());
+        self.status.groups_restoring -= u64::from(!one.is_ready());
         one.state = MachineState::Ready;
         self.look_for_lost(slot);
         let one = &mut self.slots[slot as usize];

@@ -11,11 +11,11 @@ use coracle_wal::{RecoveredGroup, Recovery, Wal};
 
 use super::boots::Boots;
 use super::compact::Compaction;
-use super::groups::{GAVE_UP, Held, Slot, Snapshot};
+use super::groups::{Held, Slot, Snapshot};
 use super::inbox::{Inbox, Start};
 use super::names::{Machines, Names};
 use super::places::Places;
-use super::restore::{MachineState, Try};
+use super::restore::Try;
 use super::snapshots::{Checkpoint, Snapshots};
 use super::status::Glance;
 use super::{GroupStatus, Settings, Shard, ShardStatus};
@@ -35,8 +35,6 @@ struct Found {
     last: Index,
     /// Its log begins with a snapshot, sound or not.
     has_base: bool,
-    /// This member was out of the group, and gave the state up.
-    gave_up: bool,
     /// The disk has nothing of it.
     is_new: bool,
 }
@@ -130,7 +128,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return Err(Error::GroupRuns(group));
         }
         // It stays among the recovered ones until it runs: a second try must not find it empty.
-        let Found { raft, held, last, has_base, gave_up, is_new } = self.raft_of(group, founders)?;
+        let Found { raft, held, last, has_base, is_new } = self.raft_of(group, founders)?;
         let is_suspect = raft.suspect();
         let mut slot = Slot::new(group, raft, machine, last);
         let (first, raft) = (slot.raft.first(), &slot.raft);
@@ -138,10 +136,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             |index, term| index >= first && index <= raft.durable() && raft.term_at(index) == Some(term);
         let checkpoints = self.snapshots.checkpoints_of(&mut self.disk, group, is_good);
         let tries = match &held {
-            _ if gave_up => {
-                slot.state = MachineState::GivenUp;
-                None
-            }
             // As small as it is, it need not wait.
             Some(Held::Inline(snapshot)) if checkpoints.is_empty() => {
                 slot.restore(snapshot)
@@ -182,7 +176,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             .filter(|one| one.first > Index(1))
             .map(|one| (one.first.prev(), one.terms.first().map_or(Term::ZERO, |(_, term)| *term)));
         let config = self.raft_config(group, founders);
-        let gave_up = found.is_some_and(|one| one.snapshot.as_ref().is_some_and(|it| it.bytes == GAVE_UP));
         let others = match &hard_state {
             Some(state) => state.current.members.iter().any(|member| member.id != config.id),
             None => config.voters.iter().any(|voter| *voter != config.id),
@@ -196,7 +189,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                 "its vote may be lost with a damaged part of the log, and nobody else could know of it: restore the directory",
             );
         }
-        if base.is_some() && held.is_none() && !others && !gave_up {
+        if base.is_some() && held.is_none() && !others {
             return refused(
                 "its snapshot in the log is damaged, and what it covers is released: restore the directory, or replace this \
                  member",
@@ -218,7 +211,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             hold_us: if holds { self.settings.election_us } else { 0 },
         };
         let raft = Group::new(config, restored, self.now_us);
-        Ok(Found { raft, held, last, has_base: base.is_some(), gave_up, is_new: found.is_none() })
+        Ok(Found { raft, held, last, has_base: base.is_some(), is_new: found.is_none() })
     }
 
     /// A group hears which links are up.
@@ -318,7 +311,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             poisoned: one.poisoned.clone(),
             members: one.raft.members().clone(),
             members_index: one.raft.hard_state().current.index,
-            restoring: one.is_restoring() && one.is_whole(),
+            restoring: !one.is_ready() && one.is_whole(),
             recovery_epoch: one.raft.hard_state().recovery_epoch,
             suspect: one.raft.suspect(),
             waits_for: one.raft.waits_for().into_vec(),
@@ -395,7 +388,6 @@ fn held(found: &RecoveredGroup) -> Option<Held> {
     let inline = found
         .snapshot
         .as_ref()
-        .filter(|one| one.bytes != GAVE_UP)
         .map(|one| Held::Inline(Snapshot { index: one.index, term: one.term, bytes: one.bytes.clone() }));
     inline.or(file)
 }

@@ -1,11 +1,11 @@
-//! Named groups whose members go: a node is taken out of one, or its place is given to another directory.
+//! Named groups whose members go: the place of one is given to another directory.
 
 use coracle::{Change, NodeId};
 use coracle_io::fake::FakeDisk;
 
 use crate::cluster::Cluster;
 use crate::members::done;
-use crate::names::{DIRECTORY, look_up, made, open, runs, until_runs};
+use crate::names::{DIRECTORY, look_up, made, open, runs};
 
 /// A node's place is given to another directory while a group begins that the old one founds, too: wherever the two meet, the
 /// new one never becomes a member by the old one's name.
@@ -55,60 +55,4 @@ fn a_place_that_is_given_away_while_a_group_begins_makes_no_second_member_of_it(
         assert!(!runs(&cluster, 2, group), "given away after {turns} turns: an empty directory is a member");
     }
     assert!(given_away > 0 && held > 0, "{given_away} times given away, {held} times held");
-}
-
-/// Promises are kept, all else goes; and comes back when the node is a member again, also after a restart.
-#[test]
-fn a_member_that_is_taken_out_gives_its_state_up_and_gets_it_back_with_its_place() {
-    // With the log of its own removal, or told of it after it was away.
-    for is_away in [false, true] {
-        let mut cluster = Cluster::named(4);
-        let group = made(&mut cluster, 0, "q", &[1, 2, 3]).id();
-        until_runs(&mut cluster, &[0, 1, 2], group);
-        (0..30).for_each(|_| cluster.done(0, group, b"one"));
-        cluster
-            .turn_until("all of it", |cluster| cluster.node(2).group_status(group).unwrap().applied.0 > 30);
-        if is_away {
-            cluster.kill(2);
-        }
-        let change = |cluster: &mut Cluster, change: Change| {
-            let changed = done(cluster, |cluster| cluster.node(0).change_members(group, &[change], false));
-            assert!(changed.is_ok(), "{change:?}: {changed:?}");
-        };
-        change(&mut cluster, Change::Remove(NodeId(3)));
-        if is_away {
-            open(&mut cluster, 2);
-        }
-        let has_nothing = |cluster: &Cluster, at: usize| {
-            let status = cluster.node(at).group_status(group);
-            status.is_some_and(|one| one.first == one.last.next() && one.last.0 > 30)
-        };
-        cluster.turn_until("nothing left", |cluster| has_nothing(cluster, 2));
-        assert!(!has_nothing(&cluster, 0) && !has_nothing(&cluster, 1));
-        let promised = cluster.node(2).group_status(group).unwrap();
-        for _ in 0..2 {
-            cluster.kill(2);
-            open(&mut cluster, 2);
-            until_runs(&mut cluster, &[2], group);
-            (0..4000).for_each(|_| cluster.turn());
-        }
-        let status = cluster.node(2).group_status(group).unwrap();
-        assert_eq!((status.term, status.last, status.first), (promised.term, promised.last, promised.first));
-        assert_eq!((status.poisoned, status.restoring, status.needs_snapshot), (None, false, None));
-        assert_eq!(cluster.node(2).status().unwrap().groups_restoring, 0);
-
-        (0..10).for_each(|_| cluster.done(0, group, b"one"));
-        change(&mut cluster, Change::Promotable(NodeId(3)));
-        cluster.turn_until("a voter with its state", |cluster| {
-            let status = cluster.node(2).group_status(group).unwrap();
-            status.members.is_voter(NodeId(3)) && status.applied == status.last && status.last.0 > 40
-        });
-        // It counts, and answers from its own machine.
-        cluster.kill(1);
-        cluster.done(2, group, b"one");
-        cluster.kill(0);
-        open(&mut cluster, 1);
-        cluster.done(2, group, b"one");
-        assert_eq!(cluster.asked(2, group), Ok(42));
-    }
 }

@@ -189,9 +189,6 @@ impl Cluster {
                 self.tally.mark_many("deleted_groups_go_on_for_a_while", u64::from(is_late));
             }
             *known = (*known).max(durable.min(status.commit));
-            let is_out = status.last > Index::ZERO && !status.members.contains(*id);
-            let is_given_up = is_out && status.first > status.last;
-            self.tally.mark_many("named_states_given_up", u64::from(is_given_up));
             *seen = glance;
         }
         for (uid, has_run) in over {

@@ -18,7 +18,6 @@
 //! directory's here, or is about to be: its name would mean the new one here and the old one elsewhere; (5) nothing waits for
 //! a shard whose inbox is full: it is told all there is when it has room.
 
-mod leave;
 mod members;
 #[cfg(test)]
 mod tests;
@@ -94,8 +93,6 @@ pub(super) struct Names {
     pending: BTreeSet<GroupId>,
     /// Led here, and perhaps with other members than the directory has.
     reporting: BTreeSet<GroupId>,
-    /// On this node, which was taken out of them as the directory has it.
-    left: BTreeSet<GroupId>,
     again_us: u64,
     /// The first shard's: its question to the quorum.
     confirming: Option<Arc<Answer>>,
@@ -166,7 +163,6 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             self.ask_quorum();
             self.report_members();
             self.invite_nodes();
-            self.step_left();
         }
     }
 
@@ -336,12 +332,10 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
 
     fn note_named(&mut self, group: &Arc<NamedGroup>) {
         self.names.note(group);
-        self.look_at_membership(group);
     }
 
     fn end_named(&mut self, group: GroupId) {
         self.names.reporting.remove(&group);
-        self.names.left.remove(&group);
         if self.remove_group(group) {
             tracing::info!(%group, "deleted");
         }
@@ -385,10 +379,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         let founds = group.founders().contains(&own) && group.founders().iter().all(is_as_then);
         let founders = group.founders().iter().filter(|_| founds).map(|seat| seat.node).collect();
         match self.take_up(group.id(), machine, founders) {
-            Ok(()) => {
-                tracing::debug!(name = group.name(), group = %group.id(), founds, "a named group runs");
-                self.look_at_membership(group);
-            }
+            Ok(()) => tracing::debug!(name = group.name(), group = %group.id(), founds, "a named group runs"),
             Err(error) => tracing::error!(name = group.name(), %error, "a named group cannot run here"),
         }
     }
