@@ -6,6 +6,7 @@ use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Fit, HardState, Input, Message, Output, PersistSeq, Role, Sizes};
 use coracle_wal::{ReadError, ReadOut};
 
+use super::give_up;
 use super::groups::{Held, Slot, Snapshot};
 use super::restore::Try;
 use super::transfer::receive::Incoming;
@@ -331,14 +332,20 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         }
     }
 
-    /// What a follower needs cannot be read here: the state that it led to goes in its place. Reads are tried again
-    /// meanwhile, for the disk may have failed only once.
+    /// What a follower needs cannot be read here: the state that it led to goes in its place. Where it led to none yet, another
+    /// member that has it is to lead. Reads are tried again meanwhile, for the disk may have failed only once.
     fn replace_unreadable(&mut self, slot: u32) {
         let one = &mut self.slots[slot as usize];
         let newest = one.snapshot.as_ref().map_or(Index::ZERO, Held::index);
-        if one.raft.role() == Role::Leader && one.applied > newest {
+        if one.raft.role() != Role::Leader {
+            return;
+        }
+        if one.applied > newest {
             (one.want_release, one.force_release) = (true, true);
             self.take_snapshots(slot);
+        } else if self.now_us >= one.given_up_until_us {
+            one.given_up_until_us = self.now_us + give_up::AGAIN_US;
+            self.begin_transfer(slot);
         }
     }
 

@@ -501,7 +501,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
             return self.send_snapshot(slot, from, true);
         }
         // It asks again when this one is there.
-        if one.raft.role() == Role::Leader {
+        // Of nothing there is no snapshot; and one that is older than what is asked for helps nobody.
+        if one.raft.role() == Role::Leader && one.applied >= base.max(Index(1)) {
             (one.want_release, one.force_release) = (true, true);
             self.take_snapshots(slot);
         }
