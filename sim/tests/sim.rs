@@ -52,6 +52,7 @@ fn seeds_that_failed_once_hold() {
         (353_300_751, None, "a leader read a damaged page for a follower for ever"),
         (353_304_461, None, "the only directory of a cluster that was just formed was lost"),
         (643_000_514, None, "a leader could not read an entry that was not committed yet"),
+        (2_605_303_598, None, "a snapshot's file went before the record of the one in its place was durable"),
         (2_605_303_203, None, "a leader that had applied nothing was asked for a snapshot"),
         (1072, Some("lost_write"), "a member that sent a snapshot was taken for the leader"),
     ] {

@@ -129,8 +129,8 @@ pub(crate) struct Slot {
     pub(crate) incoming: Option<Incoming>,
     /// What has come of another member's snapshot, while nobody sends it.
     pub(crate) part: Option<PartName>,
-    /// Files to be removed when the snapshot at this index is durable.
-    pub(crate) superseded: Vec<(Index, SnapshotName)>,
+    /// Files to be removed when this batch is durable, which has what takes their place; nothing does yet if there is none.
+    pub(crate) superseded: Vec<(Option<BatchSeq>, SnapshotName)>,
     /// States that free no log, oldest first.
     pub(crate) checkpoints: Vec<Checkpoint>,
     /// The batch of the last record staged for this group.

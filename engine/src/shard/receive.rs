@@ -423,7 +423,9 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
                         self.evict(slot);
                     }
                 }
-                OnDurable::Released { slot, index, term } => self.on_snapshot_durable(slot, index, term),
+                OnDurable::Released { slot, index, term } => {
+                    self.on_snapshot_durable(slot, batch, index, term);
+                }
             }
         }
         self.remove_files();

@@ -403,8 +403,8 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         tracing::error!(group = %one.id, reason, "the machine's snapshot is damaged: another member is asked for its own");
         one.state = MachineState::Needed { reason, ask_us: now_us };
         // Its file goes when another one is durable in its place.
-        if let Some(Held::File { index, file, .. }) = one.snapshot.take() {
-            one.superseded.push((index, SnapshotName::Snapshot { file_no: file.file_no }));
+        if let Some(Held::File { file, .. }) = one.snapshot.take() {
+            one.superseded.push((None, SnapshotName::Snapshot { file_no: file.file_no }));
         }
         self.set_timer(slot);
     }

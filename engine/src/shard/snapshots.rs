@@ -533,18 +533,23 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         one.staged = batch;
         one.snapshot_in_flight = Some(index);
         one.bytes_since = 0;
+        for (by, _) in &mut one.superseded {
+            by.get_or_insert(batch);
+        }
         if let Some(Held::File { file, .. }) = one.snapshot.replace(held) {
-            one.superseded.push((index, SnapshotName::Snapshot { file_no: file.file_no }));
+            one.superseded.push((Some(batch), SnapshotName::Snapshot { file_no: file.file_no }));
         }
         self.on_durable.push_back((batch, OnDurable::Released { slot, index, term }));
         self.again = true;
     }
 
-    /// What a snapshot that is durable now has made worthless.
-    pub(super) fn remove_superseded(&mut self, slot: u32, durable: Index) {
+    /// What a snapshot has made worthless that is durable now, with its record's batch. Its index alone would not do: one that
+    /// is fetched in the place of another may be of the same.
+    pub(super) fn remove_superseded(&mut self, slot: u32, batch: coracle_wal::BatchSeq, index: Index) {
         let one = &mut self.slots[slot as usize];
-        let files = one.superseded.extract_if(.., |(by, _)| *by <= durable).map(|(_, name)| name);
-        let older = one.checkpoints.extract_if(.., |one| one.index <= durable).map(|one| one.name);
+        let is_over = |by: &Option<coracle_wal::BatchSeq>| by.is_some_and(|by| by <= batch);
+        let files = one.superseded.extract_if(.., |(by, _)| is_over(by)).map(|(_, name)| name);
+        let older = one.checkpoints.extract_if(.., |one| one.index <= index).map(|one| one.name);
         for name in files.chain(older) {
             self.snapshots.remove(&mut self.disk, name);
         }

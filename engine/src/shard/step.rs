@@ -4,7 +4,7 @@ use coracle_base::run::RUN_HEADER_BYTES;
 use coracle_base::{EntryBatch, EntryKind, Index, NodeId, RunHeader, RunRef, Term};
 use coracle_io::{Clock, Disk, Net};
 use coracle_raft::{Fit, HardState, Input, Message, Output, PersistSeq, Role, Sizes};
-use coracle_wal::{ReadError, ReadOut};
+use coracle_wal::{BatchSeq, ReadError, ReadOut};
 
 use super::give_up;
 use super::groups::{Held, Slot, Snapshot};
@@ -299,7 +299,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
     }
 
     /// Our own or an installed snapshot is durable: the log below it is gone.
-    pub(super) fn on_snapshot_durable(&mut self, slot: u32, index: Index, term: Term) {
+    pub(super) fn on_snapshot_durable(&mut self, slot: u32, batch: BatchSeq, index: Index, term: Term) {
         let one = &mut self.slots[slot as usize];
         // Our own may have been overtaken by an installed one, which is still on its way.
         one.snapshot_in_flight = one.snapshot_in_flight.filter(|newest| *newest > index);
@@ -307,7 +307,7 @@ impl<D: Disk, N: Net, C: Clock> Shard<D, N, C> {
         if !self.slots[slot as usize].lost.is_empty() {
             self.look_for_lost(slot);
         }
-        self.remove_superseded(slot, index);
+        self.remove_superseded(slot, batch, index);
         self.evict(slot);
     }
 
